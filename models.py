@@ -1,0 +1,348 @@
+"""SiT and ComboStoc: diffusion transformers with adaLN-Zero conditioning (DiT, arXiv 2212.09748).
+
+`SiT` takes one timestep per sample. `ComboStoc` takes a timestep per sample, channel, position or entry; its timesteps
+are embedded like an image of times, so that the conditioning has one vector a token.
+
+    N samples, C channels, H x W latent, p patch size, T = (H / p)(W / p) tokens, D width
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import Mlp, PatchEmbed
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# --------------------------------------------------------------------------------------------------------------------
+# Embeddings of timesteps, labels and positions
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor:
+    """Sinusoidal features of every entry of t, cosines then sines: (...) -> (..., dim)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[..., None].float() * frequencies
+    features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    if dim % 2:
+        features = torch.cat([features, torch.zeros_like(features[..., :1])], dim=-1)
+    return features
+
+
+class TimestepEmbedder(nn.Module):
+    """One vector for one timestep per sample: (N,) -> (N, D)."""
+
+    def __init__(self, hidden_size: int, frequency_embedding_size: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        self.frequency_embedding_size = frequency_embedding_size
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(timestep_embedding(t, self.frequency_embedding_size).to(self.mlp[0].weight.dtype))
+
+
+class PatchTimestepEmbedder(nn.Module):
+    """One vector a token for a map of timesteps (ComboStoc, section 3.2).
+
+    Every entry of t becomes a code of 4 numbers; the map of codes, channel c's code k at channel 4 c + k, goes through
+    a patch embedding of its own. A map that is constant over positions gives the same vector for every token, so one
+    patch of it is embedded and serves all tokens.
+    """
+
+    code_size = 4
+
+    def __init__(
+        self, input_size: int, patch_size: int, in_channels: int, hidden_size: int, frequency_embedding_size: int = 256
+    ) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, self.code_size), nn.SiLU(), nn.Linear(self.code_size, self.code_size)
+        )
+        self.patchEmb = PatchEmbed(input_size, patch_size, in_channels * self.code_size, hidden_size, bias=True)
+        self.frequency_embedding_size = frequency_embedding_size
+        self.in_channels = in_channels
+        self.patch_size = patch_size
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D)."""
+        n, c, h, w = t.shape
+        codes = self.mlp(timestep_embedding(t, self.frequency_embedding_size).to(self.mlp[0].weight.dtype))
+        codes = codes.permute(0, 1, 4, 2, 3).reshape(n, c * self.code_size, h, w)  # (N, 4c, h, w), code k at 4c + k
+        if c == 1:
+            codes = codes.repeat(1, self.in_channels, 1, 1)
+        if h == w == 1:
+            codes = codes.expand(-1, -1, self.patch_size, self.patch_size)  # one patch of a constant map
+        return self.patchEmb.proj(codes).flatten(2).transpose(1, 2)
+
+
+class LabelEmbedder(nn.Module):
+    """Embeds class labels, and drops them to the null class num_classes for classifier-free guidance."""
+
+    def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + (dropout_prob > 0), hidden_size)
+        self.num_classes = num_classes
+        self.dropout_prob = dropout_prob
+
+    def token_drop(self, labels: Tensor, force_drop_ids: Tensor | None = None) -> Tensor:
+        """Replace labels by the null class, with the dropout probability or where force_drop_ids is 1."""
+        if force_drop_ids is None:
+            drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
+        else:
+            drop = force_drop_ids == 1
+        return torch.where(drop, self.num_classes, labels)
+
+    def forward(self, labels: Tensor, train: bool, force_drop_ids: Tensor | None = None) -> Tensor:
+        if (train and self.dropout_prob > 0) or force_drop_ids is not None:
+            labels = self.token_drop(labels, force_drop_ids)
+        return self.embedding_table(labels)
+
+
+def get_2d_sincos_pos_embed(embed_dim: int, grid_size: int) -> np.ndarray:
+    """Fixed sine-cosine embedding of a grid, first half for the column, second for the row: (grid_size^2, embed_dim)."""
+    rows, columns = np.meshgrid(np.arange(grid_size), np.arange(grid_size), indexing="ij")
+    return np.concatenate(
+        [get_1d_sincos_pos_embed(embed_dim // 2, columns), get_1d_sincos_pos_embed(embed_dim // 2, rows)], axis=1
+    )
+
+
+def get_1d_sincos_pos_embed(embed_dim: int, positions: np.ndarray) -> np.ndarray:
+    """Sines then cosines of the positions at embed_dim / 2 frequencies: (M, embed_dim)."""
+    frequencies = 10000.0 ** (-np.arange(embed_dim // 2, dtype=np.float64) / (embed_dim / 2))
+    angles = positions.reshape(-1)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The transformer
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, with shift and scale (N, 1 or T, D)."""
+    return x * (1 + scale) + shift
+
+
+class SiTBlock(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, **block_kwargs: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True, **block_kwargs)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=-1)
+        x = x + gate_msa * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
+        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+
+
+class FinalLayer(nn.Module):
+    """From tokens to patches."""
+
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D)
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class SiT(nn.Module):
+    """Scalable Interpolant Transformer: one timestep per sample.
+
+    Args:
+        input_size: H = W of the input.
+        patch_size: p.
+        in_channels: C.
+        hidden_size, depth, num_heads, mlp_ratio: D, blocks, attention heads, MLP width over D.
+        class_dropout_prob: probability of dropping a label in training.
+        num_classes: classes; label num_classes is the null class.
+        learn_sigma: predict 2C channels and discard the second half, as DiT's checkpoints do.
+        grad_checkpointing: recompute the blocks in the backward pass of training instead of keeping activations.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"input size {input_size} is not a multiple of the patch size {patch_size}")
+        self.input_size = input_size
+        self.patch_size = patch_size
+        self.in_channels = in_channels
+        self.out_channels = in_channels * 2 if learn_sigma else in_channels
+        self.num_heads = num_heads
+        self.num_classes = num_classes
+        self.learn_sigma = learn_sigma
+        self.grad_checkpointing = grad_checkpointing
+
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
+        self.t_embedder = self.make_t_embedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        num_tokens = (input_size // patch_size) ** 2
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, hidden_size), requires_grad=False)
+        self.blocks = nn.ModuleList([SiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.initialize_weights()
+
+    def make_t_embedder(self, hidden_size: int) -> nn.Module:
+        return TimestepEmbedder(hidden_size)
+
+    def initialize_weights(self) -> None:
+        """DiT's initialisation: xavier linear layers, N(0, 0.02) label table and t-MLP, zero adaLN and output."""
+
+        def xavier(module: nn.Module) -> None:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+        def xavier_patches(embed: PatchEmbed) -> None:  # a convolution over patches is a linear layer
+            nn.init.xavier_uniform_(embed.proj.weight.data.flatten(1))
+            nn.init.zeros_(embed.proj.bias)
+
+        self.apply(xavier)
+        xavier_patches(self.x_embedder)
+        if isinstance(self.t_embedder, PatchTimestepEmbedder):
+            xavier_patches(self.t_embedder.patchEmb)
+        grid_size = self.input_size // self.patch_size
+        pos_embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], grid_size)
+        self.pos_embed.data.copy_(torch.from_numpy(pos_embed).float().unsqueeze(0))
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)  # type: ignore[index, union-attr]
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)  # type: ignore[index, union-attr]
+        for block in self.blocks:
+            nn.init.zeros_(block.adaLN_modulation[-1].weight)  # type: ignore[index, union-attr]
+            nn.init.zeros_(block.adaLN_modulation[-1].bias)  # type: ignore[index, union-attr]
+        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].weight)
+        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+
+    def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
+        """(N,), or (N, 1, 1, 1) which says the same, -> (N, 1, D)."""
+        if t.shape not in ((x.shape[0],), (x.shape[0], 1, 1, 1)):
+            raise ValueError(f"SiT takes one timestep per sample, (N,), got t of shape {tuple(t.shape)}")
+        return self.t_embedder(t.reshape(-1))[:, None]
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """(N, T, p * p * C) -> (N, C, H, W)."""
+        n, num_tokens, _ = x.shape
+        p, c, side = self.patch_size, self.out_channels, math.isqrt(num_tokens)
+        x = x.reshape(n, side, side, p, p, c).permute(0, 5, 1, 3, 2, 4)  # (N, C, rows, p, columns, p)
+        return x.reshape(n, c, side * p, side * p)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict velocity, score or noise at x.
+
+        Args:
+            x: (N, C, H, W).
+            t: timesteps, see `embed_timesteps`.
+            y: (N,) class labels.
+
+        Returns:
+            (N, C, H, W).
+        """
+        c = self.embed_timesteps(t, x) + self.y_embedder(y, self.training)[:, None]  # (N, 1 or T, D)
+        x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, c, use_reentrant=False)
+            else:
+                x = block(x, c)
+        x = self.unpatchify(self.final_layer(x, c))
+        return x[:, : self.in_channels]
+
+    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, cfg_channels: int | None = 3) -> Tensor:
+        """Classifier-free guidance: uncond + cfg_scale (cond - uncond), both from one batch.
+
+        Args:
+            x: (2N, C, H, W), of which the first N samples are used.
+            t: timesteps of the 2N samples.
+            y: (2N,) labels, the second N being the null class.
+            cfg_scale: 1 is no guidance.
+            cfg_channels: guide the first so many channels. The default 3 of a latent's 4 is a slip of the original
+                DiT that published numbers depend on; None guides all.
+        """
+        half = x[: len(x) // 2]
+        output = self.forward(torch.cat([half, half]), t, y)
+        guided, rest = output[:, :cfg_channels], output[:, output.shape[1] if cfg_channels is None else cfg_channels :]
+        cond, uncond = guided.chunk(2)
+        guided = uncond + cfg_scale * (cond - uncond)
+        return torch.cat([torch.cat([guided, guided]), rest], dim=1)
+
+
+class ComboStoc(SiT):
+    """SiT whose timesteps may differ between channels, positions and entries. Arguments as for `SiT`."""
+
+    def make_t_embedder(self, hidden_size: int) -> nn.Module:
+        return PatchTimestepEmbedder(self.input_size, self.patch_size, self.in_channels, hidden_size)
+
+    def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
+        """(N,), (N, 1, 1, 1), (N, C, 1, 1) -> (N, 1, D);  (N, 1, H, W), (N, C, H, W) -> (N, T, D)."""
+        n, c, h, w = x.shape
+        if t.ndim == 1:
+            t = t[:, None, None, None]
+        if t.ndim != 4 or t.shape[0] != n or t.shape[1] not in (1, c) or t.shape[2:] not in ((1, 1), (h, w)):
+            raise ValueError(
+                f"t of shape {tuple(t.shape)} does not fit x of shape {tuple(x.shape)}; "
+                "it must be (N,), (N, 1, 1, 1), (N, C, 1, 1), (N, 1, H, W) or (N, C, H, W)"
+            )
+        return self.t_embedder(t)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Registries
+# --------------------------------------------------------------------------------------------------------------------
+
+SIZES = {
+    #      depth  hidden_size  num_heads  patch sizes
+    "XL": (28, 1152, 16, (2, 4, 8)),
+    "L": (24, 1024, 16, (2, 4, 8)),
+    "B": (12, 768, 12, (2, 4, 8)),
+    "S": (12, 384, 6, (2, 4, 8)),
+    "XS": (4, 96, 3, (2, 4)),  # for CPUs and tests
+}
+
+
+def _registry(family: type[SiT]) -> dict[str, Any]:
+    def constructor(depth: int, hidden_size: int, num_heads: int, patch_size: int) -> Any:
+        def build(**kwargs: Any) -> SiT:
+            return family(
+                depth=depth, hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size, **kwargs
+            )
+
+        return build
+
+    return {
+        f"{family.__name__}-{size}/{patch_size}": constructor(depth, hidden_size, num_heads, patch_size)
+        for size, (depth, hidden_size, num_heads, patch_sizes) in SIZES.items()
+        for patch_size in patch_sizes
+    }
+
+
+SiT_models = _registry(SiT)
+ComboStoc_models = _registry(ComboStoc)

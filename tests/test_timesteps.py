@@ -1,0 +1,136 @@
+import pytest
+import torch
+
+from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape
+
+from .conftest import golden
+
+TYPES = [c.name for c in ComboStocType]
+ASYNC = TYPES[1:]
+G = golden("timesteps")
+async_types = pytest.mark.parametrize("kind", ASYNC)
+
+
+def sin_model(x, t):
+    return torch.sin(2 * x) * (1 + t.reshape(t.shape + (1,) * (x.ndim - t.ndim)))
+
+
+@async_types
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("blend", [False, True])
+def test_golden_draws(kind, half, blend):
+    """Bit for bit the predecessor's draws; with half-mixing, its loss too."""
+    name = f"{kind}/half{half:d}/blend{blend:d}"
+    transport = create_transport(combostoc_type=kind, use_halfmixing=half, use_blend=blend)
+    torch.manual_seed(int(G["seed"]))
+    t, x0, x1 = transport.sample(G["x1"])
+    assert torch.equal(t.expand_as(x1), G[f"{name}/t"])
+    assert torch.equal(x0, G[f"{name}/x0"])
+    if half:
+        torch.manual_seed(int(G["seed"]))
+        loss = transport.training_losses(sin_model, G["x1"])["loss"]
+        torch.testing.assert_close(loss, G[f"{name}/loss"], rtol=1e-5, atol=0)
+
+
+def test_golden_sit():
+    """UNSYNC_NONE is SiT under the same seed."""
+    transport = create_transport()
+    torch.manual_seed(int(G["seed"]))
+    t, x0, _ = transport.sample(G["x1"])
+    assert torch.equal(t, G["SiT/t"]) and torch.equal(x0, G["SiT/x0"])
+    torch.manual_seed(int(G["seed"]))
+    torch.testing.assert_close(
+        transport.training_losses(sin_model, G["x1"])["loss"], G["SiT/loss"], rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 8, 8), (6, 5, 3), (6, 4, 2, 8, 8)])
+def test_shapes_in_any_number_of_dimensions(shape):
+    n, c, *rest = shape
+    ones = (1,) * len(rest)
+    expected = {
+        "UNSYNC_NONE": (n,),
+        "UNSYNC_VEC": (n, c, *ones),
+        "UNSYNC_PATCH": (n, 1, *rest),
+        "UNSYNC_ALL": shape,
+    }
+    for kind, t_shape in expected.items():
+        assert timestep_shape(shape, ComboStocType[kind]) == t_shape
+        for half in (False, True):
+            for blend in (False, True):
+                t = draw_timesteps(torch.zeros(shape), ComboStocType[kind], use_halfmixing=half, use_blend=blend)
+                assert t.shape == t_shape
+        loss = create_transport(combostoc_type=kind).training_losses(sin_model, torch.randn(shape))["loss"]
+        assert loss.shape == (n,) and loss.isfinite().all()
+
+
+@async_types
+def test_half_mixing_makes_exactly_the_first_half_asynchronous(kind, seeded):
+    for n, fraction, n_async in [(8, 0.5, 4), (5, 0.5, 2), (8, 0.25, 2), (3, 0.0, 0), (3, 1.0, 3)]:
+        t = draw_timesteps(torch.zeros(n, 4, 8, 8), ComboStocType[kind], async_fraction=fraction)
+        varies = t.flatten(1).amax(1) > t.flatten(1).amin(1)
+        assert varies.tolist() == [True] * n_async + [False] * (n - n_async)
+
+
+def test_a_batch_of_one_is_asynchronous_half_the_time(seeded):
+    """floor(1 * 0.5) = 0 would make single-sample batches never asynchronous."""
+    draws = [draw_timesteps(torch.zeros(1, 2, 2, 2), ComboStocType.UNSYNC_ALL) for _ in range(2000)]
+    share = sum(bool(t.amax() > t.amin()) for t in draws) / len(draws)
+    assert abs(share - 0.5) < 4 * (0.25 / len(draws)) ** 0.5
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_marginals(kind, seeded):
+    """Without blend every entry is uniform (variance 1/12), also for UNSYNC_NONE, whatever use_blend says.
+
+    With blend, Var t = E[(1-p)^2 + p^2] / 12 = 1/18 for asynchronous entries, and synchronous samples stay uniform.
+    """
+    n = 40000
+    x1 = torch.zeros(n, 2, 2, 2)
+    for blend in (False, True):
+        # the blend's p is one number a batch: average over many small batches
+        batches = [draw_timesteps(x, ComboStocType[kind], use_blend=blend) for x in x1.split(40)]
+        is_async = [kind != "UNSYNC_NONE"] * 20 + [False] * 20
+        t = torch.stack(batches)  # (1000, 40, ...)
+        for group, blended in ((slice(0, 20), blend and is_async[0]), (slice(20, 40), False)):
+            entries = t[:, group].flatten()
+            assert 0 <= entries.min() and entries.max() < 1
+            assert abs(entries.mean() - 0.5) < 0.01
+            assert abs(entries.var() - (1 / 18 if blended else 1 / 12)) < 0.002
+
+
+def test_what_varies_is_what_the_type_says(seeded):
+    x1 = torch.zeros(2, 3, 4, 4)
+    all_, patch, vec = (
+        draw_timesteps(x1, ComboStocType[k], use_halfmixing=False).expand_as(x1)
+        for k in ("UNSYNC_ALL", "UNSYNC_PATCH", "UNSYNC_VEC")
+    )
+    assert all_[0].unique().numel() == 48
+    assert patch[0].unique().numel() == 16 and torch.equal(patch[:, 0], patch[:, 1])
+    assert vec[0].unique().numel() == 3 and torch.equal(vec[..., 0, 0], vec[..., 3, 3])
+
+
+def test_draws_in_float32_for_half_precision_data():
+    """bfloat16 has 8 bits: uniform draws in it would take 256 values."""
+    t = draw_timesteps(torch.zeros(64, 4, 8, 8, dtype=torch.bfloat16), ComboStocType.UNSYNC_ALL)
+    assert t.dtype == torch.float32
+
+
+def test_eps_bounds_the_draws(seeded):
+    for kind in TYPES:
+        transport = create_transport(train_eps=0.1, combostoc_type=kind)
+        t, *_ = transport.sample(torch.zeros(512, 2, 4, 4))
+        assert 0.1 <= t.min() < 0.12 and 0.88 < t.max() <= 0.9
+
+
+def test_async_fraction_out_of_range_is_named():
+    base = create_transport()
+    with pytest.raises(ValueError, match=r"async_fraction.*1\.5"):
+        Transport(
+            model_type=base.model_type,
+            path_type=base.path_type,
+            loss_type=base.loss_type,
+            train_eps=0,
+            sample_eps=0,
+            async_fraction=1.5,
+        )

@@ -1,0 +1,210 @@
+import pytest
+import torch
+
+from transport import ModelType, create_transport
+
+from .conftest import GaussianModel, golden, relative_error
+
+G = golden("transport")
+PATHS = ["Linear", "GVP", "VP"]
+paths = pytest.mark.parametrize("path", PATHS)
+
+
+def sin_model(x, t):
+    return torch.sin(2 * x) * (1 + t.reshape(t.shape + (1,) * (x.ndim - t.ndim)))
+
+
+LOSSES = [k for k in G if k.startswith("loss_uncompensated/")]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_golden_losses(name, monkeypatch):
+    _, path, prediction, weight, kind = name.split("/")
+    transport = create_transport(path, prediction, None if weight == "None" else weight, train_eps=1e-3)
+    monkeypatch.setattr(transport, "sample", lambda x1: (G[kind], G["x0"], x1))
+    loss = transport.training_losses(sin_model, G["x1"])["loss"]
+    torch.testing.assert_close(loss, G[name], rtol=1e-9, atol=0)
+
+
+def test_there_are_all_losses():
+    assert len(LOSSES) == 3 * (1 + 3 + 3) * 2
+
+
+@pytest.mark.parametrize("with_t", [False, True])
+def test_golden_compensation(with_t):
+    """Both forms, the predecessor's projection and the general one, give the predecessor's numbers on Linear."""
+    extra = (G["t_full"], G["x0"]) if with_t else ()
+    ut = create_transport().compensate_offdiagonal_ut(
+        G["x1"], G["Linear/t_full/xt"], G["Linear/t_full/ut"], *extra
+    )
+    assert relative_error(ut, G["Linear/t_full/ut_compensated"]) < 1e-9
+
+
+@paths
+def test_compensation_is_zero_on_the_diagonal(path, seeded):
+    """Exactly, for every way of writing one time per sample."""
+    transport = create_transport(path)
+    x0, x1 = torch.randn(2, 5, 4, 8, 8)
+    t = torch.rand(5)
+    _, xt, ut = transport.path_sampler.plan(t, x0, x1)
+    for same in (t, t[:, None, None, None], t[:, None, None, None].expand(5, 4, 8, 8)):
+        torch.testing.assert_close(transport.compensate_offdiagonal_ut(x1, xt, ut, same, x0), ut, rtol=0, atol=0)
+
+
+@paths
+def test_compensated_target_points_at_the_nearest_diagonal_point(path, seeded):
+    """u - u_compensated = x_t - x_{t*}, with t* between the least and the greatest time of the sample."""
+    transport = create_transport(path)
+    x0, x1 = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
+    t = torch.rand(3, 4, 8, 8, dtype=torch.float64)
+    _, xt, ut = transport.path_sampler.plan(t, x0, x1)
+    delta = ut - transport.compensate_offdiagonal_ut(x1, xt, ut, t, x0)
+    on_diagonal = xt - delta
+    for k in range(3):  # some synchronous time reproduces on_diagonal, found by scanning
+        times = torch.linspace(float(t[k].min()), float(t[k].max()), 20001, dtype=torch.float64)
+        alpha = transport.path_sampler.compute_alpha_t(times)[0][:, None]
+        sigma = transport.path_sampler.compute_sigma_t(times)[0][:, None]
+        nearest = (alpha * x1[k, 0, 0, :1] + sigma * x0[k, 0, 0, :1] - on_diagonal[k, 0, 0, :1]).abs().argmin()
+        t_star = times[nearest]
+        error = transport.path_sampler.compute_xt(t_star, x0[k : k + 1], x1[k : k + 1]) - on_diagonal[k : k + 1]
+        assert error.abs().max() < 1e-3
+
+
+def test_compensation_survives_noise_equal_to_data():
+    transport = create_transport()
+    x = torch.randn(2, 1, 2, 2)
+    t = torch.rand(2, 1, 2, 2)
+    _, xt, ut = transport.path_sampler.plan(t, x, x)
+    for extra in ((), (t, x)):
+        assert transport.compensate_offdiagonal_ut(x, xt, ut, *extra).isfinite().all()
+
+
+def test_compensation_on_gvp_asks_for_t_and_x0():
+    x = torch.randn(2, 1, 2, 2)
+    with pytest.raises(ValueError, match="GVP path needs t and x0"):
+        create_transport("GVP").compensate_offdiagonal_ut(x, x, x)
+
+
+def test_compensation_covers_every_asynchronous_sample(monkeypatch, seeded):
+    """Not the first half of the batch whatever the mix: the loss of a perfectly compensated target is zero."""
+    transport = create_transport(combostoc_type="UNSYNC_ALL", use_halfmixing=False, use_blend=False)
+    x0, x1 = torch.randn(2, 6, 2, 4, 4)
+    t = torch.rand(6, 2, 4, 4)
+    monkeypatch.setattr(transport, "sample", lambda x1: (t, x0, x1))
+    _, xt, ut = transport.path_sampler.plan(t, x0, x1)
+    target = transport.compensate_offdiagonal_ut(x1, xt, ut)
+    loss = transport.training_losses(lambda x, t: target, x1)["loss"]
+    assert loss.max() < 1e-10
+    off = create_transport(combostoc_type="UNSYNC_ALL", use_compensation=False)
+    monkeypatch.setattr(off, "sample", lambda x1: (t, x0, x1))
+    assert off.training_losses(lambda x, t: ut, x1)["loss"].max() == 0
+
+
+@paths
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+def test_drift_and_score_agree_between_predictions(path, prediction, seeded):
+    """The exact model of Gaussian data gives the same field whichever quantity it predicts."""
+    transport = create_transport(path, prediction)
+    plan = transport.path_sampler
+    model = GaussianModel(plan, prediction, 0.3, 0.5)
+    x, t = torch.randn(64, 3, dtype=torch.float64), torch.rand(64, dtype=torch.float64) * 0.98 + 0.01
+    velocity = transport.get_drift()(x, t, model)
+    score = transport.get_score()(x, t, model)
+    torch.testing.assert_close(velocity, GaussianModel(plan, "velocity", 0.3, 0.5)(x, t), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(score, GaussianModel(plan, "score", 0.3, 0.5)(x, t), rtol=1e-9, atol=1e-9)
+    both = transport.get_velocity_and_score()(x, t, model)
+    assert torch.equal(both[0], velocity) and torch.equal(both[1], score)
+
+
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@paths
+def test_the_loss_is_least_at_the_exact_model(path, prediction, seeded):
+    """Whatever is predicted, the conditional expectation minimises the loss: a perturbed model does worse."""
+    transport = create_transport(path, prediction, train_eps=0.01)
+    model = GaussianModel(transport.path_sampler, prediction, 0.3, 0.5)
+    x1 = 0.3 + 0.5 * torch.randn(20000, 4)
+
+    def loss_at(scale: float, shift: float) -> torch.Tensor:
+        torch.manual_seed(1)
+        return transport.training_losses(lambda x, t: scale * model(x, t) + shift, x1)["loss"].mean()
+
+    assert all(loss_at(1, 0) < loss_at(*off) for off in [(1.1, 0), (0.9, 0), (1, 0.1), (1, -0.1)])
+
+
+def test_prior_logp_is_that_of_a_standard_normal(seeded):
+    z = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    expected = torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1)
+    torch.testing.assert_close(create_transport().prior_logp(z), expected)
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+def interval(transport, **kwargs):
+    return transport.check_interval(transport.train_eps, transport.sample_eps, **kwargs)
+
+
+def test_default_eps():
+    """0 for velocity on Linear and GVP; sample_eps is never derived from train_eps."""
+    for path in ("Linear", "GVP"):
+        assert (create_transport(path).train_eps, create_transport(path).sample_eps) == (0, 0)
+        noise = create_transport(path, "noise")
+        assert (noise.train_eps, noise.sample_eps) == (1e-3, 1e-3)
+    vp = create_transport("VP")
+    assert (vp.train_eps, vp.sample_eps) == (1e-5, 1e-3)
+    assert create_transport("VP", train_eps=1e-4).sample_eps == 1e-3
+    assert create_transport("VP", sample_eps=1e-2).train_eps == 1e-5
+
+
+def test_eps_given_is_used():
+    transport = create_transport(train_eps=0.01, sample_eps=0.02)
+    assert interval(transport) == (0.01, 0.99)
+    assert interval(transport, eval=True) == (0.02, 0.98)
+
+
+def test_reverse_swaps_the_ends():
+    transport = create_transport("VP", sample_eps=0.01)
+    assert interval(transport, eval=True) == (0, 0.99)
+    assert interval(transport, eval=True, reverse=True) == (0.99, 0)
+
+
+def test_singular_ends_are_left_out():
+    assert interval(create_transport(prediction="noise", sample_eps=0), eval=True)[0] == 1e-3
+    assert interval(create_transport("VP", sample_eps=0), eval=True)[1] == 1 - 1e-3
+    sde = {"eval": True, "sde": True, "diffusion_form": "sigma"}
+    assert interval(create_transport(), **sde | {"diffusion_form": "SBDM", "last_step_size": 0.04}) == (1e-3, 0.96)
+    assert interval(create_transport(), **sde, last_step_size=0.04) == (0, 0.96)
+    assert interval(create_transport(), **sde) == (0, 1 - 1e-3)
+    assert interval(create_transport(), **sde, evaluates_end=False) == (0, 1)
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"path_type": "linear"}, "'linear'.*Linear, GVP, VP"),
+        ({"prediction": "velocty"}, "'velocty'.*velocity, score, noise"),
+        ({"loss_weight": "sigma"}, "'sigma'.*None, velocity, likelihood"),
+        ({"combostoc_type": "UNSYNC"}, "'UNSYNC'.*UNSYNC_NONE, UNSYNC_VEC, UNSYNC_PATCH, UNSYNC_ALL"),
+        ({"train_eps": -0.1}, "train_eps.*-0.1"),
+        ({"sample_eps": 0.7}, "sample_eps.*0.7"),
+    ],
+)
+def test_unknown_names_are_refused(kwargs, named):
+    """An unknown prediction used to be taken for velocity."""
+    with pytest.raises(ValueError, match=named):
+        create_transport(**kwargs)
+
+
+def test_a_model_of_another_shape_is_refused():
+    transport = create_transport()
+    with pytest.raises(ValueError, match=r"\(2, 8, 4, 4\).*\(2, 4, 4, 4\)"):
+        transport.training_losses(lambda x, t: torch.cat([x, x], 1), torch.randn(2, 4, 4, 4))
+    with pytest.raises(ValueError, match=r"\(2, 8, 4, 4\).*\(2, 4, 4, 4\)"):
+        transport.get_drift()(torch.randn(2, 4, 4, 4), torch.rand(2), lambda x, t: torch.cat([x, x], 1))
+
+
+def test_names_map_to_the_enumerations():
+    assert create_transport(prediction="score").model_type is ModelType.SCORE

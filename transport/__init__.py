@@ -1,0 +1,88 @@
+"""Interpolants, training targets and samplers for flow and diffusion models with combinatorial stochasticity."""
+
+from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
+from .sampler import ADAPTIVE_METHODS, FIXED_STEP_METHODS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
+from .timesteps import ComboStocType, draw_timesteps, timestep_shape
+from .transport import ModelType, PathType, Transport, WeightType
+
+__all__ = [
+    "ADAPTIVE_METHODS",
+    "DIFFUSION_FORMS",
+    "FIXED_STEP_METHODS",
+    "LAST_STEPS",
+    "ODE_METHODS",
+    "SDE_METHODS",
+    "ComboStocType",
+    "GVPCPlan",
+    "ICPlan",
+    "ModelType",
+    "PathType",
+    "Sampler",
+    "Transport",
+    "VPCPlan",
+    "WeightType",
+    "create_transport",
+    "draw_timesteps",
+    "expand_t_like_x",
+    "timestep_shape",
+]
+
+PATHS = {"Linear": PathType.LINEAR, "GVP": PathType.GVP, "VP": PathType.VP}
+PREDICTIONS = {"velocity": ModelType.VELOCITY, "score": ModelType.SCORE, "noise": ModelType.NOISE}
+WEIGHTS = {None: WeightType.NONE, "velocity": WeightType.VELOCITY, "likelihood": WeightType.LIKELIHOOD}
+
+
+def create_transport(
+    path_type: str = "Linear",
+    prediction: str = "velocity",
+    loss_weight: str | None = None,
+    train_eps: float | None = None,
+    sample_eps: float | None = None,
+    combostoc_type: str = "UNSYNC_NONE",
+    *,
+    use_halfmixing: bool = True,
+    async_fraction: float = 0.5,
+    use_blend: bool = True,
+    use_compensation: bool = True,
+) -> Transport:
+    """Build a `Transport` from the names used on the command line.
+
+    Args:
+        path_type: "Linear", "GVP" or "VP".
+        prediction: "velocity", "score" or "noise".
+        loss_weight: None, "velocity" or "likelihood"; weighs the score and noise losses only.
+        train_eps, sample_eps: distance kept from the ends of [0, 1]; None takes the path's own, which is 0 for
+            velocity on Linear and GVP, 1e-5 in training and 1e-3 in sampling on VP, and 1e-3 otherwise.
+        combostoc_type: a name of `ComboStocType`.
+        use_halfmixing, async_fraction, use_blend, use_compensation: see `Transport`.
+
+    Raises:
+        ValueError: a name that is not among the choices.
+    """
+    for name, value, choices in (
+        ("path_type", path_type, list(PATHS)),
+        ("prediction", prediction, list(PREDICTIONS)),
+        ("loss_weight", loss_weight, list(WEIGHTS)),
+        ("combostoc_type", combostoc_type, [c.name for c in ComboStocType]),
+    ):
+        if value not in choices:
+            raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(map(str, choices))}")
+
+    if path_type == "VP":
+        default_train_eps, default_sample_eps = 1e-5, 1e-3
+    elif prediction == "velocity":
+        default_train_eps, default_sample_eps = 0.0, 0.0
+    else:
+        default_train_eps, default_sample_eps = 1e-3, 1e-3
+    return Transport(
+        model_type=PREDICTIONS[prediction],
+        path_type=PATHS[path_type],
+        loss_type=WEIGHTS[loss_weight],
+        train_eps=default_train_eps if train_eps is None else train_eps,
+        sample_eps=default_sample_eps if sample_eps is None else sample_eps,
+        combostoc_type=ComboStocType[combostoc_type],
+        use_halfmixing=use_halfmixing,
+        async_fraction=async_fraction,
+        use_blend=use_blend,
+        use_compensation=use_compensation,
+    )

@@ -1,0 +1,97 @@
+"""The loops that integrate a velocity field (ODE, through torchdiffeq) or a drift and a diffusion (SDE)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint
+
+# torchdiffeq's solvers. (Its scipy_solver leaves the device and is not offered.)
+FIXED_STEP_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+StateField = Callable[[Tensor, Tensor], Tensor]  # field(x, t) with t of shape (N,)
+SdeStep = Callable[[Tensor, Tensor, Tensor, Tensor, StateField, StateField], Tensor]
+
+
+def time_dtype(x: Tensor) -> torch.dtype:
+    """Times are kept in at least float32: bfloat16 cannot tell 250 steps apart."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def integrate_ode(
+    field: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    t0: float,
+    t1: float,
+    *,
+    method: str,
+    num_steps: int,
+    atol: float,
+    rtol: float,
+    trajectory: bool = False,
+) -> list[tuple[Tensor, ...]]:
+    """Solve d state / dt = field(t, state) from t0 to t1, in either direction.
+
+    Args:
+        field: takes a scalar t and the state, returns its derivative.
+        state: tensors at t0.
+        method: one of `FIXED_STEP_METHODS` or `ADAPTIVE_METHODS`.
+        num_steps: number of time points, both ends included: num_steps - 1 steps of a fixed-step method.
+        trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
+    """
+    grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=time_dtype(state[0]))
+    options = {"grid_constructor": lambda func, y0, t: grid} if method in FIXED_STEP_METHODS else None
+    outputs = grid if trajectory else grid[[0, -1]]
+    solution = odeint(field, state, outputs, method=method, atol=atol, rtol=rtol, options=options)
+    points = range(num_steps) if trajectory else [-1]
+    return [tuple(component[k] for component in solution) for k in points]
+
+
+def euler_maruyama_step(
+    x: Tensor, t: Tensor, dt: Tensor, noise: Tensor, drift: StateField, diffusion: StateField
+) -> Tensor:
+    """x + drift dt + sqrt(2 diffusion) dW. Weak order 1."""
+    return x + drift(x, t) * dt + torch.sqrt(2 * diffusion(x, t) * dt) * noise
+
+
+def heun_step(x: Tensor, t: Tensor, dt: Tensor, noise: Tensor, drift: StateField, diffusion: StateField) -> Tensor:
+    """Noise first, then the trapezoidal rule on the drift. Weak order 1, order 2 as the diffusion vanishes."""
+    noisy = x + torch.sqrt(2 * diffusion(x, t) * dt) * noise
+    slope = drift(noisy, t)
+    return noisy + 0.5 * dt * (slope + drift(noisy + dt * slope, t + dt))
+
+
+SDE_STEPS: dict[str, SdeStep] = {"Euler": euler_maruyama_step, "Heun": heun_step}
+
+
+def integrate_sde(
+    drift: StateField,
+    diffusion: StateField,
+    x: Tensor,
+    t0: float,
+    t1: float,
+    *,
+    method: str,
+    num_steps: int,
+    randn: Callable[[Tensor], Tensor] = torch.randn_like,
+    trajectory: bool = False,
+) -> list[Tensor]:
+    """Solve dx = drift dt + sqrt(2 diffusion) dW from t0 to t1.
+
+    Args:
+        drift, diffusion: fields of (x, t), t of shape (N,).
+        x: (N, ...) at t0.
+        method: a key of `SDE_STEPS`.
+        num_steps: number of time points, both ends included: num_steps - 1 steps.
+        randn: gives the standard normal noise of a step, one tensor of x's shape a call.
+        trajectory: return all num_steps states; otherwise the end state only.
+    """
+    step = SDE_STEPS[method]
+    grid = torch.linspace(t0, t1, num_steps, device=x.device, dtype=time_dtype(x))
+    dt = grid[1] - grid[0]
+    states = [x]
+    for t in grid[:-1]:
+        x = step(x, t.expand(x.shape[0]), dt, randn(x), drift, diffusion).to(x.dtype)
+        states = [*states, x] if trajectory else [x]
+    return states

@@ -1,0 +1,261 @@
+"""Samplers over a trained model: ODE, SDE, and the likelihood of data under the ODE.
+
+Each method of `Sampler` returns a `SampleFn`: call it as fn(z, model, **model_kwargs).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .integrators import ADAPTIVE_METHODS, FIXED_STEP_METHODS, SDE_STEPS, integrate_ode, integrate_sde
+from .path import DIFFUSION_FORMS, expand_t_like_x
+from .transport import Model, Transport
+
+ODE_METHODS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
+SDE_METHODS = tuple(SDE_STEPS)
+LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
+
+
+class SampleFn:
+    """A sampler with its settings fixed. Runs without autograd and counts evaluations of the model.
+
+    Attributes:
+        nfe: how many times the last call evaluated the model.
+    """
+
+    def __init__(self, solve: Callable[..., Sequence[Tensor]]) -> None:
+        self._solve = solve
+        self.nfe = 0
+
+    def __call__(self, z: Tensor, model: Model, **model_kwargs: Any) -> Sequence[Tensor]:
+        """Start from z (N, ...) and return a sequence that ends in the sample, of z's shape."""
+        self.nfe = 0
+
+        def counted(*args: Any, **kwargs: Any) -> Tensor:
+            self.nfe += 1
+            return model(*args, **kwargs)
+
+        with torch.no_grad():
+            return self._solve(z, counted, **model_kwargs)
+
+
+class Sampler:
+    """Sampling methods for one `Transport`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def sample_ode(
+        self,
+        *,
+        sampling_method: str = "dopri5",
+        num_steps: int = 50,
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        reverse: bool = False,
+        trajectory: bool = False,
+    ) -> SampleFn:
+        """Integrate the probability-flow ODE dx = velocity dt from noise to data.
+
+        Args:
+            sampling_method: one of `ODE_METHODS`.
+            num_steps: time points, both ends included; a fixed-step method takes num_steps - 1 steps.
+            atol, rtol: error tolerances of the adaptive methods.
+            reverse: from data to noise.
+            trajectory: return the states at all time points instead of the end state only.
+        """
+        _check("ODE method", sampling_method, ODE_METHODS)
+        _check_ode_settings(num_steps, atol, rtol)
+        velocity = self.transport.get_drift()
+        t0, t1 = self.transport.check_interval(
+            self.transport.train_eps, self.transport.sample_eps, eval=True, reverse=reverse
+        )
+
+        def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
+            def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                (x,) = state
+                return (velocity(x, t.expand(x.shape[0]), model, **model_kwargs),)
+
+            states = integrate_ode(
+                field,
+                (z,),
+                t0,
+                t1,
+                method=sampling_method,
+                num_steps=num_steps,
+                atol=atol,
+                rtol=rtol,
+                trajectory=trajectory,
+            )
+            return [x for (x,) in states]
+
+        return SampleFn(solve)
+
+    def sample_sde(
+        self,
+        *,
+        sampling_method: str = "Euler",
+        diffusion_form: str = "SBDM",
+        diffusion_norm: float = 1.0,
+        last_step: str | None = "Mean",
+        last_step_size: float = 0.04,
+        num_steps: int = 250,
+        randn: Callable[[Tensor], Tensor] = torch.randn_like,
+        trajectory: bool = False,
+    ) -> SampleFn:
+        """Integrate dx = [velocity + w score] dt + sqrt(2 w) dW from noise to data (SiT, equation 10).
+
+        The model is evaluated once for the velocity and the score of a point. The integration ends last_step_size
+        short of t = 1, where the score may be infinite, and a last step without noise covers the rest.
+
+        Args:
+            sampling_method: "Euler" (Euler-Maruyama) or "Heun".
+            diffusion_form, diffusion_norm: the coefficient w, see `ICPlan.compute_diffusion`.
+            last_step: "Mean" (the SDE's drift), "Euler" (the velocity), "Tweedie" (E[x1 | x_t]) or None.
+            last_step_size: 0 is the same as last_step=None.
+            num_steps: time points, both ends included, the last step not counted.
+            randn: gives the noise of a step, one tensor like x a call.
+            trajectory: return the states at all time points instead of the end state only.
+        """
+        _check("SDE method", sampling_method, SDE_METHODS)
+        _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
+        _check("last step", last_step, LAST_STEPS)
+        _check_num_steps(num_steps)
+        if not 0 <= last_step_size < 1:
+            raise ValueError(f"last step size must lie in [0, 1), got {last_step_size}")
+        if diffusion_norm < 0:
+            raise ValueError(f"diffusion norm must not be negative, got {diffusion_norm}")
+        if last_step is None or last_step_size == 0:
+            last_step, last_step_size = None, 0.0
+
+        path = self.transport.path_sampler
+        velocity_and_score = self.transport.get_velocity_and_score()
+        t0, t1 = self.transport.check_interval(
+            self.transport.train_eps,
+            self.transport.sample_eps,
+            diffusion_form=diffusion_form,
+            sde=True,
+            eval=True,
+            last_step_size=last_step_size,
+            evaluates_end=sampling_method != "Euler",
+        )
+        if t1 <= t0:
+            raise ValueError(f"last step size {last_step_size} leaves nothing to integrate after t = {t0}")
+
+        def diffusion(x: Tensor, t: Tensor) -> Tensor:
+            return path.compute_diffusion(x, t, form=diffusion_form, norm=diffusion_norm)
+
+        def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
+            def drift(x: Tensor, t: Tensor) -> Tensor:
+                velocity, score = velocity_and_score(x, t, model, **model_kwargs)
+                return velocity + diffusion(x, t) * score
+
+            states = integrate_sde(
+                drift,
+                diffusion,
+                z,
+                t0,
+                t1,
+                method=sampling_method,
+                num_steps=num_steps,
+                randn=randn,
+                trajectory=trajectory,
+            )
+            if last_step is None:
+                return states
+            x = states[-1]
+            t = torch.full((x.shape[0],), t1, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+            velocity, score = velocity_and_score(x, t, model, **model_kwargs)
+            if last_step == "Mean":
+                x = x + (velocity + diffusion(x, t) * score) * last_step_size
+            elif last_step == "Euler":
+                x = x + velocity * last_step_size
+            else:  # Tweedie: E[x1 | x_t] = (x_t + sigma_t^2 score) / alpha_t
+                alpha_t, _ = path.compute_alpha_t(expand_t_like_x(t, x))
+                sigma_t, _ = path.compute_sigma_t(expand_t_like_x(t, x))
+                x = (x + sigma_t**2 * score) / alpha_t
+            return [*states, x] if trajectory else [x]
+
+        return SampleFn(solve)
+
+    def sample_ode_likelihood(
+        self,
+        *,
+        sampling_method: str = "dopri5",
+        num_steps: int = 50,
+        atol: float = 1e-6,
+        rtol: float = 1e-3,
+        exact_trace: bool = False,
+        probe: Tensor | None = None,
+    ) -> SampleFn:
+        """Log-likelihood of data under the ODE: log p(x1) = log N(x0) - int_0^1 div velocity dt.
+
+        The function takes data x1 and returns (log-likelihood in nats (N,), the noise x0 it maps to).
+
+        Args:
+            sampling_method, num_steps, atol, rtol: as in `sample_ode`.
+            exact_trace: the divergence by one backward pass per dimension of x, for small inputs. By default
+                Hutchinson's estimator with a single Rademacher probe, which stays the same over the whole solve so
+                that the integrand is smooth (FFJORD, section 3.1).
+            probe: the probe to use, of x1's shape.
+        """
+        _check("ODE method", sampling_method, ODE_METHODS)
+        _check_ode_settings(num_steps, atol, rtol)
+        transport = self.transport
+        velocity = transport.get_drift()
+        t0, t1 = transport.check_interval(transport.train_eps, transport.sample_eps, eval=True, reverse=True)
+
+        def solve(x1: Tensor, model: Model, **model_kwargs: Any) -> tuple[Tensor, Tensor]:
+            v = torch.randint_like(x1, 2) * 2 - 1 if probe is None else probe
+
+            def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                with torch.enable_grad():
+                    x = state[0].detach().requires_grad_()
+                    u = velocity(x, t.expand(x.shape[0]), model, **model_kwargs)
+                    divergence = exact_divergence(u, x) if exact_trace else hutchinson_divergence(u, x, v)
+                return u.detach(), divergence.detach()
+
+            state = (x1, torch.zeros(x1.shape[0], device=x1.device, dtype=torch.promote_types(x1.dtype, torch.float32)))
+            end = integrate_ode(
+                field, state, t0, t1, method=sampling_method, num_steps=num_steps, atol=atol, rtol=rtol
+            )
+            x0, delta_logp = end[-1]
+            return transport.prior_logp(x0) + delta_logp, x0
+
+        return SampleFn(solve)
+
+
+def hutchinson_divergence(u: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """v^T (du/dx) v for each sample, an unbiased estimate of div u when v has unit covariance: (N, ...) -> (N,)."""
+    (vjp,) = torch.autograd.grad(u, x, grad_outputs=v)
+    return (vjp * v).flatten(1).sum(1)
+
+
+def exact_divergence(u: Tensor, x: Tensor) -> Tensor:
+    """tr du/dx for each sample, one backward pass per dimension: (N, ...) -> (N,)."""
+    divergence = torch.zeros(x.shape[0], device=x.device, dtype=x.dtype)
+    basis = torch.zeros_like(x).flatten(1)
+    for i in range(basis.shape[1]):
+        basis.zero_()[:, i] = 1
+        (row,) = torch.autograd.grad(u, x, grad_outputs=basis.view_as(x), retain_graph=True)
+        divergence = divergence + row.flatten(1)[:, i]
+    return divergence
+
+
+def _check(what: str, value: str | None, choices: Sequence[str | None]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(map(str, choices))}")
+
+
+def _check_num_steps(num_steps: int) -> None:
+    if num_steps < 2:
+        raise ValueError(f"the number of sampling steps must be at least 2 (a start and an end), got {num_steps}")
+
+
+def _check_ode_settings(num_steps: int, atol: float, rtol: float) -> None:
+    _check_num_steps(num_steps)
+    for name, tolerance in (("atol", atol), ("rtol", rtol)):
+        if not tolerance > 0:
+            raise ValueError(f"{name} must be positive, got {tolerance}")

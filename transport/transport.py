@@ -1,0 +1,264 @@
+"""Training targets and the velocity and score of a trained model.
+
+`Transport` draws (t, x0, x_t) for a batch, forms the target of the chosen prediction, and turns a model's output into
+the velocity (`get_drift`) and the score (`get_score`) that the samplers integrate.
+"""
+
+import enum
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
+from .timesteps import ComboStocType, draw_timesteps
+
+# Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
+SINGULAR_EPS = 1e-3
+
+Model = Callable[..., Tensor]
+Field = Callable[..., Tensor]  # field(x, t, model, **model_kwargs), t of shape (N,) or broadcastable to x
+
+
+class ModelType(enum.Enum):
+    """What the model predicts."""
+
+    NOISE = enum.auto()
+    SCORE = enum.auto()
+    VELOCITY = enum.auto()
+
+
+class PathType(enum.Enum):
+    """Which interpolant joins noise and data."""
+
+    LINEAR = enum.auto()
+    GVP = enum.auto()
+    VP = enum.auto()
+
+
+class WeightType(enum.Enum):
+    """Weight of the noise and score losses."""
+
+    NONE = enum.auto()
+    VELOCITY = enum.auto()
+    LIKELIHOOD = enum.auto()
+
+
+PLANS: dict[PathType, type[ICPlan]] = {PathType.LINEAR: ICPlan, PathType.GVP: GVPCPlan, PathType.VP: VPCPlan}
+
+
+def mean_flat(x: Tensor) -> Tensor:
+    """Mean over all dimensions but the first: (N, ...) -> (N,)."""
+    return x.flatten(1).mean(1)
+
+
+def sum_flat(x: Tensor) -> Tensor:
+    """Sum over all dimensions but the first, kept for broadcasting: (N, ...) -> (N, 1, ...)."""
+    return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+class Transport:
+    """One path, one prediction, one loss weight, one way of drawing timesteps.
+
+    Args:
+        model_type, path_type, loss_type: what is predicted, along which path, with which weight.
+        train_eps, sample_eps: distance kept from the ends of [0, 1] in training and in sampling.
+        combostoc_type: what gets a timestep of its own in training.
+        use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
+        use_compensation: correct asynchronous velocity targets towards the diagonal (ComboStoc, equation 6).
+    """
+
+    def __init__(
+        self,
+        *,
+        model_type: ModelType,
+        path_type: PathType,
+        loss_type: WeightType,
+        train_eps: float,
+        sample_eps: float,
+        combostoc_type: ComboStocType = ComboStocType.UNSYNC_NONE,
+        use_halfmixing: bool = True,
+        async_fraction: float = 0.5,
+        use_blend: bool = True,
+        use_compensation: bool = True,
+    ) -> None:
+        for name, eps in (("train_eps", train_eps), ("sample_eps", sample_eps)):
+            if not 0 <= eps < 0.5:
+                raise ValueError(f"{name} must lie in [0, 0.5), got {eps}")
+        if not 0 <= async_fraction <= 1:
+            raise ValueError(f"async_fraction must lie in [0, 1], got {async_fraction}")
+        self.model_type = model_type
+        self.path_type = path_type
+        self.loss_type = loss_type
+        self.train_eps = train_eps
+        self.sample_eps = sample_eps
+        self.combostoc_type = combostoc_type
+        self.use_halfmixing = use_halfmixing
+        self.async_fraction = async_fraction
+        self.use_blend = use_blend
+        self.use_compensation = use_compensation
+        self.path_sampler = PLANS[path_type]()
+
+    # ---- training ----------------------------------------------------------------------------------------------
+
+    def sample(self, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw (t, x0, x1) for a batch: the noise first, then the timesteps.
+
+        Args:
+            x1: (N, C, ...) data.
+
+        Returns:
+            t of `timestep_shape(x1.shape, combostoc_type)`, x0 ~ N(0, 1) like x1, and x1.
+        """
+        x0 = torch.randn_like(x1)
+        t0, t1 = self.check_interval(self.train_eps, self.sample_eps)
+        t = draw_timesteps(
+            x1,
+            self.combostoc_type,
+            use_halfmixing=self.use_halfmixing,
+            async_fraction=self.async_fraction,
+            use_blend=self.use_blend,
+        )
+        return t * (t1 - t0) + t0, x0, x1
+
+    def compensate_offdiagonal_ut(
+        self, x1: Tensor, xt: Tensor, ut: Tensor, t: Tensor | None = None, x0: Tensor | None = None
+    ) -> Tensor:
+        """Velocity target with the off-diagonal compensation: u_t + v_cmpn, v_cmpn = -delta (ComboStoc, equation 6).
+
+        delta = x_t - x_{t*} is the offset from the diagonal's point at the mean time weighted by energy,
+        t* = sum(t u^2) / sum(u^2). On the Linear path it is the predecessor's
+        (x_t - x1) - <x_t - x1, d> / <d, d> d with d = x1 - x0 = u, which needs neither t nor x0. A sample whose times
+        are all equal is left exactly as it is when t is given, and up to rounding when it is not.
+
+        Args:
+            x1, xt, ut: (N, ...) data, interpolated state and velocity.
+            t, x0: timesteps that broadcast to x1, and the noise. Needed for GVP and VP.
+        """
+        if t is None or x0 is None:
+            if self.path_type is not PathType.LINEAR:
+                raise ValueError(f"compensation on the {self.path_type.name} path needs t and x0")
+            offset = xt - x1
+            along = sum_flat(offset * ut) / sum_flat(ut * ut).clamp_min(torch.finfo(ut.dtype).tiny)
+            return ut - (offset - along * ut)
+        t = expand_t_like_x(t, x1)
+        energy = ut * ut
+        t_first = t[(slice(None),) + (slice(0, 1),) * (t.ndim - 1)]  # subtracted, so that equal times cancel exactly
+        t_star = t_first + sum_flat((t - t_first) * energy) / sum_flat(energy).clamp_min(torch.finfo(ut.dtype).tiny)
+        return ut - (xt - self.path_sampler.compute_xt(t_star, x0, x1))
+
+    def training_losses(self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None) -> dict[str, Tensor]:
+        """Loss of each sample of a batch.
+
+        Args:
+            model: called as model(x_t, t, **model_kwargs), returns a tensor like x_t.
+            x1: (N, C, ...) data.
+            model_kwargs: class labels and whatever else the model takes.
+
+        Returns:
+            {"pred": the model's output, "loss": (N,)}.
+        """
+        t, x0, x1 = self.sample(x1)
+        t, xt, ut = self.path_sampler.plan(t, x0, x1)
+        output = model(xt, t, **(model_kwargs or {}))
+        if output.shape != xt.shape:
+            raise ValueError(f"the model returned shape {tuple(output.shape)} for input of shape {tuple(xt.shape)}")
+
+        if self.model_type is ModelType.VELOCITY:
+            if self.use_compensation and self.combostoc_type is not ComboStocType.UNSYNC_NONE:
+                ut = self.compensate_offdiagonal_ut(x1, xt, ut, t, x0)
+            return {"pred": output, "loss": mean_flat((output - ut) ** 2)}
+
+        sigma_t, _ = self.path_sampler.compute_sigma_t(expand_t_like_x(t, xt))
+        _, drift_var = self.path_sampler.compute_drift(xt, t)
+        weight = {
+            WeightType.NONE: torch.ones_like(sigma_t),
+            WeightType.VELOCITY: (drift_var / sigma_t) ** 2,
+            WeightType.LIKELIHOOD: drift_var / sigma_t**2,
+        }[self.loss_type]
+        error = output - x0 if self.model_type is ModelType.NOISE else output * sigma_t + x0
+        return {"pred": output, "loss": mean_flat(weight * error**2)}
+
+    # ---- what the samplers integrate ---------------------------------------------------------------------------
+
+    def get_drift(self) -> Field:
+        """The probability-flow velocity as a function (x, t, model, **model_kwargs) -> tensor like x."""
+
+        def velocity(x: Tensor, t: Tensor, model: Model, **model_kwargs: Any) -> Tensor:
+            output = _call(model, x, t, model_kwargs)
+            if self.model_type is ModelType.NOISE:
+                return self.path_sampler.get_velocity_from_noise(output, x, t)
+            if self.model_type is ModelType.SCORE:
+                return self.path_sampler.get_velocity_from_score(output, x, t)
+            return output
+
+        return velocity
+
+    def get_score(self) -> Field:
+        """The score of the marginal at t as a function (x, t, model, **model_kwargs) -> tensor like x."""
+
+        def score(x: Tensor, t: Tensor, model: Model, **model_kwargs: Any) -> Tensor:
+            output = _call(model, x, t, model_kwargs)
+            if self.model_type is ModelType.NOISE:
+                return self.path_sampler.get_score_from_noise(output, x, t)
+            if self.model_type is ModelType.VELOCITY:
+                return self.path_sampler.get_score_from_velocity(output, x, t)
+            return output
+
+        return score
+
+    def get_velocity_and_score(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Both from one evaluation of the model, as the SDE needs them: (x, t, model, **kw) -> (velocity, score)."""
+        velocity_of, score_of = self.get_drift(), self.get_score()
+
+        def both(x: Tensor, t: Tensor, model: Model, **model_kwargs: Any) -> tuple[Tensor, Tensor]:
+            output = _call(model, x, t, model_kwargs)
+            return velocity_of(x, t, lambda *_: output), score_of(x, t, lambda *_: output)
+
+        return both
+
+    def prior_logp(self, z: Tensor) -> Tensor:
+        """log N(z; 0, 1) of each sample, in nats: (N, ...) -> (N,)."""
+        return -0.5 * (z**2 + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def check_interval(
+        self,
+        train_eps: float,
+        sample_eps: float,
+        *,
+        diffusion_form: str = "SBDM",
+        sde: bool = False,
+        reverse: bool = False,
+        eval: bool = False,
+        last_step_size: float = 0.0,
+        evaluates_end: bool = True,
+    ) -> tuple[float, float]:
+        """The interval of t to draw from or to integrate over, (1, 0)-ordered when reversed.
+
+        Linear and GVP keep eps from both ends, VP from t = 1 only; an SDE with a last step ends last_step_size short
+        of 1. An end where a coefficient is infinite is moved inwards by `SINGULAR_EPS` if eps is 0: t = 0 for noise
+        and score prediction and for SBDM diffusion on Linear and GVP; t = 1 for VP, and for an SDE without a last step
+        when its integrator evaluates the end (`evaluates_end`: Heun does, Euler does not).
+        """
+        eps = sample_eps if eval else train_eps
+        converts = self.model_type is not ModelType.VELOCITY
+        if self.path_type is PathType.VP:
+            t0, singular_start, singular_end = 0.0, False, True
+        else:
+            t0, singular_start, singular_end = eps, converts or (sde and diffusion_form == "SBDM"), False
+        t1 = 1 - last_step_size if sde and last_step_size > 0 else 1 - eps
+        singular_end = singular_end or (sde and evaluates_end) or (converts and not eval)
+        if singular_start and t0 == 0:
+            t0 = SINGULAR_EPS
+        if singular_end and t1 == 1:
+            t1 = 1 - SINGULAR_EPS
+        return (t1, t0) if reverse else (t0, t1)
+
+
+def _call(model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+    output = model(x, t, **model_kwargs)
+    if output.shape != x.shape:
+        raise ValueError(f"the model returned shape {tuple(output.shape)} for input of shape {tuple(x.shape)}")
+    return output
