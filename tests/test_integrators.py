@@ -1,0 +1,144 @@
+"""Convergence orders, measured on the Gaussian case where the flow and the moments have closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from transport import ADAPTIVE_METHODS, FIXED_STEP_METHODS, Sampler, create_transport
+
+from .conftest import GaussianModel
+
+MU, SD = 0.4, 0.6
+
+
+def gaussian(path="Linear", prediction="velocity", **kwargs):
+    transport = create_transport(path, prediction, **kwargs)
+    return transport, GaussianModel(transport.path_sampler, prediction, MU, SD)
+
+
+def slope(errors: list[float], steps: list[int]) -> float:
+    """Least-squares slope of log error against log step count, sign turned: the order."""
+    x = torch.tensor(steps, dtype=torch.float64).log()
+    y = torch.tensor(errors, dtype=torch.float64).log()
+    x, y = x - x.mean(), y - y.mean()
+    return -float((x * y).sum() / (x * x).sum())
+
+
+ORDERS = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+
+
+@pytest.mark.parametrize("path", ["Linear", "GVP"])
+@pytest.mark.parametrize("method", ORDERS)
+def test_order_of_the_fixed_step_methods(path, method):
+    """For Gaussian data the flow maps z to mu + sd z."""
+    transport, model = gaussian(path)
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    steps = [8, 16, 32, 64]
+    errors = []
+    for n in steps:
+        end = Sampler(transport).sample_ode(sampling_method=method, num_steps=n + 1)(z, model)[-1]
+        errors.append(float((end - (MU + SD * z)).abs().max()))
+    assert abs(slope(errors, steps) - ORDERS[method]) < 0.25, errors
+
+
+@pytest.mark.parametrize("method", ["explicit_adams", "implicit_adams", "fixed_adams"])
+def test_multistep_methods_are_of_high_order(method):
+    """Their order grows with the history they have; at 64 steps they are beyond the fourth order's reach."""
+    transport, model = gaussian()
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    errors = []
+    for n in (16, 64):
+        sampler = Sampler(transport).sample_ode(sampling_method=method, num_steps=n + 1, atol=1e-10, rtol=1e-10)
+        errors.append(float((sampler(z, model)[-1] - (MU + SD * z)).abs().max()))
+    assert math.log(errors[0] / errors[1]) / math.log(4) > 2.5 and errors[1] < 1e-5, errors
+
+
+@pytest.mark.parametrize("method", ADAPTIVE_METHODS)
+def test_adaptive_methods_keep_their_tolerance(method):
+    transport, model = gaussian()
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    evaluations = []
+    for tolerance in (1e-3, 1e-6):
+        sampler = Sampler(transport).sample_ode(sampling_method=method, atol=tolerance, rtol=tolerance)
+        error = float((sampler(z, model)[-1] - (MU + SD * z)).abs().max())
+        assert error < 30 * tolerance
+        evaluations.append(sampler.nfe)
+    assert evaluations[0] < evaluations[1]
+
+
+def exact_moments_of_the_scheme(transport, model, z0_std: float = 1.0, **settings) -> tuple[float, float]:
+    """Mean and standard deviation of an SDE scheme's end, without sampling error.
+
+    On Gaussian data every step is affine in the state and its noise, so the response to a unit impulse in each of
+    them, run as one batch, gives the variance: the sum of squared responses.
+    """
+    steps = settings["num_steps"] - 1
+    batch = steps + 2  # [no impulse, impulse in z, impulse in the noise of step 0, 1, ...]
+    calls = iter(range(steps))
+
+    def impulse(x: torch.Tensor) -> torch.Tensor:
+        noise = torch.zeros_like(x)
+        noise[2 + next(calls)] = 1
+        return noise
+
+    z = torch.zeros(batch, 1, dtype=torch.float64)
+    z[1] = z0_std
+    end = Sampler(transport).sample_sde(randn=impulse, **settings)(z, model)[-1][:, 0]
+    assert next(calls, None) is None  # one noise a step, no more
+    return float(end[0]), float((end[1:] - end[0]).square().sum().sqrt())
+
+
+@pytest.mark.parametrize("method", ["Euler", "Heun"])
+def test_weak_order_of_the_sde_steps(method):
+    """Both converge with order 1 in mean and standard deviation to those of the marginal at the end, t = 0.9."""
+    transport, model = gaussian(sample_eps=0.1)  # stops at t = 0.9, away from the singular score
+    t0, t1 = 0.1, 0.9
+    mean, sd = t1 * MU, math.sqrt((t1 * SD) ** 2 + (1 - t1) ** 2)
+    sd_start = math.sqrt((t0 * SD) ** 2 + (1 - t0) ** 2)
+    steps = [64, 128, 256]
+    errors = []
+    for n in steps:
+        m, s = exact_moments_of_the_scheme(
+            transport,
+            model,
+            z0_std=sd_start,
+            sampling_method=method,
+            diffusion_form="sigma",
+            last_step=None,
+            num_steps=n + 1,
+        )
+        # z has mean 0 where the marginal at t0 has t0 MU: a decaying offset, the same for every n
+        errors.append((m, s))
+    assert abs(slope([abs(s - sd) for _, s in errors], steps) - 1) < 0.1
+    differences = [abs(errors[0][0] - errors[1][0]), abs(errors[1][0] - errors[2][0])]
+    order_of_mean = math.log2(differences[0] / differences[1])
+    assert order_of_mean > 0.9
+    assert abs(errors[-1][0] - mean) < 0.05
+
+
+def test_heun_has_order_two_without_noise():
+    """With the diffusion at zero the SDE is the ODE and Heun's step the trapezoidal rule."""
+    transport, model = gaussian(sample_eps=0.1)
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    reference = Sampler(transport).sample_ode(sampling_method="rk4", num_steps=401)(z, model)[-1]
+    for method, order in (("Euler", 1), ("Heun", 2)):
+        steps = [16, 32, 64]
+        errors = []
+        for n in steps:
+            end = Sampler(transport).sample_sde(
+                sampling_method=method, diffusion_form="constant", diffusion_norm=0.0, last_step=None, num_steps=n + 1
+            )(z, model)[-1]
+            errors.append(float((end - reference).abs().max()))
+        assert abs(slope(errors, steps) - order) < 0.2
+
+
+@pytest.mark.parametrize("method", FIXED_STEP_METHODS + ADAPTIVE_METHODS)
+def test_only_the_end_is_kept_and_it_is_the_end_of_the_trajectory(method):
+    transport, model = gaussian()
+    z = torch.linspace(-2, 2, 5)[:, None]
+    end = Sampler(transport).sample_ode(sampling_method=method, num_steps=12)(z, model)
+    states = Sampler(transport).sample_ode(sampling_method=method, num_steps=12, trajectory=True)(z, model)
+    assert len(end) == 1 and len(states) == 12
+    assert torch.equal(states[0], z)
+    torch.testing.assert_close(states[-1], end[-1], rtol=1e-5, atol=1e-6)

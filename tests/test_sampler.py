@@ -1,0 +1,262 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler, create_transport
+
+from .conftest import GaussianModel, golden, relative_error
+from .test_integrators import exact_moments_of_the_scheme
+
+G = golden("samplers")
+PATHS = ["Linear", "GVP", "VP"]
+PREDICTIONS = ["velocity", "score", "noise"]
+MU, SD = 0.4, 0.6
+
+
+def golden_case(path, prediction):
+    eps = 0.0 if prediction == "velocity" and path != "VP" else 1e-3
+    transport = create_transport(path, prediction, train_eps=eps, sample_eps=eps)
+    return Sampler(transport), GaussianModel(transport.path_sampler, prediction, G["mu"], G["sd"])
+
+
+@pytest.mark.parametrize("name", [k for k in G if k.startswith("ode/")])
+def test_golden_ode(name):
+    _, path, prediction, method, num_steps = name.split("/")
+    sampler, model = golden_case(path, prediction)
+    end = sampler.sample_ode(sampling_method=method, num_steps=int(num_steps), atol=1e-6, rtol=1e-3)(G["z"], model)[-1]
+    assert relative_error(end, G[name]) < 1e-4
+
+
+@pytest.mark.parametrize("name", [k for k in G if k.startswith("sde/")])
+def test_golden_sde(name):
+    _, path, prediction, method, form, last_step = name.split("/")
+    sampler, model = golden_case(path, prediction)
+    torch.manual_seed(int(G["seed_sde"]))
+    end = sampler.sample_sde(
+        sampling_method=method,
+        diffusion_form=form,
+        diffusion_norm=0.7,
+        last_step=None if last_step == "None" else last_step,
+        last_step_size=0.04,
+        num_steps=13,
+    )(G["z"], model)[-1]
+    assert relative_error(end, G[name]) < 1e-4
+
+
+# ---- every combination of settings, against the closed form --------------------------------------------------------
+
+
+def gaussian(path, prediction, **kwargs):
+    transport = create_transport(path, prediction, **kwargs)
+    return transport, GaussianModel(transport.path_sampler, prediction, MU, SD)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("method", ODE_METHODS)
+def test_every_ode_setting_is_right_and_reversible(path, prediction, method):
+    """Noise maps to mu + sd z, also with eps given as 0, and back to the same noise."""
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    for eps in (None, 0.0):
+        transport, model = gaussian(path, prediction, sample_eps=eps)
+        settings = {"sampling_method": method, "num_steps": 501 if method == "euler" else 101}
+        x = Sampler(transport).sample_ode(**settings)(z, model)[-1]
+        torch.testing.assert_close(x, MU + SD * z, rtol=0, atol=0.02)
+        back = Sampler(transport).sample_ode(**settings, reverse=True)(x, model)[-1]
+        torch.testing.assert_close(back, z, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("method", SDE_METHODS)
+@pytest.mark.parametrize("form", DIFFUSION_FORMS)
+def test_every_sde_setting_has_the_right_moments(path, prediction, method, form):
+    """Without sampling error; eps default and 0, every last step, a last step of size 0 too.
+
+    Mean, Euler and None keep the noise of x_t at the end of the integration, up to (1 - last_step_size); Tweedie, an
+    expectation, has less spread: Var E[x1 | x_t] = sd^4 alpha^2 / (alpha^2 sd^2 + sigma^2).
+    """
+    for last_step, size, eps in itertools.product(LAST_STEPS, (0.04, 0.0), (None, 0.0)):
+        transport, model = gaussian(path, prediction, sample_eps=eps)
+        settings = {"sampling_method": method, "diffusion_form": form, "last_step": last_step, "last_step_size": size}
+        mean, sd = exact_moments_of_the_scheme(transport, model, **settings, num_steps=161)
+        expected_sd = SD
+        if last_step == "Tweedie" and size:
+            t1 = torch.tensor(1 - size, dtype=torch.float64)
+            alpha, sigma = transport.path_sampler.compute_alpha_t(t1)[0], transport.path_sampler.compute_sigma_t(t1)[0]
+            expected_sd = float(SD**2 * alpha / torch.sqrt(alpha**2 * SD**2 + sigma**2))
+        assert abs(mean - MU) < 0.03, (settings, eps, mean)
+        assert abs(sd / expected_sd - 1) < 0.05, (settings, eps, sd, expected_sd)
+
+
+def test_sampled_moments_agree_within_sampling_error(seeded):
+    """The same through real random numbers, the default settings of both modes."""
+    transport, model = gaussian("Linear", "velocity")
+    z = torch.randn(20000, 1)
+    for sampler in (
+        Sampler(transport).sample_ode(),
+        Sampler(transport).sample_sde(diffusion_form="sigma", num_steps=100),
+    ):
+        x = sampler(z, model)[-1]
+        assert abs(x.mean() - MU) < 4 * SD / math.sqrt(len(z)) + 2e-3
+        assert abs(x.std() / SD - 1) < 4 / math.sqrt(2 * len(z)) + 0.01
+
+
+# ---- likelihood ----------------------------------------------------------------------------------------------------
+
+
+def true_logp(x):
+    return torch.distributions.Normal(MU, SD).log_prob(x).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("exact_trace", [False, True])
+def test_likelihood_of_a_gaussian(path, prediction, exact_trace, seeded):
+    """Within 1 % of the truth. The Jacobian is diagonal, so that a single Rademacher probe is exact as well."""
+    transport, model = gaussian(path, prediction)
+    x = MU + SD * torch.randn(64, 2, 3, 3, dtype=torch.float64)
+    sampler = Sampler(transport).sample_ode_likelihood(exact_trace=exact_trace, atol=1e-8, rtol=1e-6)
+    logp, z = sampler(x, model)
+    truth = true_logp(x)
+    assert logp.shape == (64,) and z.shape == x.shape
+    assert abs(logp.sum() / truth.sum() - 1) < 0.01
+    assert (logp - truth).abs().max() < 0.02 * truth.abs().mean()
+    torch.testing.assert_close(z, (x - MU) / SD, rtol=0, atol=0.03)  # data goes to the noise it came from
+
+
+def test_likelihood_with_correlated_dimensions(seeded):
+    """x1 = A z with A mixing the dimensions: Hutchinson is right on average over probes, the exact trace each time."""
+    a = torch.tensor([[0.6, 0.4], [-0.3, 0.8]], dtype=torch.float64)
+    covariance = a @ a.T
+
+    def velocity(x, t):  # E[x1 - x0 | x_t] for x_t = t x1 + (1 - t) x0
+        s = t[0]
+        eye = torch.eye(2, dtype=x.dtype)
+        gain = (s * covariance - (1 - s) * eye) @ torch.linalg.inv(s**2 * covariance + (1 - s) ** 2 * eye)
+        return x @ gain.T
+
+    sampler = Sampler(create_transport())
+    x = torch.randn(50, 2, dtype=torch.float64) @ a.T
+    truth = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=x.dtype), covariance).log_prob(x)
+    exact, _ = sampler.sample_ode_likelihood(exact_trace=True, atol=1e-8, rtol=1e-8)(x, velocity)
+    torch.testing.assert_close(exact, truth, rtol=1e-5, atol=1e-5)
+    probes = [torch.tensor([[1.0, s]], dtype=x.dtype).expand(50, 2) for s in (1.0, -1.0)]  # both signs: the mean is exact
+    both = [sampler.sample_ode_likelihood(probe=p, atol=1e-8, rtol=1e-8)(x, velocity)[0] for p in probes]
+    assert (both[0] - both[1]).abs().min() > 1e-3
+    torch.testing.assert_close((both[0] + both[1]) / 2, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_likelihood_uses_one_probe_per_solve(monkeypatch, seeded):
+    """A probe redrawn at each evaluation makes the integrand rough and the adaptive solver crawl."""
+    draws = []
+    original = torch.randint_like
+    monkeypatch.setattr(torch, "randint_like", lambda *a, **k: draws.append(1) or original(*a, **k))
+    transport, model = gaussian("Linear", "velocity")
+    sampler = Sampler(transport).sample_ode_likelihood()
+    sampler(torch.randn(4, 3), model)
+    assert len(draws) == 1 and sampler.nfe > 10
+
+
+# ---- behaviour -----------------------------------------------------------------------------------------------------
+
+
+def test_sampling_runs_without_autograd():
+    transport, _ = gaussian("Linear", "velocity")
+    weight = torch.ones(1, requires_grad=True)
+    seen = []
+
+    def model(x, t):
+        seen.append(torch.is_grad_enabled())
+        return -x * weight
+
+    z = torch.randn(3, 2)
+    for sampler in (Sampler(transport).sample_ode(), Sampler(transport).sample_sde(num_steps=5)):
+        assert not sampler(z, model)[-1].requires_grad
+    assert seen and not any(seen)
+
+
+@pytest.mark.parametrize(("method", "per_step"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)])
+def test_model_evaluations_are_counted(method, per_step):
+    transport, model = gaussian("Linear", "velocity")
+    calls = []
+
+    def counted(x, t):
+        calls.append(t)
+        return model(x, t)
+
+    sampler = Sampler(transport).sample_ode(sampling_method=method, num_steps=11)
+    for _ in range(2):  # the count is that of the last call
+        calls.clear()
+        sampler(torch.randn(3, 2), counted)
+        assert sampler.nfe == len(calls) == 10 * per_step
+    assert all(t.shape == (3,) for t in calls)
+
+
+def test_sde_evaluates_the_model_once_for_velocity_and_score():
+    transport, model = gaussian("Linear", "velocity")
+    for method, per_step in (("Euler", 1), ("Heun", 2)):
+        sampler = Sampler(transport).sample_sde(sampling_method=method, num_steps=11, diffusion_form="sigma")
+        sampler(torch.randn(3, 2), model)
+        assert sampler.nfe == 10 * per_step + 1  # and the last step
+
+
+def test_sde_trajectory_on_request():
+    transport, model = gaussian("Linear", "velocity")
+    z = torch.randn(3, 2)
+    for last_step, states in (("Mean", 12), (None, 11)):
+        settings = {"num_steps": 11, "diffusion_form": "sigma", "last_step": last_step}
+        torch.manual_seed(1)
+        end = Sampler(transport).sample_sde(**settings)(z, model)
+        torch.manual_seed(1)
+        trajectory = Sampler(transport).sample_sde(**settings, trajectory=True)(z, model)
+        assert len(end) == 1 and len(trajectory) == states
+        assert torch.equal(trajectory[0], z) and torch.equal(trajectory[-1], end[-1])
+
+
+def test_half_precision_states_keep_float32_times():
+    transport, model = gaussian("Linear", "velocity")
+    times = []
+
+    def bf16_model(x, t):
+        times.append(t)
+        return model(x.float(), t).to(x.dtype)
+
+    z = torch.randn(2, 3, dtype=torch.bfloat16)
+    for sampler in (Sampler(transport).sample_ode(sampling_method="euler"), Sampler(transport).sample_sde()):
+        assert sampler(z, bf16_model)[-1].dtype == torch.bfloat16
+    assert all(t.dtype == torch.float32 for t in times)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"sampling_method": "dopri"}, "'dopri'.*dopri5"),
+        ({"num_steps": 1}, "at least 2.*got 1"),
+        ({"atol": 0.0}, "atol.*positive"),
+        ({"rtol": -1.0}, "rtol.*positive"),
+    ],
+)
+def test_bad_ode_settings_are_named(kwargs, named):
+    for make in (Sampler(create_transport()).sample_ode, Sampler(create_transport()).sample_ode_likelihood):
+        with pytest.raises(ValueError, match=named):
+            make(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"sampling_method": "euler"}, "'euler'.*Euler, Heun"),
+        ({"diffusion_form": "sgima"}, "'sgima'.*sigma"),
+        ({"last_step": "mean"}, "'mean'.*None, Mean, Tweedie, Euler"),
+        ({"last_step_size": 1.0}, r"\[0, 1\).*1\.0"),
+        ({"last_step_size": 0.9999}, "leaves nothing"),
+        ({"num_steps": 0}, "at least 2.*got 0"),
+        ({"diffusion_norm": -1.0}, "negative.*-1"),
+    ],
+)
+def test_bad_sde_settings_are_named(kwargs, named):
+    with pytest.raises(ValueError, match=named):
+        Sampler(create_transport()).sample_sde(**kwargs)
