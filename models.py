@@ -7,6 +7,7 @@ are embedded like an image of times, so that the conditioning has one vector a t
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ class TimestepEmbedder(nn.Module):
         self.frequency_embedding_size = frequency_embedding_size
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_embedding(t, self.frequency_embedding_size).to(self.mlp[0].weight.dtype))
+        features = timestep_embedding(t, self.frequency_embedding_size)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class PatchTimestepEmbedder(nn.Module):
@@ -71,7 +73,8 @@ class PatchTimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D)."""
         n, c, h, w = t.shape
-        codes = self.mlp(timestep_embedding(t, self.frequency_embedding_size).to(self.mlp[0].weight.dtype))
+        features = timestep_embedding(t, self.frequency_embedding_size)
+        codes = self.mlp(features.to(next(self.mlp.parameters()).dtype))
         codes = codes.permute(0, 1, 4, 2, 3).reshape(n, c * self.code_size, h, w)  # (N, 4c, h, w), code k at 4c + k
         if c == 1:
             codes = codes.repeat(1, self.in_channels, 1, 1)
@@ -104,7 +107,7 @@ class LabelEmbedder(nn.Module):
 
 
 def get_2d_sincos_pos_embed(embed_dim: int, grid_size: int) -> np.ndarray:
-    """Fixed sine-cosine embedding of a grid, first half for the column, second for the row: (grid_size^2, embed_dim)."""
+    """Fixed sine-cosine embedding of a grid, the column first, then the row: (grid_size^2, embed_dim)."""
     rows, columns = np.meshgrid(np.arange(grid_size), np.arange(grid_size), indexing="ij")
     return np.concatenate(
         [get_1d_sincos_pos_embed(embed_dim // 2, columns), get_1d_sincos_pos_embed(embed_dim // 2, rows)], axis=1
@@ -136,7 +139,7 @@ class SiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True, **block_kwargs)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D)
@@ -212,35 +215,19 @@ class SiT(nn.Module):
         return TimestepEmbedder(hidden_size)
 
     def initialize_weights(self) -> None:
-        """DiT's initialisation: xavier linear layers, N(0, 0.02) label table and t-MLP, zero adaLN and output."""
-
-        def xavier(module: nn.Module) -> None:
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-        def xavier_patches(embed: PatchEmbed) -> None:  # a convolution over patches is a linear layer
-            nn.init.xavier_uniform_(embed.proj.weight.data.flatten(1))
-            nn.init.zeros_(embed.proj.bias)
-
-        self.apply(xavier)
-        xavier_patches(self.x_embedder)
-        if isinstance(self.t_embedder, PatchTimestepEmbedder):
-            xavier_patches(self.t_embedder.patchEmb)
+        """DiT's initialisation; a patch convolution counts as the linear layer it is."""
         grid_size = self.input_size // self.patch_size
         pos_embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], grid_size)
-        self.pos_embed.data.copy_(torch.from_numpy(pos_embed).float().unsqueeze(0))
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)  # type: ignore[index, union-attr]
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)  # type: ignore[index, union-attr]
-        for block in self.blocks:
-            nn.init.zeros_(block.adaLN_modulation[-1].weight)  # type: ignore[index, union-attr]
-            nn.init.zeros_(block.adaLN_modulation[-1].bias)  # type: ignore[index, union-attr]
-        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].weight)
-        nn.init.zeros_(self.final_layer.adaLN_modulation[-1].bias)
-        nn.init.zeros_(self.final_layer.linear.weight)
-        nn.init.zeros_(self.final_layer.linear.bias)
+        self.pos_embed.data.copy_(torch.from_numpy(pos_embed))
+        for name, p in self.named_parameters():
+            if name == "pos_embed":
+                continue
+            elif name.endswith(".bias") or "adaLN_modulation" in name or name == "final_layer.linear.weight":
+                nn.init.zeros_(p)
+            elif name in ("y_embedder.embedding_table.weight", "t_embedder.mlp.0.weight", "t_embedder.mlp.2.weight"):
+                nn.init.normal_(p, std=0.02)
+            else:
+                nn.init.xavier_uniform_(p.data.flatten(1))
 
     def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
         """(N,), or (N, 1, 1, 1) which says the same, -> (N, 1, D)."""
@@ -276,7 +263,9 @@ class SiT(nn.Module):
         x = self.unpatchify(self.final_layer(x, c))
         return x[:, : self.in_channels]
 
-    def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, cfg_channels: int | None = 3) -> Tensor:
+    def forward_with_cfg(
+        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, cfg_channels: int | None = 3
+    ) -> Tensor:
         """Classifier-free guidance: uncond + cfg_scale (cond - uncond), both from one batch.
 
         Args:
@@ -331,9 +320,7 @@ SIZES = {
 def _registry(family: type[SiT]) -> dict[str, Any]:
     def constructor(depth: int, hidden_size: int, num_heads: int, patch_size: int) -> Any:
         def build(**kwargs: Any) -> SiT:
-            return family(
-                depth=depth, hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size, **kwargs
-            )
+            return family(depth=depth, hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size, **kwargs)
 
         return build
 

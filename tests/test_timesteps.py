@@ -39,9 +39,7 @@ def test_golden_sit():
     t, x0, _ = transport.sample(G["x1"])
     assert torch.equal(t, G["SiT/t"]) and torch.equal(x0, G["SiT/x0"])
     torch.manual_seed(int(G["seed"]))
-    torch.testing.assert_close(
-        transport.training_losses(sin_model, G["x1"])["loss"], G["SiT/loss"], rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(transport.training_losses(sin_model, G["x1"])["loss"], G["SiT/loss"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 8, 8), (6, 5, 3), (6, 4, 2, 8, 8)])
@@ -94,7 +92,7 @@ def test_marginals(kind, seeded):
         t = torch.stack(batches)  # (1000, 40, ...)
         for group, blended in ((slice(0, 20), blend and is_async[0]), (slice(20, 40), False)):
             entries = t[:, group].flatten()
-            assert 0 <= entries.min() and entries.max() < 1
+            assert entries.min() >= 0 and entries.max() < 1
             assert abs(entries.mean() - 0.5) < 0.01
             assert abs(entries.var() - (1 / 18 if blended else 1 / 12)) < 0.002
 

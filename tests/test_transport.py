@@ -34,9 +34,7 @@ def test_there_are_all_losses():
 def test_golden_compensation(with_t):
     """Both forms, the predecessor's projection and the general one, give the predecessor's numbers on Linear."""
     extra = (G["t_full"], G["x0"]) if with_t else ()
-    ut = create_transport().compensate_offdiagonal_ut(
-        G["x1"], G["Linear/t_full/xt"], G["Linear/t_full/ut"], *extra
-    )
+    ut = create_transport().compensate_offdiagonal_ut(G["x1"], G["Linear/t_full/xt"], G["Linear/t_full/ut"], *extra)
     assert relative_error(ut, G["Linear/t_full/ut_compensated"]) < 1e-9
 
 
@@ -53,21 +51,17 @@ def test_compensation_is_zero_on_the_diagonal(path, seeded):
 
 @paths
 def test_compensated_target_points_at_the_nearest_diagonal_point(path, seeded):
-    """u - u_compensated = x_t - x_{t*}, with t* between the least and the greatest time of the sample."""
+    """u - u_compensated = x_t - x_{t*}, x_{t*} on the curve between the sample's least and greatest time."""
     transport = create_transport(path)
     x0, x1 = torch.randn(2, 3, 4, 8, 8, dtype=torch.float64)
     t = torch.rand(3, 4, 8, 8, dtype=torch.float64)
     _, xt, ut = transport.path_sampler.plan(t, x0, x1)
     delta = ut - transport.compensate_offdiagonal_ut(x1, xt, ut, t, x0)
     on_diagonal = xt - delta
-    for k in range(3):  # some synchronous time reproduces on_diagonal, found by scanning
-        times = torch.linspace(float(t[k].min()), float(t[k].max()), 20001, dtype=torch.float64)
-        alpha = transport.path_sampler.compute_alpha_t(times)[0][:, None]
-        sigma = transport.path_sampler.compute_sigma_t(times)[0][:, None]
-        nearest = (alpha * x1[k, 0, 0, :1] + sigma * x0[k, 0, 0, :1] - on_diagonal[k, 0, 0, :1]).abs().argmin()
-        t_star = times[nearest]
-        error = transport.path_sampler.compute_xt(t_star, x0[k : k + 1], x1[k : k + 1]) - on_diagonal[k : k + 1]
-        assert error.abs().max() < 1e-3
+    for k in range(3):
+        times = torch.linspace(float(t[k].min()), float(t[k].max()), 4001, dtype=torch.float64)
+        curve = transport.path_sampler.compute_xt(times, x0[k].expand(4001, -1, -1, -1), x1[k].expand(4001, -1, -1, -1))
+        assert (curve - on_diagonal[k]).abs().flatten(1).amax(1).min() < 1e-2
 
 
 def test_compensation_survives_noise_equal_to_data():

@@ -1,6 +1,7 @@
 """The loops that integrate a velocity field (ODE, through torchdiffeq) or a drift and a diffusion (SDE)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,6 @@ ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 StateField = Callable[[Tensor, Tensor], Tensor]  # field(x, t) with t of shape (N,)
 SdeStep = Callable[[Tensor, Tensor, Tensor, Tensor, StateField, StateField], Tensor]
-
-
-def time_dtype(x: Tensor) -> torch.dtype:
-    """Times are kept in at least float32: bfloat16 cannot tell 250 steps apart."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def integrate_ode(
@@ -40,8 +36,14 @@ def integrate_ode(
         num_steps: number of time points, both ends included: num_steps - 1 steps of a fixed-step method.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
     """
-    grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=time_dtype(state[0]))
-    options = {"grid_constructor": lambda func, y0, t: grid} if method in FIXED_STEP_METHODS else None
+    grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=state[0].dtype)
+    options: dict[str, Any] = {}
+    if method in FIXED_STEP_METHODS:
+        options["grid_constructor"] = lambda func, y0, t: grid
+    elif method != "dopri5":
+        options["step_t"] = grid[-1:]  # land on the end; dopri5 interpolates to it, as the predecessors' numbers do
+    if method == "explicit_adams":
+        options["max_order"] = 4  # torchdiffeq's 12 is unstable at the step sizes in use
     outputs = grid if trajectory else grid[[0, -1]]
     solution = odeint(field, state, outputs, method=method, atol=atol, rtol=rtol, options=options)
     points = range(num_steps) if trajectory else [-1]
@@ -88,10 +90,10 @@ def integrate_sde(
         trajectory: return all num_steps states; otherwise the end state only.
     """
     step = SDE_STEPS[method]
-    grid = torch.linspace(t0, t1, num_steps, device=x.device, dtype=time_dtype(x))
+    grid = torch.linspace(t0, t1, num_steps, device=x.device, dtype=x.dtype)
     dt = grid[1] - grid[0]
     states = [x]
     for t in grid[:-1]:
-        x = step(x, t.expand(x.shape[0]), dt, randn(x), drift, diffusion).to(x.dtype)
+        x = step(x, t.expand(x.shape[0]), dt, randn(x), drift, diffusion)
         states = [*states, x] if trajectory else [x]
     return states

@@ -149,7 +149,9 @@ class Transport:
         t_star = t_first + sum_flat((t - t_first) * energy) / sum_flat(energy).clamp_min(torch.finfo(ut.dtype).tiny)
         return ut - (xt - self.path_sampler.compute_xt(t_star, x0, x1))
 
-    def training_losses(self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None) -> dict[str, Tensor]:
+    def training_losses(
+        self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         """Loss of each sample of a batch.
 
         Args:
@@ -162,9 +164,7 @@ class Transport:
         """
         t, x0, x1 = self.sample(x1)
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
-        output = model(xt, t, **(model_kwargs or {}))
-        if output.shape != xt.shape:
-            raise ValueError(f"the model returned shape {tuple(output.shape)} for input of shape {tuple(xt.shape)}")
+        output = _call(model, xt, t, model_kwargs or {})
 
         if self.model_type is ModelType.VELOCITY:
             if self.use_compensation and self.combostoc_type is not ComboStocType.UNSYNC_NONE:
