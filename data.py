@@ -1,0 +1,182 @@
+"""Training images: a folder with one sub-folder a class, or the embedded digits; and the order they are visited in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from distributed import seed_for
+from errors import DataError
+
+DIGITS = "digits"
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+
+Key = tuple[int, bool]  # (index of the image, whether to mirror it)
+
+
+def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
+    """ADM's crop: halve with a box filter while twice too large, resize the short side with bicubic, cut the centre."""
+    while min(pil_image.size) >= 2 * image_size:
+        pil_image = pil_image.resize((pil_image.width // 2, pil_image.height // 2), Image.Resampling.BOX)
+    scale = image_size / min(pil_image.size)
+    size = round(pil_image.width * scale), round(pil_image.height * scale)
+    pil_image = pil_image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
+    return pil_image.crop((left, top, left + image_size, top + image_size))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(C, H, W) in [-1, 1]; C is 1 for a grey image, else 3."""
+    array = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
+
+
+class Digits(Dataset[tuple[Tensor, int]]):
+    """scikit-learn's handwritten digits: 1797 grey images of 8 x 8 in ten classes. Never mirrored."""
+
+    native_channels = 1
+
+    def __init__(self, image_size: int, channels: int) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.class_names = [str(k) for k in digits.target_names]
+        self.labels = [int(k) for k in digits.target]
+        grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0 .. 16
+        images = torch.stack([to_tensor(center_crop_arr(Image.fromarray(g), image_size)) for g in grey])
+        self.images = images.expand(-1, channels, -1, -1)  # (1797, channels, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, _ = key
+        return self.images[index], self.labels[index]
+
+
+class ImageFolder(Dataset[tuple[Tensor, int]]):
+    """Images of a folder in RGB, cropped to squares. The sub-folders, sorted by name, are the classes.
+
+    Args:
+        root: the folder.
+        image_size: side of the crop in pixels.
+        flat: also accept a folder of images without sub-folders; their label is -1.
+        class_names: take the class numbers from this list of names instead of from the sort order.
+
+    Raises:
+        DataError: the folder is missing, has no sub-folders, or one without images or of an unknown class.
+    """
+
+    native_channels = 3
+
+    def __init__(
+        self, root: str | Path, image_size: int, *, flat: bool = False, class_names: list[str] | None = None
+    ) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise DataError(f"data folder {root} does not exist (or give '{DIGITS}', the embedded set)")
+        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.image_size = image_size
+        self.class_names = class_names or [p.name for p in folders]
+        self.paths: list[Path] = []
+        self.labels: list[int] = []
+        if not folders and flat:
+            self._add(root, -1)
+        elif not folders:
+            raise DataError(f"data folder {root} has no sub-folders; it needs one for each class, with images in it")
+        for folder in folders:
+            if folder.name not in self.class_names:
+                known = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
+                raise DataError(f"folder {folder} is no class that the model was trained on ({known})")
+            self._add(folder, self.class_names.index(folder.name))
+
+    def _add(self, folder: Path, label: int) -> None:
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not paths:
+            raise DataError(f"folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        self.paths += paths
+        self.labels += [label] * len(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, mirror = key
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                tensor = to_tensor(center_crop_arr(image.convert("RGB"), self.image_size))
+        except Exception as error:  # Pillow raises many kinds for a broken file
+            raise DataError(f"image {path} cannot be read: {str(error).splitlines()[0]}") from None
+        return tensor.flip(-1) if mirror else tensor, self.labels[index]
+
+
+ImageDataset = Digits | ImageFolder
+
+
+def native_channels(data_path: str) -> int:
+    """Channels of the data itself, which are the model's in pixel space."""
+    return Digits.native_channels if data_path == DIGITS else ImageFolder.native_channels
+
+
+def load_dataset(
+    data_path: str, image_size: int, channels: int, *, flat: bool = False, class_names: list[str] | None = None
+) -> ImageDataset:
+    """The data of `--data-path`, as (channels, image_size, image_size) tensors in [-1, 1] with labels.
+
+    Args:
+        data_path: an image folder, or "digits".
+        image_size: side in pixels.
+        channels: 1 or 3; grey data are repeated to 3.
+        flat, class_names: see `ImageFolder`.
+    """
+    if data_path == DIGITS:
+        return Digits(image_size, channels)
+    return ImageFolder(data_path, image_size, flat=flat, class_names=class_names)
+
+
+class BatchOrder(Sampler[list[Key]]):
+    """This process's share of every global batch, without end, from any step on.
+
+    The order of an epoch is a function of (seed, epoch) alone, so that a continued run sees what an uninterrupted one
+    would, on any number of processes. Images that do not fill a last batch wait for the next epoch's order.
+
+    Args:
+        length: images in the data set.
+        global_batch_size: images a step, over all processes.
+        rank, world_size: this process among them.
+        seed: of the run.
+        start_step: first step to yield.
+
+    Raises:
+        DataError: there are fewer images than one global batch takes.
+    """
+
+    def __init__(
+        self, length: int, global_batch_size: int, rank: int, world_size: int, seed: int, start_step: int = 0
+    ) -> None:
+        if length < global_batch_size:
+            raise DataError(f"the data set has {length} images, fewer than one global batch of {global_batch_size}")
+        self.length = length
+        self.global_batch_size = global_batch_size
+        self.local_batch_size = global_batch_size // world_size
+        self.rank = rank
+        self.seed = seed
+        self.start_step = start_step
+        self.steps_per_epoch = length // global_batch_size
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        step, epoch = self.start_step, -1
+        while True:
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", epoch))
+                order = torch.randperm(self.length, generator=generator).tolist()
+                mirror = torch.randint(2, (self.length,), generator=generator).bool().tolist()
+            start = step % self.steps_per_epoch * self.global_batch_size + self.rank * self.local_batch_size
+            yield [(order[k], mirror[k]) for k in range(start, start + self.local_batch_size)]
+            step += 1

@@ -1,0 +1,69 @@
+"""The process group, the device of a process, and seeds that depend on what is drawn, not on what was drawn before."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from errors import UsageError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process of a program: `rank` among all of `world_size`, and the device it computes on."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def setup() -> Process:
+    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one."""
+    if "RANK" not in os.environ:
+        return single()
+    rank, local_rank, world_size = (int(os.environ[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UsageError(f"process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+    return Process(rank, local_rank, world_size, device)
+
+
+def single() -> Process:
+    """The only process of a program, on the first GPU if there is one."""
+    return Process(0, 0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+
+
+def cleanup() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum a tensor over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def seed_for(*parts: int | str) -> int:
+    """A seed for each distinct tuple, e.g. (global seed, "step", 1200, rank); unrelated for neighbouring tuples."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1

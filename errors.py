@@ -1,0 +1,34 @@
+"""What goes wrong by the user's hand or in the user's files, and how a program ends then: one line and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """An argument, or a combination of arguments, that cannot be carried out. Exit code 2."""
+
+
+class DataError(Exception):
+    """A file or folder that is missing or is not what it should be. Exit code 1."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's main; end on a user's mistake with one line instead of a traceback."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except UsageError as error:
+        sys.exit(report(name, str(error), 2))
+    except DataError as error:
+        # A data-loading worker wraps the message in its traceback; the last line is ours.
+        sys.exit(report(name, str(error).strip().splitlines()[-1].removeprefix("errors.DataError: "), 1))
+    except KeyboardInterrupt:
+        sys.exit(report(name, "interrupted", 130))
+
+
+def report(name: str, message: str, code: int) -> int:
+    """Print one line, on the first process only when all of them make the same mistake."""
+    if code != 2 or os.environ.get("RANK", "0") == "0":
+        print(f"{name}: error: {message}", file=sys.stderr)
+    return code

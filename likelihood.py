@@ -1,0 +1,91 @@
+"""Likelihood of images under the ODE, in bits per dimension, on one process or several."""
+
+import argparse
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import distributed
+from autoencoder import Autoencoder, PixelSpace
+from data import ImageDataset, load_dataset
+from errors import UsageError
+from sampling import ImageNoise, Network
+from train_utils import build_sampler
+
+
+def check_arguments(args: argparse.Namespace, job: str) -> None:
+    """Arguments of a job that starts from images.
+
+    Raises:
+        UsageError: no images, or guidance, which changes the field that is integrated.
+    """
+    if not args.data_path:
+        raise UsageError(f"{job} takes images: give --data-path FOLDER (or 'digits')")
+    if args.cfg_scale not in (None, 1):
+        raise UsageError(f"{job} uses the model without guidance, not --cfg-scale {args.cfg_scale}")
+    args.cfg_scale = 1.0
+
+
+def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:
+    """The images of --data-path, with the class numbers that the model was trained with."""
+    channels = network.config.in_channels if args.vae == "none" else 3
+    dataset = load_dataset(args.data_path, network.image_size, channels, flat=True, class_names=network.class_names)
+    highest = network.config.num_classes - 1
+    if max(dataset.labels) > highest:
+        raise UsageError(
+            f"--data-path {args.data_path} has classes up to {max(dataset.labels)}, the model up to {highest}"
+        )
+    return dataset
+
+
+def load_batch(dataset: ImageDataset, indices: Sequence[int], network: Network) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) and labels (N,); an image without a class gets the null class."""
+    device = next(network.model.parameters()).device
+    items = [dataset[i, False] for i in indices]
+    labels = [network.config.num_classes if k < 0 else k for _, k in items]
+    return torch.stack([image for image, _ in items]).to(device), torch.tensor(labels, device=device)
+
+
+def to_latents(images: Tensor, autoencoder: Autoencoder, noise: ImageNoise) -> tuple[Tensor, float]:
+    """What is scored, and the bits a dimension that its unit of density adds.
+
+    In pixel space the 8-bit values are spread uniformly over their bins, which are 1 / 127.5 wide, so that bits per
+    dimension bound those of the discrete picture from above. With an autoencoder the posterior mean is scored, in bits
+    per latent dimension.
+    """
+    if not isinstance(autoencoder, PixelSpace):
+        return autoencoder.encode(images, sample=False), 0.0
+    return images + (noise.rand_like(images) - 0.5) / 127.5, math.log2(127.5)
+
+
+def bits_per_dim(logp: Tensor, dimensions: int, offset: float = 0.0) -> Tensor:
+    """-log2 p / dimensions + offset, of log p in nats."""
+    return -logp / (math.log(2) * dimensions) + offset
+
+
+def score(
+    args: argparse.Namespace, network: Network, process: distributed.Process, *, seed: int, batch_size: int
+) -> None:
+    """Print the mean bits per dimension of the images of --data-path, with its standard error."""
+    dataset = images_of(args, network)
+    mine = range(process.rank, len(dataset), process.world_size)
+    total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
+    starts = range(0, len(mine), batch_size)
+    for start in tqdm(starts, desc="batches", disable=None if process.is_main else True):
+        indices = mine[start : start + batch_size]
+        images, y = load_batch(dataset, indices, network)
+        noise = ImageNoise(seed, indices)
+        x, offset = to_latents(images, network.autoencoder, noise)
+        probe = torch.sign(noise.rand_like(x) - 0.5)
+        logp, _ = build_sampler(args, network.transport, probe=probe)(x, network.model, y=y)
+        bits = bits_per_dim(logp, x[0].numel(), offset).double().cpu()
+        total += torch.stack([torch.tensor(float(len(bits))), bits.sum(), bits.square().sum()])
+    count, first, second = distributed.sum_over_processes(total.to(process.device)).tolist()
+    mean = first / count
+    error = math.sqrt(max(second / count - mean**2, 0) / max(count - 1, 1))
+    unit = "bits per dimension" if isinstance(network.autoencoder, PixelSpace) else "bits per latent dimension"
+    if process.is_main:
+        print(f"{mean:.4f} +- {error:.4f} {unit}, mean of {int(count)} images ({args.sampling_method})")

@@ -1,0 +1,73 @@
+"""Tensors to pictures: bytes, captioned grids, .npz files of samples."""
+
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MARGIN = 4
+MIN_TILE = 64  # smaller pictures are enlarged by whole factors, so that a pixel stays a square
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(N, 1 or 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8, clamp(127.5 x + 128, 0, 255); grey becomes three channels."""
+    pixels = torch.clamp(127.5 * images + 128.0, 0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8)
+    return pixels.expand(-1, -1, -1, 3).numpy()
+
+
+def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
+    """Pictures (N, H, W, 3) side by side, each with its caption below.
+
+    Args:
+        images: uint8 pictures.
+        captions: one for each picture.
+        columns: pictures in a row; by default a grid about twice as wide as it is high.
+    """
+    n, height, width, _ = images.shape
+    columns = columns or min(n, math.ceil(math.sqrt(2 * n)))
+    rows = math.ceil(n / columns)
+    zoom = max(1, math.ceil(MIN_TILE / max(height, width)))
+    tile_w, tile_h = width * zoom, height * zoom
+    text_h = 14 if captions else 0
+    step_x, step_y = tile_w + MARGIN, tile_h + text_h + MARGIN
+    canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    for k, image in enumerate(images):
+        x, y = MARGIN + k % columns * step_x, MARGIN + k // columns * step_y
+        canvas.paste(Image.fromarray(image).resize((tile_w, tile_h), Image.Resampling.NEAREST), (x, y))
+        if captions:
+            draw.text((x + tile_w / 2, y + tile_h + 1), captions[k], fill="black", font=font, anchor="ma")
+    return canvas
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG beside its place and rename it there, so that a half-written file never has the final name."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(beside, format="PNG")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def save_npz(pictures: Sequence[Path], path: Path) -> None:
+    """Pack PNG files into an .npz with key arr_0, (N, H, W, 3) uint8, holding one picture in memory at a time."""
+    with Image.open(pictures[0]) as first:
+        width, height = first.size
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), height, width, 3)}
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        with zipfile.ZipFile(beside, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
+            np.lib.format.write_array_header_1_0(array, header)
+            for picture in pictures:
+                with Image.open(picture) as image:
+                    array.write(np.asarray(image.convert("RGB")).tobytes())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,134 @@
+"""Sample a grid of pictures from a checkpoint.
+
+    python sample.py ODE --ckpt results/ComboStoc-XS-2-demo/ckpt.pt             # trained by `make demo`, on any CPU
+    python sample.py SDE --ckpt FILE --class-labels 207 360 387 --cfg-scale 4   # one picture a label
+    python sample.py ODE --model SiT-XL/2                                       # SiT's published weights, from the Hub
+    python sample.py ODE --ckpt FILE --likelihood --data-path FOLDER            # bits per dimension of images
+    python sample.py ODE --ckpt FILE --reverse --data-path FOLDER               # images to noise and back
+
+`python sample.py ODE --help` lists the arguments of a mode.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import distributed
+import likelihood
+from errors import UsageError, run_program
+from pictures import grid, save_image, to_uint8
+from sampling import (
+    ImageNoise,
+    Network,
+    evaluations,
+    guided,
+    load_network,
+    sampling_parser,
+    with_progress,
+)
+from train_utils import build_sampler, positive_int
+
+IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
+CFG_SCALE = 4.0
+REVERSED_IMAGES = 8
+
+
+def add_program_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("program")
+    group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
+    group.add_argument(
+        "--class-labels", type=int, nargs="+", metavar="K", help="one picture a label; default: a choice of classes"
+    )
+    group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
+    group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = sampling_parser(__doc__, add_program_args, vae="mse", cfg_scale=CFG_SCALE, reverse=True)
+    args = parser.parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        raise UsageError(f"--out {args.out} must end in .png")
+    if not args.out.parent.is_dir():
+        raise UsageError(f"--out {args.out}: folder {args.out.parent} does not exist")
+    if args.mode == "ODE" and (args.likelihood or args.reverse):
+        if args.likelihood and args.reverse:
+            raise UsageError("--likelihood and --reverse are two different jobs; give one of them")
+        likelihood.check_arguments(args, "--likelihood" if args.likelihood else "--reverse")
+    args.cfg_scale = args.cfg_scale or CFG_SCALE
+
+    process = distributed.single()
+    network = load_network(args, process.device, default_vae="mse")
+    if args.likelihood:
+        likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
+    elif args.reverse:
+        reverse(args, network)
+    else:
+        sample(args, network, process.device)
+
+
+def sample(args: argparse.Namespace, network: Network, device: torch.device) -> None:
+    """Draw one picture for each class label and write them as a grid."""
+    labels = args.class_labels or default_labels(network.config.num_classes)
+    for k in labels:
+        if not 0 <= k < network.config.num_classes:
+            raise UsageError(f"class label {k} is out of range: the model has 0 to {network.config.num_classes - 1}")
+    build_sampler(args, network.transport)  # complains about bad settings before the bar appears
+    pictures = []
+    starts = range(0, len(labels), args.batch_size)
+    total = evaluations(args)
+    with tqdm(total=total and total * len(starts), desc="model evaluations", disable=None) as bar:
+        for start in starts:
+            y = torch.tensor(labels[start : start + args.batch_size], device=device)
+            noise = ImageNoise(args.seed, range(start, start + len(y)))
+            z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, device)
+            settings = {"randn": noise.randn_like} if args.mode == "SDE" else {}
+            sampler = build_sampler(args, network.transport, **settings)
+            x = sampler(z, with_progress(guided(network.model, args.cfg_scale), bar), y=y)[-1]
+            pictures.append(to_uint8(network.autoencoder.decode(x)))
+    names = network.class_names
+    captions = [names[k] if names else str(k) for k in labels]
+    save_image(grid(np.concatenate(pictures), captions, columns_for(labels)), args.out)
+    print(f"{len(labels)} pictures in {args.out}")
+    print(f"{args.mode} {args.sampling_method}: {sampler.nfe} model evaluations a batch")
+
+
+def default_labels(num_classes: int) -> list[int]:
+    """SiT's eight ImageNet classes; otherwise up to ten classes spread over all, four rows of them if they are few."""
+    if num_classes == 1000:
+        return IMAGENET_LABELS
+    spread = sorted({round(k * (num_classes - 1) / 9) for k in range(10)})
+    return spread * 4
+
+
+def columns_for(labels: list[int]) -> int | None:
+    """A column a class when the labels repeat in cycles."""
+    cycle = len(set(labels))
+    return cycle if len(labels) > cycle and labels == labels[:cycle] * (len(labels) // cycle) else None
+
+
+def reverse(args: argparse.Namespace, network: Network) -> None:
+    """Map the first images of --data-path to noise and back; write originals above reconstructions, and the noise."""
+    dataset = likelihood.images_of(args, network)
+    images, y = likelihood.load_batch(dataset, range(min(REVERSED_IMAGES, len(dataset))), network)
+    latents = network.autoencoder.encode(images, sample=False)
+    with tqdm(desc="model evaluations", disable=None) as bar:
+        model = with_progress(network.model, bar)
+        z = build_sampler(args, network.transport, reverse=True)(latents, model, y=y)[-1]
+        back = build_sampler(args, network.transport)(z, model, y=y)[-1]
+    rows = np.concatenate([to_uint8(images), to_uint8(network.autoencoder.decode(back))])
+    save_image(grid(rows, columns=len(images)), args.out)
+    noise_file = args.out.with_suffix(".noise.npy")
+    np.save(noise_file, z.cpu().numpy())
+    error = ((back - latents).norm() / latents.norm()).item()
+    print(
+        f"noise of {len(images)} images in {args.out.with_suffix('.noise.npy')}: mean {z.mean():.3f}, std {z.std():.3f}"
+    )
+    print(f"images and their reconstructions in {args.out}; relative error {error:.2e}")
+
+
+if __name__ == "__main__":
+    run_program(main)

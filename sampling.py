@@ -1,0 +1,215 @@
+"""What the programs that sample share: a model ready to use from a checkpoint, guidance, and randomness by image."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import download
+from autoencoder import Autoencoder, load_autoencoder
+from distributed import seed_for
+from errors import UsageError
+from models import SiT
+from train_utils import (
+    MODELS,
+    ModelConfig,
+    Parser,
+    build_transport,
+    guidance_scale,
+    latent_size,
+    load_weights,
+    model_config,
+    parse_ode_args,
+    parse_sde_args,
+    parse_transport_args,
+    positive_int,
+)
+from transport import Transport
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def sampling_parser(
+    doc: str, add_program_args: Callable[[argparse.ArgumentParser], None], *, vae: str, cfg_scale: float, reverse: bool
+) -> Parser:
+    """A parser with the sub-commands ODE and SDE, each with its own group and what both share.
+
+    Args:
+        doc: the program's docstring.
+        add_program_args: adds the program's own arguments to a sub-command.
+        vae, cfg_scale: the program's defaults.
+        reverse: whether ODE offers --reverse.
+    """
+    parser = Parser(description=doc)
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="{ODE,SDE}")
+    for mode, title in (("ODE", "integrate the probability-flow ODE"), ("SDE", "integrate the SDE")):
+        sub = modes.add_parser(mode, help=title, description=title)
+        group = sub.add_argument_group("model")
+        group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
+        group.add_argument("--model", choices=list(MODELS), help="default: read from the checkpoint")
+        group.add_argument("--vae", help=f"ema, mse, none or a diffusers folder; default: as trained, or {vae}")
+        group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
+        group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
+        group = sub.add_argument_group("sampling")
+        group.add_argument(
+            "--cfg-scale", type=guidance_scale, help=f"classifier-free guidance, 1 for none; default: {cfg_scale}"
+        )
+        group.add_argument(
+            "--num-sampling-steps", type=positive_int, default=250, help="time points, both ends included"
+        )
+        add_program_args(sub)
+        if mode == "ODE":
+            parse_ode_args(sub, reverse=reverse)
+            group.add_argument("--data-path", help="images to score: a folder, or 'digits'")
+        else:
+            parse_sde_args(sub)
+            sub.set_defaults(likelihood=False, reverse=False)
+        parse_transport_args(sub)
+        sub.set_defaults(path_type=None, prediction=None, loss_weight=None)
+        for action in sub._actions:
+            if action.dest in ("path_type", "prediction", "loss_weight"):
+                action.help = f"{action.help}; default: read from the checkpoint"
+    return parser
+
+
+# ---- a model from a checkpoint -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Network:
+    """A trained model in inference mode and what belongs to it."""
+
+    model: SiT
+    config: ModelConfig
+    autoencoder: Autoencoder
+    transport: Transport
+    image_size: int
+    class_names: list[str] | None
+    path: Path
+    step: int
+
+
+def load_network(args: argparse.Namespace, device: torch.device, default_vae: str) -> Network:
+    """Load the checkpoint of the arguments; sizes, classes, path and prediction are its own.
+
+    Arguments left at None are filled in from the checkpoint.
+
+    Raises:
+        UsageError: an argument contradicts the checkpoint.
+        DataError: a file cannot be loaded.
+    """
+    name = args.ckpt or (args.model and download.pretrained_name(args.model))
+    if not name:
+        published = ", ".join(dict.fromkeys(m for _, _, m in download.PRETRAINED.values()))
+        raise UsageError(f"--ckpt FILE is needed (without it, --model with published weights: {published})")
+    path = download.locate(name)
+    content = checkpoint.load(path)
+    state = checkpoint.weights(content)
+    config = model_config(state, name)
+    trained = checkpoint.training_args(content)
+
+    def resolve(argument: str, truth: Any) -> None:
+        given = getattr(args, argument)
+        if given is not None and given != truth:
+            raise UsageError(f"--{argument.replace('_', '-')} {given} contradicts checkpoint {name}, which has {truth}")
+        setattr(args, argument, truth)
+
+    resolve("model", config.name)
+    resolve("num_classes", config.num_classes)
+    if "path_type" in trained:
+        resolve("path_type", trained["path_type"])
+        resolve("prediction", trained["prediction"])
+    args.path_type, args.prediction = args.path_type or "Linear", args.prediction or "velocity"
+
+    trained_vae = trained.get("vae") or ("none" if config.in_channels in (1, 3) else None)
+    args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
+    autoencoder = load_autoencoder(args.vae, device, config.in_channels)
+    if autoencoder.channels != config.in_channels:
+        raise UsageError(
+            f"--vae {args.vae} has {autoencoder.channels} channels, the model of checkpoint {name} {config.in_channels}"
+        )
+    if args.image_size is not None:
+        latent_size(args.image_size, autoencoder.factor, config.patch_size)
+    resolve("image_size", config.input_size * autoencoder.factor)
+
+    model = config.build()
+    load_weights(model, state, name)
+    return Network(
+        model=model.to(device).eval().requires_grad_(False),
+        config=config,
+        autoencoder=autoencoder,
+        transport=build_transport(args),
+        image_size=args.image_size,
+        class_names=content.get("class_names"),
+        path=path,
+        step=checkpoint.step(content),
+    )
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def guided(model: SiT, cfg_scale: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The model under classifier-free guidance as a function of a plain batch (x, t, y)."""
+    if cfg_scale == 1:
+        return model
+
+    def with_cfg(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        labels = torch.cat([y, torch.full_like(y, model.num_classes)])
+        return model.forward_with_cfg(torch.cat([x, x]), torch.cat([t, t]), labels, cfg_scale)[: len(x)]
+
+    return with_cfg
+
+
+class ImageNoise:
+    """The randomness of each image as a function of (seed, its index) alone.
+
+    One generator an image, on the CPU: the same numbers in any batch, on any process, on any device.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed_for(seed, "image", i)) for i in indices]
+
+    def labels(self, num_classes: int) -> Tensor:
+        """A uniform class label for each image: (N,)."""
+        return torch.cat([torch.randint(num_classes, (1,), generator=g) for g in self.generators])
+
+    def randn(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Standard normal (N, *shape)."""
+        return torch.stack([torch.randn(*shape, generator=g) for g in self.generators]).to(device)
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        """The noise of one step of an SDE."""
+        return self.randn(x.shape[1:], x.device).to(x.dtype)
+
+    def rand_like(self, x: Tensor) -> Tensor:
+        """Uniform in [0, 1), like x."""
+        return torch.stack([torch.rand(*x.shape[1:], generator=g) for g in self.generators]).to(x)
+
+
+def with_progress(model: Callable[..., Tensor], bar: tqdm) -> Callable[..., Tensor]:
+    """The model, advancing a progress bar with every evaluation."""
+
+    def evaluated(*args: Any, **kwargs: Any) -> Tensor:
+        output = model(*args, **kwargs)
+        bar.update()
+        return output
+
+    return evaluated
+
+
+def evaluations(args: argparse.Namespace) -> int | None:
+    """How often a sampler will evaluate the model, None where an adaptive solver decides."""
+    steps = args.num_sampling_steps - 1
+    if args.mode == "SDE":
+        last = args.last_step is not None and args.last_step_size > 0
+        return steps * {"Euler": 1, "Heun": 2}[args.sampling_method] + last
+    return {"euler": steps, "midpoint": 2 * steps, "heun2": 2 * steps, "heun3": 3 * steps, "rk4": 4 * steps}.get(
+        args.sampling_method
+    )

@@ -1,0 +1,311 @@
+"""Train SiT or ComboStoc.
+
+    python train.py --data-path digits --vae none --image-size 8 --num-classes 10 --model ComboStoc-XS/2 \\
+        --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1000 --num-workers 0     # minutes on any CPU
+    torchrun --nproc_per_node=8 train.py --data-path FOLDER --model ComboStoc-XL/2               # the paper, on a node
+    torchrun --nproc_per_node=8 train.py --data-path FOLDER --model SiT-XL/2                     # the baseline
+
+FOLDER holds one sub-folder a class. The experiment goes to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv, args.json,
+ckpt.pt (rolling), checkpoints/<step>.pt, samples/<step>.png. The same command again continues from ckpt.pt; --ckpt FILE
+continues any checkpoint with its training configuration. Data order and noise are functions of the seed and the step,
+so that a continued run is the run it would have been.
+"""
+
+import argparse
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import checkpoint
+import distributed
+import download
+import wandb_utils
+from autoencoder import Autoencoder, load_autoencoder
+from data import DIGITS, BatchOrder, load_dataset, native_channels
+from errors import DataError, UsageError, run_program
+from experiment import Experiment, LossWindow, plain
+from models import SiT
+from pictures import grid, save_image, to_uint8
+from sampling import ImageNoise, guided
+from train_utils import (
+    MODELS,
+    ModelConfig,
+    Parser,
+    build_transport,
+    guidance_scale,
+    interval,
+    latent_size,
+    load_weights,
+    model_config,
+    parse_transport_args,
+    positive_float,
+    positive_int,
+    typed_arguments,
+)
+from transport import ComboStocType, Sampler, Transport
+
+PREVIEW_IMAGES = 16
+
+# What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
+RESTORED = (
+    *("model", "image_size", "num_classes", "vae", "combostoc_type"),
+    *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
+    *("global_batch_size", "global_seed", "lr", "ema_decay"),
+)
+
+
+def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]]:
+    """The arguments, and the names of those typed on the command line."""
+    parser = Parser(description=__doc__)
+    types = [c.name for c in ComboStocType]
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--data-path", required=True, help=f"image folder, one sub-folder a class, or '{DIGITS}'")
+    group.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
+    group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
+    group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
+    group.add_argument("--num-workers", type=interval, default=4, help="data loading processes for each process")
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--model", choices=list(MODELS), default="ComboStoc-XL/2", help="default: ComboStoc-XL/2")
+    group.add_argument(
+        "--combostoc-type", choices=types, help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE"
+    )
+    group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
+    group.add_argument("--max-steps", type=positive_int, help="stop after so many steps, if that comes first")
+    group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
+    group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
+    group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW, constant")
+    group.add_argument("--ema-decay", type=float, default=0.9999, help="decay a step of the averaged weights")
+
+    group = parser.add_argument_group("experiment")
+    group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
+    group.add_argument("--exp", default="exp_tmp", help="name of the experiment")
+    group.add_argument("--ckpt", help="continue this checkpoint: a file, a published name, or hf://owner/repo/file")
+    group.add_argument("--log-every", type=interval, default=100, help="steps between log lines; 0 is never")
+    group.add_argument("--ckpt-every", type=interval, default=50_000, help="steps between kept checkpoints")
+    group.add_argument("--reckpt-every", type=interval, default=5_000, help="steps between rolling checkpoints")
+    group.add_argument("--sample-every", type=interval, default=10_000, help="steps between sample pictures")
+    group.add_argument("--cfg-scale", type=guidance_scale, default=4.0, help="guidance of the sample pictures")
+    group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY, ENTITY, PROJECT)")
+
+    parse_transport_args(parser)
+    args = parser.parse_args(argv)
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"argument --ema-decay: {args.ema_decay} is not in [0, 1)")
+    return args, typed_arguments(parser, argv)
+
+
+def check_arguments(args: argparse.Namespace, process: distributed.Process) -> None:
+    """Fill in the ComboStoc type, and refuse combinations that cannot work.
+
+    Raises:
+        UsageError: names the values.
+    """
+    is_sit = args.model.startswith("SiT")
+    args.combostoc_type = args.combostoc_type or ("UNSYNC_NONE" if is_sit else "UNSYNC_ALL")
+    if is_sit and args.combostoc_type != "UNSYNC_NONE":
+        raise UsageError(
+            f"{args.model} has one timestep per sample: --combostoc-type {args.combostoc_type} needs ComboStoc"
+        )
+    if args.global_batch_size % process.world_size:
+        raise UsageError(
+            f"--global-batch-size {args.global_batch_size} is not divisible by the {process.world_size} processes"
+        )
+    if args.wandb:
+        for variable in ("WANDB_KEY", "ENTITY", "PROJECT"):
+            wandb_utils.required(variable)
+
+
+# ---- continuing ----------------------------------------------------------------------------------------------------
+
+
+def restore_arguments(args: argparse.Namespace, typed: set[str], saved: dict[str, Any]) -> list[str]:
+    """Take over the training configuration of a checkpoint; a typed argument wins, with a warning that is returned."""
+    trained = checkpoint.training_args(saved)
+    warnings = []
+    for name in RESTORED:
+        if name not in trained or getattr(args, name) == trained[name]:
+            continue
+        if name in typed:
+            flag = "--" + name.replace("_", "-")
+            warnings.append(f"Warning: {flag} {getattr(args, name)} instead of the checkpoint's {trained[name]}")
+        else:
+            setattr(args, name, trained[name])
+    return warnings
+
+
+def restore_state(
+    saved: dict[str, Any], source: str, config: ModelConfig, model: SiT, ema: SiT, opt: torch.optim.Optimizer
+) -> int:
+    """Load model, EMA and optimiser from a checkpoint, or what of them it has, and return its step."""
+    state = checkpoint.weights(saved, prefer="model")
+    found = model_config(state, source)
+    if found != config:
+        raise UsageError(f"checkpoint {source} holds {found}, which is not the {config} that the arguments describe")
+    load_weights(model, state, source)
+    load_weights(ema, checkpoint.weights(saved), source)
+    if "opt" in saved:
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+        try:
+            opt.load_state_dict(saved["opt"])
+        except (ValueError, KeyError) as error:
+            raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
+        for group, own in zip(opt.param_groups, settings, strict=True):
+            group.update(own)
+    return checkpoint.step(saved)
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args, typed = parse_args(argv)
+    process = distributed.setup()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+
+    # What to continue: --ckpt, or the experiment's own rolling checkpoint.
+    rolling = Experiment.rolling_checkpoint(Experiment.path_for(args))
+    source = args.ckpt or (str(rolling) if rolling.is_file() else None)
+    saved = checkpoint.load(download.locate(source)) if source else {}
+    warnings = restore_arguments(args, typed, saved)
+    check_arguments(args, process)
+
+    # Data, autoencoder, model.
+    pixel_channels = native_channels(args.data_path)
+    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
+    patch_size = int(args.model.rpartition("/")[2])
+    input_size = latent_size(args.image_size, autoencoder.factor, patch_size)
+    config = ModelConfig(args.model, input_size, autoencoder.channels, args.num_classes, learn_sigma=True)
+    dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
+    if len(dataset.class_names) > args.num_classes:
+        raise UsageError(
+            f"--num-classes {args.num_classes} is too few for the data's {len(dataset.class_names)} classes"
+        )
+    transport = build_transport(args, args.combostoc_type)
+    torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
+    model = config.build().to(process.device)
+    ema = deepcopy(model).requires_grad_(False).eval()
+    opt = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0)
+    step = restore_state(saved, source, config, model, ema, opt) if source else 0
+    order = BatchOrder(len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step)
+    total_steps = args.epochs * order.steps_per_epoch
+    total_steps = min(total_steps, args.max_steps or total_steps)
+
+    # All that can be refused has been; from here on files are written.
+    experiment = Experiment(Experiment.path_for(args), process)
+    experiment.open(args, step)
+    log = experiment.logger.info
+    for warning in warnings:
+        log(warning)
+    log(f"Experiment folder {experiment.folder}")
+    log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    log(f"{len(dataset):,} images in {len(dataset.class_names)} classes, {order.steps_per_epoch} steps an epoch")
+    log(f"Continuing {source} from step {step} to {total_steps}" if source else f"Training for {total_steps} steps")
+    if args.wandb and process.is_main:
+        names = wandb_utils.required("ENTITY"), experiment.folder.name, wandb_utils.required("PROJECT")
+        wandb_utils.initialize(args, *names)
+
+    wrapped: nn.Module = model.train()
+    if process.world_size > 1:
+        device_ids = [process.local_rank] if process.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=device_ids)
+    loader = DataLoader(
+        dataset, batch_sampler=order, num_workers=args.num_workers, pin_memory=process.device.type == "cuda"
+    )
+    batches = iter(loader) if step < total_steps else iter(())
+    window = LossWindow(process.device)
+    bar = tqdm(initial=step, total=total_steps, desc="training", disable=None if process.is_main else True)
+    with logging_redirect_tqdm([experiment.logger]):
+        while step < total_steps:
+            torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
+            images, y = (tensor.to(process.device, non_blocking=True) for tensor in next(batches))
+            loss = transport.training_losses(wrapped, autoencoder.encode(images), {"y": y})["loss"].mean()
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            opt.step()
+            update_ema(ema, model, args.ema_decay)
+            window.add(loss)
+            step += 1
+            bar.update()
+
+            if due(args.log_every, step):
+                row = window.close(step, (step - 1) // order.steps_per_epoch, args.global_batch_size)
+                experiment.log_metrics(row)
+                if args.wandb and process.is_main:
+                    wandb_utils.log(row, step=step)
+            if not process.is_main:
+                continue
+            paths = []
+            if due(args.ckpt_every, step):
+                paths.append(experiment.kept_checkpoint(step))
+            if due(args.reckpt_every, step) or step == total_steps:
+                paths.append(Experiment.rolling_checkpoint(experiment.folder))
+            for path in paths:
+                checkpoint.save(
+                    path,
+                    {
+                        "model": model.state_dict(),
+                        "ema": ema.state_dict(),
+                        "opt": opt.state_dict(),
+                        "step": step,
+                        "args": plain(args),
+                        "class_names": dataset.class_names,
+                    },
+                )
+                log(f"Saved {path}")
+            if due(args.sample_every, step):
+                picture = preview(ema, config, autoencoder, transport, args, process.device)
+                save_image(picture, experiment.picture(step))
+                log(f"Saved {experiment.picture(step)}")
+                if args.wandb:
+                    wandb_utils.log_image(np.asarray(picture), step=step)
+    bar.close()
+    log("Done")
+    distributed.barrier()
+    if args.wandb and process.is_main:
+        wandb_utils.finish()
+    distributed.cleanup()
+
+
+def due(every: int, step: int) -> bool:
+    """Whether what happens every so many steps happens now; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay ema + (1 - decay) model."""
+    for average, p in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(p, 1 - decay)
+
+
+def preview(
+    ema: SiT,
+    config: ModelConfig,
+    autoencoder: Autoencoder,
+    transport: Transport,
+    args: argparse.Namespace,
+    device: torch.device,
+) -> Image.Image:
+    """A grid of samples of the averaged weights by the default ODE, from the same noise every time."""
+    noise = ImageNoise(args.global_seed, range(PREVIEW_IMAGES))
+    z = noise.randn((config.in_channels, config.input_size, config.input_size), device)
+    y = torch.arange(PREVIEW_IMAGES, device=device) * config.num_classes // PREVIEW_IMAGES
+    x = Sampler(transport).sample_ode()(z, guided(ema, args.cfg_scale), y=y)[-1]
+    return grid(to_uint8(autoencoder.decode(x)), [str(k) for k in y.tolist()])
+
+
+if __name__ == "__main__":
+    run_program(main)

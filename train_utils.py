@@ -1,0 +1,256 @@
+"""What the programs share: argument groups, and models, transports and samplers built from arguments."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import checkpoint
+from errors import DataError, UsageError, report
+from models import SIZES, ComboStoc_models, SiT, SiT_models
+from transport import (
+    DIFFUSION_FORMS,
+    LAST_STEPS,
+    ODE_METHODS,
+    PATHS,
+    PREDICTIONS,
+    SDE_METHODS,
+    WEIGHTS,
+    ComboStocType,
+    Sampler,
+    Transport,
+    create_transport,
+)
+from transport.sampler import SampleFn
+
+MODELS: dict[str, Callable[..., SiT]] = {**ComboStoc_models, **SiT_models}
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, printed by one process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(report(self.prog, f"{message} (see {self.prog} --help)", 2))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the program's docstring as it is, and shows defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or action.nargs == 0 or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)".strip()
+
+
+def none_or_str(value: str) -> str | None:
+    """The word None on the command line is None."""
+    return None if value == "None" else value
+
+
+def positive_int(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+    return number
+
+
+def interval(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not a number of steps (0 means never)")
+    return number
+
+
+def positive_float(value: str) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return number
+
+
+def guidance_scale(value: str) -> float:
+    number = float(value)
+    if not 1 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1, which is no guidance")
+    return number
+
+
+def parse_transport_args(parser: argparse.ArgumentParser) -> None:
+    """Add the transport group."""
+    group = parser.add_argument_group("transport")
+    group.add_argument("--path-type", choices=list(PATHS), default="Linear", help="interpolant")
+    group.add_argument("--prediction", choices=list(PREDICTIONS), default="velocity", help="what the model predicts")
+    group.add_argument(
+        "--loss-weight", type=none_or_str, choices=list(WEIGHTS), default=None, help="weight of score and noise losses"
+    )
+    group.add_argument("--sample-eps", type=float, help="distance from t = 0 and 1 in sampling; default: the path's")
+    group.add_argument("--train-eps", type=float, help="distance from t = 0 and 1 in training; default: the path's")
+
+
+def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> None:
+    """Add the ODE group. `reverse` is for programs that can start from images."""
+    group = parser.add_argument_group("ODE")
+    group.add_argument("--sampling-method", choices=ODE_METHODS, default="dopri5", help="solver of torchdiffeq")
+    group.add_argument("--atol", type=positive_float, default=1e-6, help="absolute tolerance of adaptive solvers")
+    group.add_argument("--rtol", type=positive_float, default=1e-3, help="relative tolerance of adaptive solvers")
+    if reverse:
+        group.add_argument(
+            "--reverse", action="store_true", help="map the images of --data-path to noise, and back to compare"
+        )
+    group.add_argument(
+        "--likelihood", action="store_true", help="score the images of --data-path in bits per dimension"
+    )
+
+
+def parse_sde_args(parser: argparse.ArgumentParser) -> None:
+    """Add the SDE group."""
+    group = parser.add_argument_group("SDE")
+    group.add_argument("--sampling-method", choices=SDE_METHODS, default="Euler", help="Euler-Maruyama or Heun")
+    group.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, default="sigma", help="diffusion coefficient w_t")
+    group.add_argument("--diffusion-norm", type=float, default=1.0, help="scale of the diffusion coefficient")
+    group.add_argument(
+        "--last-step", type=none_or_str, choices=LAST_STEPS, default="Mean", help="the step that ends without noise"
+    )
+    group.add_argument("--last-step-size", type=float, default=0.04, help="its size; 0 is the same as None")
+
+
+def typed_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """Names of the arguments that were given on the command line, as opposed to left at their default."""
+    untouched = object()
+    defaults = vars(parser.parse_args(argv))
+    seen = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(defaults, untouched)))
+    return {name for name, value in vars(seen).items() if value is not untouched}
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model of the registry and its sizes, all of which a state dict shows."""
+
+    name: str
+    input_size: int
+    in_channels: int
+    num_classes: int
+    learn_sigma: bool
+
+    @property
+    def patch_size(self) -> int:
+        return int(self.name.rpartition("/")[2])
+
+    def build(self, **kwargs: Any) -> SiT:
+        return MODELS[self.name](
+            input_size=self.input_size,
+            in_channels=self.in_channels,
+            num_classes=self.num_classes,
+            learn_sigma=self.learn_sigma,
+            **kwargs,
+        )
+
+
+def model_config(state: checkpoint.StateDict, source: str) -> ModelConfig:
+    """Read family, size, patch, channels, classes and learn_sigma from a state dict.
+
+    Raises:
+        DataError: it is not a model of the registries.
+    """
+    try:
+        _, num_tokens, width = state["pos_embed"].shape
+        _, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
+        num_labels = state["y_embedder.embedding_table.weight"].shape[0]
+        out_channels = state["final_layer.linear.weight"].shape[0] // patch**2
+        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+    except (KeyError, ValueError) as error:
+        raise DataError(f"checkpoint {source} holds no SiT or ComboStoc model: {error} is missing") from None
+    family = "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
+    size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
+    name = f"{family}-{size}/{patch}"
+    if name not in MODELS:
+        raise DataError(
+            f"checkpoint {source} holds a {family} of depth {depth}, width {width} and patch {patch}, "
+            f"which is none of {', '.join(MODELS)}"
+        )
+    return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
+
+
+def load_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        DataError: a tensor is missing, left over or of another shape; the first is named.
+    """
+    own = model.state_dict()
+    for key in [*own, *state]:
+        if key not in state:
+            raise DataError(f"checkpoint {source} lacks {key}")
+        if key not in own:
+            raise DataError(f"checkpoint {source} has {key}, which the model does not have")
+        if state[key].shape != own[key].shape:
+            raise DataError(
+                f"checkpoint {source} has {key} of shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
+            )
+    model.load_state_dict(state)
+
+
+def latent_size(image_size: int, factor: int, patch_size: int) -> int:
+    """Side of the model's input for an image size.
+
+    Raises:
+        UsageError: the autoencoder's factor and the patch do not divide it.
+    """
+    if image_size < 1 or image_size % (factor * patch_size):
+        raise UsageError(
+            f"--image-size {image_size} is not a multiple of {factor * patch_size} "
+            f"(autoencoder factor {factor}, patch {patch_size})"
+        )
+    return image_size // factor
+
+
+# ---- transport and samplers ----------------------------------------------------------------------------------------
+
+
+def build_transport(args: argparse.Namespace, combostoc_type: str = ComboStocType.UNSYNC_NONE.name) -> Transport:
+    """The transport of the transport group's arguments."""
+    try:
+        return create_transport(
+            args.path_type, args.prediction, args.loss_weight, args.train_eps, args.sample_eps, combostoc_type
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any) -> SampleFn:
+    """The sampler of a mode's arguments (`args.mode` is ODE or SDE); kwargs go to the sampler's method."""
+    sampler = Sampler(transport)
+    try:
+        if args.mode == "SDE":
+            return sampler.sample_sde(
+                sampling_method=args.sampling_method,
+                diffusion_form=args.diffusion_form,
+                diffusion_norm=args.diffusion_norm,
+                last_step=args.last_step,
+                last_step_size=args.last_step_size,
+                num_steps=args.num_sampling_steps,
+                **kwargs,
+            )
+        make = sampler.sample_ode_likelihood if args.likelihood else sampler.sample_ode
+        return make(
+            sampling_method=args.sampling_method,
+            num_steps=args.num_sampling_steps,
+            atol=args.atol,
+            rtol=args.rtol,
+            **kwargs,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
