@@ -59,11 +59,12 @@ class Digits(Dataset[tuple[Tensor, int]]):
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """Images of a folder in RGB, cropped to squares. The sub-folders, sorted by name, are the classes.
+    """Images of a folder, cropped to squares. The sub-folders, sorted by name, are the classes.
 
     Args:
         root: the folder.
         image_size: side of the crop in pixels.
+        channels: 3 for RGB, 1 for grey.
         flat: also accept a folder of images without sub-folders; their label is -1.
         class_names: take the class numbers from this list of names instead of from the sort order.
 
@@ -74,13 +75,20 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     native_channels = 3
 
     def __init__(
-        self, root: str | Path, image_size: int, *, flat: bool = False, class_names: list[str] | None = None
+        self,
+        root: str | Path,
+        image_size: int,
+        channels: int = 3,
+        *,
+        flat: bool = False,
+        class_names: list[str] | None = None,
     ) -> None:
         root = Path(root)
         if not root.is_dir():
             raise DataError(f"data folder {root} does not exist (or give '{DIGITS}', the embedded set)")
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         self.image_size = image_size
+        self.mode = "L" if channels == 1 else "RGB"
         self.class_names = class_names or [p.name for p in folders]
         self.paths: list[Path] = []
         self.labels: list[int] = []
@@ -109,7 +117,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                tensor = to_tensor(center_crop_arr(image.convert("RGB"), self.image_size))
+                tensor = to_tensor(center_crop_arr(image.convert(self.mode), self.image_size))
         except Exception as error:  # Pillow raises many kinds for a broken file
             raise DataError(f"image {path} cannot be read: {str(error).splitlines()[0]}") from None
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
@@ -131,12 +139,12 @@ def load_dataset(
     Args:
         data_path: an image folder, or "digits".
         image_size: side in pixels.
-        channels: 1 or 3; grey data are repeated to 3.
+        channels: 1 or 3; grey data are repeated to 3, colours made grey for 1.
         flat, class_names: see `ImageFolder`.
     """
     if data_path == DIGITS:
         return Digits(image_size, channels)
-    return ImageFolder(data_path, image_size, flat=flat, class_names=class_names)
+    return ImageFolder(data_path, image_size, channels, flat=flat, class_names=class_names)
 
 
 class BatchOrder(Sampler[list[Key]]):

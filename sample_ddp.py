@@ -117,6 +117,7 @@ def folder_name(args: argparse.Namespace, network: Network) -> str:
 def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]:
     """Everything that an image depends on."""
     ignored = {"sample_dir", "per_proc_batch_size", "num_fid_samples", "ckpt", "data_path"}
+    ignored |= {"likelihood", "reverse", "loss_weight", "train_eps"}
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
     with open(network.path, "rb") as file:
         digest = hashlib.sha256()

@@ -116,7 +116,7 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
     args.combostoc_type = args.combostoc_type or ("UNSYNC_NONE" if is_sit else "UNSYNC_ALL")
     if is_sit and args.combostoc_type != "UNSYNC_NONE":
         raise UsageError(
-            f"{args.model} has one timestep per sample: --combostoc-type {args.combostoc_type} needs ComboStoc"
+            f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )
     if args.global_batch_size % process.world_size:
         raise UsageError(
@@ -190,9 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = ModelConfig(args.model, input_size, autoencoder.channels, args.num_classes, learn_sigma=True)
     dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
     if len(dataset.class_names) > args.num_classes:
-        raise UsageError(
-            f"--num-classes {args.num_classes} is too few for the data's {len(dataset.class_names)} classes"
-        )
+        raise UsageError(f"--num-classes {args.num_classes} is less than the data's {len(dataset.class_names)} classes")
     transport = build_transport(args, args.combostoc_type)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build().to(process.device)

@@ -1,11 +1,15 @@
 """Fixtures shared by the tests: the golden arrays, exact models of Gaussian data, and small files."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -52,3 +56,67 @@ class GaussianModel:
 @pytest.fixture
 def seeded():
     torch.manual_seed(0)
+
+
+# ---- programs ------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+DIGITS_ARGS = (
+    "--data-path digits --vae none --image-size 8 --num-classes 10 --model ComboStoc-XS/4 --global-batch-size 16 "
+    "--num-workers 0"
+).split()
+
+
+def run_cli(program: str, *args: str | Path, processes: int = 0, cwd: Path, check: bool = True, **env: str):
+    """Run a program as a user does: `python program.py ...`, or under torchrun with so many processes."""
+    command = [sys.executable]
+    if processes:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(ROOT / program), *map(str, args)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    if check:
+        assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """The experiment folder of 20 steps on the digits by two gloo processes, through torchrun."""
+    folder = tmp_path_factory.mktemp("trained")
+    args = [*DIGITS_ARGS, "--max-steps", "20", "--log-every", "5", "--ckpt-every", "10", "--sample-every", "20"]
+    run_cli("train.py", *args, "--exp", "two", processes=2, cwd=folder)
+    return folder / "results" / "ComboStoc-XS-4-two"
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory) -> Path:
+    """Three classes of four colour pictures of different sizes."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for k, name in enumerate(("ant", "bee", "cat")):
+        (root / name).mkdir()
+        for i in range(4):
+            pixels = rng.integers(0, 256, (20 + 3 * i, 33 - 2 * k, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory) -> Path:
+    """A diffusers AutoencoderKL with random weights: factor 2, 4 latent channels."""
+    from diffusers.models import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        layers_per_block=1,
+        sample_size=16,
+    )
+    folder = tmp_path_factory.mktemp("vae") / "tiny"
+    vae.save_pretrained(folder)
+    return folder

@@ -1,0 +1,68 @@
+import json
+
+import pytest
+import torch
+
+from autoencoder import load_autoencoder
+from errors import DataError
+
+CPU = torch.device("cpu")
+
+
+def test_none_is_the_identity_in_the_datas_channels():
+    space = load_autoencoder("none", CPU, pixel_channels=1)
+    x = torch.randn(2, 1, 8, 8)
+    assert (space.factor, space.channels) == (1, 1)
+    assert torch.equal(space.encode(x), x) and torch.equal(space.decode(x), x)
+
+
+def test_a_local_folder(tiny_vae):
+    space = load_autoencoder(str(tiny_vae), CPU)
+    assert (space.factor, space.channels, space.scale, space.shift) == (2, 4, 0.18215, 0.0)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    mean = space.encode(images, sample=False)
+    assert mean.shape == (2, 4, 8, 8)
+    posterior = space.vae.encode(images).latent_dist
+    torch.testing.assert_close(mean, posterior.mean * 0.18215)
+    torch.testing.assert_close(space.decode(mean), space.vae.decode(posterior.mean).sample, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(1)
+    draw = space.encode(images)
+    torch.manual_seed(1)
+    torch.testing.assert_close(draw, posterior.sample() * 0.18215)
+    assert not torch.equal(draw, mean)
+    assert not any(p.requires_grad for p in space.vae.parameters())
+
+
+def test_scale_and_shift_come_from_the_configuration(tiny_vae, tmp_path):
+    for file in tiny_vae.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text()) | {"scaling_factor": 0.36, "shift_factor": 0.11}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    space, images = load_autoencoder(str(tmp_path), CPU), torch.rand(1, 3, 16, 16)
+    z = space.vae.encode(images).latent_dist.mean
+    torch.testing.assert_close(space.encode(images, sample=False), (z - 0.11) * 0.36)
+    torch.testing.assert_close(space.decode((z - 0.11) * 0.36), space.vae.decode(z).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_autoencoder_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"neither ema, mse, none nor a diffusers folder"):
+        load_autoencoder(str(tmp_path), CPU)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="could not be loaded"):
+        load_autoencoder(str(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("name", ["ema", "mse"])
+def test_published_names_are_asked_of_the_hub(name, monkeypatch, tiny_vae):
+    from diffusers.models import AutoencoderKL
+
+    asked = []
+    original = AutoencoderKL.from_pretrained
+
+    def from_pretrained(source):
+        asked.append(source)
+        return original(tiny_vae)
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", from_pretrained)
+    load_autoencoder(name, CPU)
+    assert asked == [f"stabilityai/sd-vae-ft-{name}"]

@@ -1,0 +1,152 @@
+"""Mistakes end in one line that names the value and what is accepted, and leave nothing behind."""
+
+import re
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import sample
+import sample_ddp
+import train
+from errors import run_program
+from models import ComboStoc_models, SiT_models
+
+from .conftest import DIGITS_ARGS, run_cli
+
+MAIN = {"train": train.main, "sample": sample.main, "sample_ddp": sample_ddp.main}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files and folders that are not what they should be."""
+    root = tmp_path_factory.mktemp("bad")
+    (root / "empty").mkdir()
+    (root / "flat").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "flat" / "a.png")
+    (root / "hollow" / "class").mkdir(parents=True)
+    (root / "few" / "class").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(root / "few" / "class" / "a.png")
+    good = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
+    torch.save(good, root / "good.pt")
+    torch.save(SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict(), root / "sit.pt")
+    torch.save({"w": torch.ones(3)}, root / "alien.pt")
+    torch.save({k: v for k, v in good.items() if "fc1" not in k}, root / "partial.pt")
+    (root / "truncated.pt").write_bytes((root / "good.pt").read_bytes()[:5000])
+    return root
+
+
+CASES = [
+    # program, arguments, exit code, what the line says
+    ("train", "--data-path {f}/absent", 1, "absent does not exist"),
+    ("train", "--data-path {f}/empty", 1, "empty has no sub-folders"),
+    ("train", "--data-path {f}/flat", 1, "flat has no sub-folders"),
+    ("train", "--data-path {f}/hollow", 1, "class holds no images"),
+    ("train", "--data-path {f}/few", 1, "1 images, fewer than one global batch of 16"),
+    ("train", "--model ComboStoc-XXL/2", 2, "'ComboStoc-XXL/2'.*ComboStoc-XL/2"),
+    ("train", "--combostoc-type UNSYNC", 2, "'UNSYNC'.*UNSYNC_PATCH"),
+    ("train", "--path-type linear", 2, "'linear'.*Linear.*GVP.*VP"),
+    ("train", "--prediction x0", 2, "'x0'.*velocity.*score.*noise"),
+    ("train", "--loss-weight snr", 2, "'snr'.*likelihood"),
+    ("train", "--image-size 10", 2, "--image-size 10 is not a multiple of 4"),
+    ("train", "--num-classes 9", 2, "--num-classes 9 is less than the data's 10 classes"),
+    (
+        "train",
+        "--model SiT-XS/4 --combostoc-type UNSYNC_ALL",
+        2,
+        "UNSYNC_ALL needs a ComboStoc model; SiT-XS/4 takes UNSYNC_NONE",
+    ),
+    ("train", "--vae {f}/empty", 1, "neither ema, mse, none nor a diffusers folder"),
+    ("train", "--ckpt {f}/truncated.pt", 1, "truncated.pt cannot be read"),
+    ("train", "--ckpt {f}/alien.pt", 1, "alien.pt holds no SiT or ComboStoc model"),
+    ("train", "--ckpt {f}/sit.pt", 2, "sit.pt holds .*SiT-XS/4.*ComboStoc-XS/4"),
+    ("train", "--ckpt {f}/good.pt --image-size 16", 2, "input_size=8.*input_size=16"),
+    ("train", "--ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
+    ("train", "--global-batch-size 0", 2, "0 is not a positive whole number"),
+    ("train", "--log-every -1", 2, "-1 is not a number of steps"),
+    ("train", "--lr 0", 2, "0 is not a positive number"),
+    ("train", "--ema-decay 1", 2, "1.0 is not in"),
+    ("train", "--train-eps 0.9", 2, "train_eps must lie in .*0.9"),
+    ("train", "--lerning-rate 1", 2, "--lerning-rate"),
+    ("train", "--wandb", 2, "environment variable WANDB_KEY"),
+    ("sample", "", 2, "{ODE,SDE}"),
+    ("sample", "PDE", 2, "'PDE'.*ODE.*SDE"),
+    ("sample", "ODE", 2, "--ckpt FILE is needed"),
+    ("sample", "ODE --model ComboStoc-XL/2", 2, "published weights: SiT-S/2"),
+    ("sample", "ODE --ckpt {f}/absent.pt", 1, "absent.pt does not exist"),
+    ("sample", "ODE --ckpt {f}/truncated.pt", 1, "truncated.pt cannot be read"),
+    ("sample", "ODE --ckpt {f}/alien.pt", 1, "alien.pt holds no SiT"),
+    ("sample", "ODE --ckpt {f}/good.pt --model SiT-XS/4", 2, "--model SiT-XS/4 contradicts .*ComboStoc-XS/4"),
+    ("sample", "ODE --ckpt {f}/good.pt --image-size 16", 2, "--image-size 16 contradicts .* 8"),
+    ("sample", "ODE --ckpt {f}/good.pt --image-size 9", 2, "--image-size 9 is not a multiple of 4"),
+    ("sample", "ODE --ckpt {f}/good.pt --num-classes 1000", 2, "--num-classes 1000 contradicts .* 10"),
+    ("sample", "ODE --ckpt {f}/good.pt --class-labels 3 10", 2, "class label 10 is out of range: the model has 0 to 9"),
+    ("sample", "ODE --ckpt {f}/good.pt --sampling-method Euler", 2, "'Euler'.*dopri5"),
+    ("sample", "SDE --ckpt {f}/good.pt --sampling-method euler", 2, "'euler'.*Euler.*Heun"),
+    ("sample", "SDE --ckpt {f}/good.pt --diffusion-form sgima", 2, "'sgima'.*increasing-decreasing"),
+    ("sample", "SDE --ckpt {f}/good.pt --last-step mean", 2, "'mean'.*Tweedie"),
+    ("sample", "SDE --ckpt {f}/good.pt --last-step-size 1.5", 2, "last step size must lie in .*1.5"),
+    ("sample", "SDE --ckpt {f}/good.pt --diffusion-norm -1", 2, "diffusion norm must not be negative"),
+    ("sample", "ODE --ckpt {f}/good.pt --num-sampling-steps 1", 2, "at least 2.*got 1"),
+    ("sample", "ODE --ckpt {f}/good.pt --cfg-scale 0.5", 2, "0.5 is less than 1"),
+    ("sample", "ODE --ckpt {f}/good.pt --out {f}/no/where.png", 2, "no does not exist"),
+    ("sample", "ODE --ckpt {f}/good.pt --out a.jpg", 2, "a.jpg must end in .png"),
+    ("sample", "ODE --ckpt {f}/good.pt --likelihood", 2, "give --data-path"),
+    ("sample", "ODE --ckpt {f}/good.pt --likelihood --reverse --data-path digits", 2, "two different jobs"),
+    ("sample", "ODE --ckpt {f}/good.pt --likelihood --data-path digits --cfg-scale 4", 2, "without guidance"),
+    ("sample", "ODE --ckpt {f}/good.pt --likelihood --data-path {f}/absent", 1, "absent does not exist"),
+    ("sample", "SDE --ckpt {f}/good.pt --reverse", 2, "--reverse"),
+    ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
+    ("sample_ddp", "SDE --ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
+    ("sample_ddp", "SDE --ckpt {f}/good.pt --last-step-size 1", 2, "last step size must lie in"),
+]
+
+
+@pytest.mark.parametrize(("program", "arguments", "code", "line"), CASES)
+def test_one_line_and_nothing_left(program, arguments, code, line, files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{program}.py"])
+    for variable in ("WANDB_KEY", "ENTITY", "PROJECT", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    argv = arguments.format(f=files).split()
+    if program == "train":
+        argv = [*DIGITS_ARGS, "--max-steps", "1", *argv]
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: MAIN[program](argv))
+    message = capsys.readouterr().err
+    assert exit_.value.code == code, message
+    assert message.count("\n") == 1 and message.startswith(f"{program}.py"), message
+    assert re.search(line, message), message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_from_a_shell(files, tmp_path):
+    for arguments, code in ((["--data-path", files / "absent"], 1), (["--data-path", "digits", "--model", "x"], 2)):
+        result = run_cli("train.py", *arguments, "--vae", "none", cwd=tmp_path, check=False)
+        assert result.returncode == code
+        assert result.stderr.startswith("train.py: error: ") and result.stderr.count("\n") == 1
+        assert result.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_not_divisible_by_the_processes(tmp_path):
+    args = [*DIGITS_ARGS, "--global-batch-size", "15"]
+    result = run_cli("train.py", *args, processes=2, cwd=tmp_path, check=False)
+    assert result.returncode == 1  # torchrun's own
+    line = "train.py: error: --global-batch-size 15 is not divisible by the 2 processes"
+    assert result.stderr.count(line) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_broken_picture_is_named_without_a_traceback(workers, tmp_path):
+    (tmp_path / "data" / "class").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / "class" / f"{i}.png")
+    (tmp_path / "data" / "class" / "4.png").write_bytes(b"not a picture")
+    args = [*DIGITS_ARGS, "--data-path", tmp_path / "data", "--global-batch-size", "5", "--num-workers", workers]
+    result = run_cli("train.py", *args, cwd=tmp_path, check=False)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert (
+        result.stderr.splitlines()[-1].startswith("train.py: error: image ") and "4.png cannot be read" in result.stderr
+    )

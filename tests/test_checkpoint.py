@@ -1,0 +1,112 @@
+import argparse
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import checkpoint
+from errors import DataError
+
+
+def test_round_trip(tmp_path):
+    content = {"model": {"w": torch.randn(3)}, "step": 7, "args": {"lr": 1e-4, "vae": None}, "class_names": ["a"]}
+    checkpoint.save(tmp_path / "a.pt", content)
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert torch.equal(loaded["model"]["w"], content["model"]["w"])
+    assert {k: loaded[k] for k in ("step", "args", "class_names")} == {
+        k: content[k] for k in ("step", "args", "class_names")
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", {"step": 1})
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        checkpoint.save(tmp_path / "a.pt", {"step": lambda: 2})
+    assert checkpoint.load(tmp_path / "a.pt") == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def predecessor_checkpoint(model_state: dict, **args) -> dict:
+    """The layout that SiT's and ComboStoc's train.py write."""
+    parameters = [torch.nn.Parameter(v.clone()) for v in model_state.values()]
+    opt = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0)
+    return {"model": model_state, "ema": model_state, "opt": opt.state_dict(), "args": argparse.Namespace(**args)}
+
+
+def test_the_predecessors_layout_loads_with_its_namespace(tmp_path):
+    torch.save(predecessor_checkpoint({"w": torch.ones(2)}, model="SiT-XL/2", num_classes=1000), tmp_path / "a.pt")
+    loaded = checkpoint.load(tmp_path / "a.pt")
+    assert checkpoint.training_args(loaded) == {"model": "SiT-XL/2", "num_classes": 1000}
+    assert torch.equal(checkpoint.weights(loaded)["w"], torch.ones(2))
+    assert checkpoint.step(loaded) == 0
+
+
+def test_step_of_a_file_that_does_not_say_is_the_optimisers():
+    w = torch.nn.Parameter(torch.ones(2))
+    opt = torch.optim.AdamW([w])
+    for _ in range(3):
+        w.grad = torch.ones(2)
+        opt.step()
+    assert checkpoint.step({"opt": opt.state_dict()}) == 3
+    assert checkpoint.step({"opt": opt.state_dict(), "step": 11}) == 11
+
+
+def test_weights_prefers_the_average():
+    both = {"model": {"w": torch.zeros(1)}, "ema": {"w": torch.ones(1)}}
+    assert checkpoint.weights(both)["w"] == 1 and checkpoint.weights(both, prefer="model")["w"] == 0
+    assert checkpoint.weights({"w": torch.ones(1)}) == {"w": torch.ones(1)}  # EMA-only files
+    assert checkpoint.weights({"ema": {"w": torch.ones(1)}}, prefer="model")["w"] == 1
+    with pytest.raises(DataError, match="no model weights"):
+        checkpoint.weights({"step": 3})
+
+
+def test_safetensors(tmp_path):
+    save_file({"w": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert torch.equal(checkpoint.weights(checkpoint.load(tmp_path / "a.safetensors"))["w"], torch.arange(3.0))
+
+
+class Payload:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, legacy):
+    content = {"model": {"w": torch.ones(1)}, "args": Payload(tmp_path / "owned")}
+    torch.save(content, tmp_path / "evil.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(DataError, match=r"evil\.pt cannot be read: it holds Python objects"):
+        checkpoint.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_truncated_files_are_named(tmp_path, suffix, keep):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pt":
+        checkpoint.save(path, {"model": {"w": torch.randn(100, 100)}})
+    else:
+        save_file({"w": torch.randn(100, 100)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(keep if keep >= 1 or keep == 0 else keep * len(whole))])
+    with pytest.raises(DataError, match=rf"a{suffix} cannot be read"):
+        checkpoint.load(path)
+
+
+def test_other_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.pt does not exist"):
+        checkpoint.load(tmp_path / "absent.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(DataError, match=r"list\.pt holds a list"):
+        checkpoint.load(tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(DataError, match=r"text\.pt cannot be read"):
+        checkpoint.load(tmp_path / "text.pt")

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import checkpoint
+import sample
+from models import SiT_models
+
+from .conftest import run_cli
+from .test_checkpoint import predecessor_checkpoint
+
+FAST = ["--num-sampling-steps", "4"]
+
+
+def picture(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize("mode", ["ODE", "SDE"])
+def test_from_the_command_line(trained, tmp_path, mode):
+    """Nothing about the model is retyped; ten classes, four rows, a caption for each."""
+    result = run_cli("sample.py", mode, "--ckpt", trained / "ckpt.pt", *FAST, cwd=tmp_path)
+    assert "40 pictures in sample.png" in result.stdout and "model evaluations" in result.stdout
+    assert picture(tmp_path / "sample.png").shape == (4 * 82 + 4, 10 * 68 + 4, 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["sample.png"]
+
+
+def run(trained, tmp_path, *args: str, mode: str = "SDE", name: str = "a.png") -> np.ndarray:
+    """sample.py in this process."""
+    sample.main([mode, "--ckpt", str(trained / "ckpt.pt"), *FAST, "--out", str(tmp_path / name), *args])
+    return picture(tmp_path / name)
+
+
+def test_the_seed_decides(trained, tmp_path):
+    first = run(trained, tmp_path, "--class-labels", "1", "2")
+    assert np.array_equal(first, run(trained, tmp_path, "--class-labels", "1", "2"))
+    assert not np.array_equal(first, run(trained, tmp_path, "--class-labels", "1", "2", "--seed", "1"))
+
+
+@pytest.mark.parametrize("mode", ["ODE", "SDE"])
+def test_the_batch_size_does_not(trained, tmp_path, mode):
+    labels = ["--class-labels", "1", "2", "3", "4", "5"]
+    flags = labels + (["--sampling-method", "midpoint"] if mode == "ODE" else [])
+    whole = run(trained, tmp_path, *flags, mode=mode)
+    parts = run(trained, tmp_path, *flags, "--batch-size", "2", mode=mode)
+    assert abs(whole.astype(int) - parts).max() <= 1
+
+
+def test_labels_and_guidance_reach_the_model(tmp_path):
+    """With weights that are not zero, another label or guidance gives another picture."""
+    torch.manual_seed(0)
+    model = SiT_models["SiT-XS/4"](input_size=8, in_channels=3, num_classes=10)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    torch.save(model.state_dict(), tmp_path / "ckpt.pt")
+    base = run(tmp_path, tmp_path, "--class-labels", "1", "--cfg-scale", "1")
+    assert not np.array_equal(base, run(tmp_path, tmp_path, "--class-labels", "1", "--cfg-scale", "4"))
+    assert not np.array_equal(base, run(tmp_path, tmp_path, "--class-labels", "2", "--cfg-scale", "1"))
+
+
+def test_default_labels():
+    assert sample.default_labels(1000) == [207, 360, 387, 974, 88, 979, 417, 279]
+    assert sample.default_labels(10) == list(range(10)) * 4
+    assert sample.default_labels(3) == [0, 1, 2] * 4
+    assert sample.default_labels(1) == [0] * 4
+    assert len(sample.default_labels(100)) == 40 and max(sample.default_labels(100)) == 99
+    assert sample.columns_for([0, 1, 2] * 4) == 3 and sample.columns_for([5, 3, 1]) is None
+
+
+def test_learn_sigma_is_read_from_the_checkpoint(tmp_path):
+    """Also from EMA-only files, .safetensors and the predecessors' layout."""
+    for learn_sigma in (False, True):
+        torch.manual_seed(0)
+        model = SiT_models["SiT-XS/4"](input_size=8, in_channels=3, num_classes=5, learn_sigma=learn_sigma)
+        state = model.state_dict()
+        torch.save(predecessor_checkpoint(state, model="SiT-XS/4", vae="none"), tmp_path / "ckpt.pt")
+        old = run(tmp_path, tmp_path, mode="ODE")
+        torch.save(state, tmp_path / "ckpt.pt")
+        assert np.array_equal(run(tmp_path, tmp_path, mode="ODE"), old)
+        save_file(state, tmp_path / "ema.safetensors")
+        sample.main(["ODE", "--ckpt", str(tmp_path / "ema.safetensors"), *FAST, "--out", str(tmp_path / "b.png")])
+        assert np.array_equal(picture(tmp_path / "b.png"), old)
+
+
+def test_the_path_of_the_training_is_the_path_of_the_sampling(trained, tmp_path):
+    content = checkpoint.load(trained / "ckpt.pt")
+    content["args"]["path_type"] = "GVP"
+    checkpoint.save(tmp_path / "ckpt.pt", content)
+    assert not np.array_equal(run(tmp_path, tmp_path), run(trained, tmp_path))
+
+
+def test_reverse_goes_to_noise_and_back(trained, tmp_path):
+    result = run_cli(
+        *("sample.py", "ODE", "--ckpt", trained / "ckpt.pt", "--reverse", "--data-path", "digits"),
+        *("--sampling-method", "rk4", "--num-sampling-steps", "41"),
+        cwd=tmp_path,
+    )
+    error = float(result.stdout.split("relative error ")[1])
+    assert error < 1e-3
+    assert np.load(tmp_path / "sample.noise.npy").shape == (8, 1, 8, 8)
+    assert picture(tmp_path / "sample.png").shape[0] == 2 * 68 + 4
+
+
+def test_sampling_in_latent_space(tmp_path, tiny_vae):
+    torch.manual_seed(0)
+    state = SiT_models["SiT-XS/4"](input_size=8, in_channels=4, num_classes=5).state_dict()
+    torch.save(predecessor_checkpoint(state, vae=str(tiny_vae)), tmp_path / "ckpt.pt")
+    assert run(tmp_path, tmp_path, "--class-labels", "1").shape == (64 + 14 + 8, 72, 3)  # 16 pixels, enlarged 4 times

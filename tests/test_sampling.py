@@ -1,0 +1,62 @@
+import argparse
+
+import pytest
+import torch
+
+from sampling import ImageNoise, evaluations, guided
+from train_utils import build_sampler
+from transport import create_transport
+
+from .conftest import GaussianModel
+from .test_models import random_model
+
+
+def test_noise_of_an_image_does_not_depend_on_its_batch():
+    whole = ImageNoise(3, range(8))
+    labels, z = whole.labels(10), whole.randn((2, 4, 4), torch.device("cpu"))
+    steps = [whole.randn_like(z) for _ in range(3)]
+    for indices in ([0, 1, 2], [5], [7, 3]):
+        part = ImageNoise(3, indices)
+        assert torch.equal(part.labels(10), labels[indices])
+        assert torch.equal(part.randn((2, 4, 4), torch.device("cpu")), z[indices])
+        for step in steps:
+            assert torch.equal(part.randn_like(z[indices]), step[indices])
+    assert not torch.equal(ImageNoise(4, range(8)).randn((2, 4, 4), torch.device("cpu")), z)
+
+
+def test_noise_and_labels_have_their_distributions():
+    noise = ImageNoise(0, range(2000))
+    labels, z = noise.labels(10), noise.randn((3, 4, 4), torch.device("cpu"))
+    assert labels.bincount().min() > 140 and labels.bincount().numel() == 10
+    assert abs(z.mean()) < 0.02 and abs(z.std() - 1) < 0.02
+    assert abs((z[:-1] * z[1:]).mean()) < 0.02  # neighbouring images are unrelated
+
+
+def test_guidance_is_that_of_the_model_on_a_plain_batch():
+    model = random_model().eval()
+    x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 3])
+    null = torch.full_like(y, model.num_classes)
+    expected = model.forward_with_cfg(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), 2.5)[:3]
+    torch.testing.assert_close(guided(model, 2.5)(x, t, y=y), expected)
+    torch.testing.assert_close(guided(model, 1)(x, t, y=y), model(x, t, y))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "SDE", "sampling_method": "Euler", "last_step": "Mean"},
+        {"mode": "SDE", "sampling_method": "Heun", "last_step": None},
+        {"mode": "ODE", "sampling_method": "euler"},
+        {"mode": "ODE", "sampling_method": "heun2"},
+        {"mode": "ODE", "sampling_method": "heun3"},
+        {"mode": "ODE", "sampling_method": "rk4"},
+    ],
+)
+def test_the_progress_bars_total_is_what_the_sampler_does(settings):
+    rest = {"diffusion_form": "sigma", "diffusion_norm": 1.0, "last_step_size": 0.04, "likelihood": False}
+    args = argparse.Namespace(**(rest | settings), num_sampling_steps=9, atol=1e-6, rtol=1e-3)
+    transport = create_transport()
+    sampler = build_sampler(args, transport)
+    sampler(torch.randn(2, 3), GaussianModel(transport.path_sampler, "velocity", 0.0, 1.0))
+    assert sampler.nfe == evaluations(args)
+    assert evaluations(argparse.Namespace(mode="ODE", sampling_method="dopri5", num_sampling_steps=9)) is None

@@ -1,0 +1,168 @@
+import argparse
+import csv
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+import train
+from models import ComboStoc_models, SiT_models
+from train_utils import model_config
+
+from .conftest import DIGITS_ARGS, run_cli
+from .test_checkpoint import predecessor_checkpoint
+
+
+def run(tmp_path, *args: str, steps: int = 2, exp: str = "x"):
+    """train.py in this process."""
+    train.main([*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", str(steps), "--exp", exp, *args])
+    return tmp_path / f"ComboStoc-XS-4-{exp}"
+
+
+def metrics(folder) -> list[dict]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
+def tensors_of(path):
+    content = checkpoint.load(path)
+    opt = {f"opt.{k}.{name}": v for k, s in content["opt"]["state"].items() for name, v in s.items()}
+    return {f"{part}.{k}": v for part in ("model", "ema") for k, v in content[part].items()} | opt
+
+
+def assert_equal_bit_for_bit(a, b):
+    a, b = tensors_of(a), tensors_of(b)
+    assert a.keys() == b.keys()
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+
+
+def test_a_run_through_torchrun_leaves_what_it_should(trained):
+    files = {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()}
+    assert files == {
+        *("ckpt.pt", "log.txt", "metrics.csv", "args.json", "samples/0000020.png"),
+        *("checkpoints/0000010.pt", "checkpoints/0000020.pt"),
+    }
+    content = checkpoint.load(trained / "ckpt.pt")
+    assert list(content) == ["model", "ema", "opt", "step", "args", "class_names"]
+    assert content["step"] == 20 and content["args"]["combostoc_type"] == "UNSYNC_ALL"
+    assert content["args"] == json.loads((trained / "args.json").read_text())
+    assert model_config(content["ema"], "x").name == "ComboStoc-XS/4"
+    rows = metrics(trained)
+    assert [int(r["step"]) for r in rows] == [5, 10, 15, 20]
+    assert all(float(r["images_per_sec"]) > 0 and 0 < float(r["loss"]) < 5 for r in rows)
+    log = (trained / "log.txt").read_text()
+    for row in rows:
+        assert f"(step={int(row['step']):07d}) loss {float(row['loss']):.4f}" in log
+    assert "steps/s" in log and "images/s" in log
+    with Image.open(trained / "samples" / "0000020.png") as picture:
+        assert np.asarray(picture).std() > 0
+
+
+def test_one_process_through_the_command_line(tmp_path, trained):
+    """Also with workers; the global batch is the same as with two processes, its noise is not."""
+    args = [*DIGITS_ARGS, "--num-workers", "2", "--max-steps", "20", "--exp", "one"]
+    run_cli("train.py", *args, cwd=tmp_path)
+    one = checkpoint.load(tmp_path / "results" / "ComboStoc-XS-4-one" / "ckpt.pt")
+    two = checkpoint.load(trained / "ckpt.pt")
+    assert one["step"] == 20
+    key = "blocks.0.attn.qkv.weight"  # the same initialisation, nearly the same data: close, not equal
+    assert not torch.equal(one["model"][key], two["model"][key])
+    torch.testing.assert_close(one["model"][key], two["model"][key], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers):
+    """Model, average, optimiser and the log's steps, across an epoch's end (112 steps of 16 images an epoch)."""
+    flags = ("--num-workers", workers, "--log-every", "3", "--global-batch-size", "256")  # 7 steps an epoch
+    whole = run(tmp_path, *flags, steps=12, exp="whole")
+    for steps in (5, 6, 12):
+        parts = run(tmp_path, *flags, steps=steps, exp="parts")
+    assert_equal_bit_for_bit(whole / "ckpt.pt", parts / "ckpt.pt")
+    assert f"Continuing {parts / 'ckpt.pt'} from step 6 to 12" in (parts / "log.txt").read_text()
+    steps_logged = [[r["step"] for r in metrics(f)] for f in (whole, parts)]
+    assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
+
+
+def test_ckpt_continues_a_file_with_its_configuration(tmp_path, capsys):
+    whole = run(tmp_path, "--path-type", "GVP", "--lr", "1e-3", "--ckpt-every", "2", steps=4, exp="whole")
+    kept = whole / "checkpoints" / "0000002.pt"
+    assert_equal_bit_for_bit(run(tmp_path, "--ckpt", str(kept), steps=4, exp="again") / "ckpt.pt", whole / "ckpt.pt")
+    other = run(tmp_path, "--ckpt", str(kept), "--lr", "2e-3", "--path-type", "Linear", steps=4, exp="other")
+    log = (other / "log.txt").read_text()
+    assert "Warning: --lr 0.002 instead of the checkpoint's 0.001" in log
+    assert "Warning: --path-type Linear instead of the checkpoint's GVP" in log
+    content = checkpoint.load(other / "ckpt.pt")
+    assert content["opt"]["param_groups"][0]["lr"] == 2e-3 and content["args"]["path_type"] == "Linear"
+
+
+def test_a_checkpoint_in_the_predecessors_layout_continues(tmp_path):
+    """No step, an argparse.Namespace, and an optimiser over all parameters."""
+    torch.manual_seed(0)
+    model = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
+    for _ in range(3):
+        model(torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([0, 1])).square().sum().backward()
+        opt.step()
+    namespace = argparse.Namespace(model="ComboStoc-XS/4", image_size=8, num_classes=10, path_type="GVP", vae="none")
+    state = model.state_dict()
+    torch.save({"model": state, "ema": state, "opt": opt.state_dict(), "args": namespace}, tmp_path / "old.pt")
+    folder = run(tmp_path, "--ckpt", str(tmp_path / "old.pt"), steps=5)
+    content = checkpoint.load(folder / "ckpt.pt")
+    assert content["step"] == 5 and content["args"]["path_type"] == "GVP"
+    assert content["opt"]["state"][1]["step"] == 5
+
+
+def test_weights_alone_start_at_step_0(tmp_path):
+    state = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
+    torch.save(state, tmp_path / "ema.pt")
+    assert checkpoint.load(run(tmp_path, "--ckpt", str(tmp_path / "ema.pt")) / "ckpt.pt")["step"] == 2
+    assert predecessor_checkpoint({"w": torch.ones(1)})["args"] == argparse.Namespace()
+
+
+TRANSPORTS = [
+    *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], train.ComboStocType.__members__),
+    *itertools.product(["Linear", "GVP", "VP"], ["score", "noise"], ["None", "velocity", "likelihood"], ["UNSYNC_ALL"]),
+]
+
+
+@pytest.mark.parametrize(("path", "prediction", "weight", "kind"), TRANSPORTS)
+def test_every_choice_of_the_transport_flags_trains(tmp_path, path, prediction, weight, kind):
+    flags = ["--path-type", path, "--prediction", prediction, "--loss-weight", weight, "--combostoc-type", kind]
+    folder = run(tmp_path, *flags, "--log-every", "1")
+    losses = [float(r["loss"]) for r in metrics(folder)]
+    assert np.isfinite(losses).all()
+    assert all(v.isfinite().all() for v in checkpoint.load(folder / "ckpt.pt")["model"].values())
+
+
+def test_training_in_latent_space_from_an_image_folder(tmp_path, image_folder, tiny_vae):
+    """Pictures through a real AutoencoderKL; SiT takes one timestep per sample by default."""
+    args = ["--data-path", image_folder, "--vae", tiny_vae, "--image-size", "16", "--num-classes", "3"]
+    args += ["--model", "SiT-XS/2", "--global-batch-size", "4", "--num-workers", "0", "--max-steps", "3"]
+    train.main([*map(str, args), "--sample-every", "3", "--results-dir", str(tmp_path)])
+    content = checkpoint.load(tmp_path / "SiT-XS-2-exp_tmp" / "ckpt.pt")
+    assert content["args"]["combostoc_type"] == "UNSYNC_NONE" and content["class_names"] == ["ant", "bee", "cat"]
+    config = model_config(content["ema"], "x")
+    assert (config.name, config.input_size, config.in_channels, config.num_classes) == ("SiT-XS/2", 8, 4, 3)
+    assert set(content["model"]) == set(SiT_models["SiT-XS/2"](input_size=8, num_classes=3).state_dict())
+
+
+def test_training_learns(tmp_path):
+    folder = run(tmp_path, "--lr", "2e-3", "--log-every", "30", "--global-batch-size", "64", steps=90)
+    losses = [float(r["loss"]) for r in metrics(folder)]
+    assert losses[2] < 0.75 * losses[0]
+
+
+def test_the_average_is_an_exponential_one():
+    average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    expected = 0.9 * average.weight.detach() + 0.1 * model.weight.detach()
+    train.update_ema(average, model, 0.9)
+    torch.testing.assert_close(average.weight.detach(), expected)
+
+
+def test_an_interval_of_zero_is_never(tmp_path):
+    flags = [f for name in ("log", "ckpt", "reckpt", "sample") for f in (f"--{name}-every", "0")]
+    folder = run(tmp_path, *flags, steps=2)
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["args.json", "ckpt.pt", "log.txt"]
