@@ -42,7 +42,10 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
         x, y = MARGIN + k % columns * step_x, MARGIN + k // columns * step_y
         canvas.paste(Image.fromarray(image).resize((tile_w, tile_h), Image.Resampling.NEAREST), (x, y))
         if captions:
-            draw.text((x + tile_w / 2, y + tile_h + 1), captions[k], fill="black", font=font, anchor="ma")
+            caption = captions[k]
+            while draw.textlength(caption, font=font) > tile_w:
+                caption = caption[:-1]
+            draw.text((x + tile_w / 2, y + tile_h + 1), caption, fill="black", font=font, anchor="ma")
     return canvas
 
 

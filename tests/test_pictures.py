@@ -26,6 +26,12 @@ def test_grid_holds_every_picture_enlarged_by_whole_factors():
         assert caption.min() < 128  # something is written there
 
 
+def test_a_long_caption_stays_under_its_picture():
+    images = np.zeros((2, 64, 64, 3), np.uint8)
+    picture = np.asarray(grid(images, ["a very long name of a class", ""], columns=2))
+    assert picture[4 + 64 :, 4 + 64 + 4 :].min() == 255 and picture[4 + 64 :, : 4 + 64].min() < 128
+
+
 def test_eight_pictures_make_the_grid_of_sit():
     width, height = grid(np.zeros((8, 64, 64, 3), np.uint8)).size
     assert (width // 64, height // 64) == (4, 2)
