@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from errors import DataError
+from errors import DataError, first_line
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 
@@ -48,8 +48,8 @@ class LatentSpace:
         try:
             self.vae = AutoencoderKL.from_pretrained(source).to(device).eval().requires_grad_(False)
         except Exception as error:  # diffusers and the Hub raise many kinds
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"autoencoder {source} could not be loaded: {reason}") from error
+            advice = " (without network, give --vae a diffusers folder or none)" if source in PUBLISHED.values() else ""
+            raise DataError(f"autoencoder {source} could not be loaded: {first_line(error)}{advice}") from error
         config = self.vae.config
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.channels = config.latent_channels

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from errors import DataError
+from errors import DataError, first_line
 
 StateDict = dict[str, torch.Tensor]
 
@@ -46,9 +46,8 @@ def load(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            reason = "it holds Python objects, which are not loaded"
+        is_code = "weights_only" in str(error) or "Unsupported" in str(error)
+        reason = "it holds Python objects, which are not loaded" if is_code else first_line(error)
         raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path} holds a {type(content).__name__}, not a dict of tensors")

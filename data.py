@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from distributed import seed_for
-from errors import DataError
+from errors import DataError, first_line
 
 DIGITS = "digits"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
@@ -119,7 +119,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             with Image.open(path) as image:
                 tensor = to_tensor(center_crop_arr(image.convert(self.mode), self.image_size))
         except Exception as error:  # Pillow raises many kinds for a broken file
-            raise DataError(f"image {path} cannot be read: {str(error).splitlines()[0]}") from None
+            raise DataError(f"image {path} cannot be read: {first_line(error)}") from None
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
 
 

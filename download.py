@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import checkpoint
-from errors import DataError
+from errors import DataError, first_line
 
 # SiT's published EMA weights, trained on ImageNet at 256 x 256 pixels: name -> (repository, file, model)
 PRETRAINED = {
@@ -57,5 +57,6 @@ def _fetch(repository: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # network, authorisation, a missing file: the Hub raises many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{file} could not be fetched from the Hub repository {repository}: {reason}") from error
+        raise DataError(
+            f"{file} could not be fetched from the Hub repository {repository}: {first_line(error)}"
+        ) from error

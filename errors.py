@@ -13,6 +13,12 @@ class DataError(Exception):
     """A file or folder that is missing or is not what it should be. Exit code 1."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main; end on a user's mistake with one line instead of a traceback."""
     name = os.path.basename(sys.argv[0])

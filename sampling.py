@@ -17,6 +17,7 @@ from distributed import seed_for
 from errors import UsageError
 from models import SiT
 from train_utils import (
+    MODEL_NAMES,
     MODELS,
     ModelConfig,
     Parser,
@@ -52,7 +53,9 @@ def sampling_parser(
         sub = modes.add_parser(mode, help=title, description=title)
         group = sub.add_argument_group("model")
         group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
-        group.add_argument("--model", choices=list(MODELS), help="default: read from the checkpoint")
+        group.add_argument(
+            "--model", choices=list(MODELS), metavar="MODEL", help=f"{MODEL_NAMES}; default: read from the checkpoint"
+        )
         group.add_argument("--vae", help=f"ema, mse, none or a diffusers folder; default: as trained, or {vae}")
         group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
         group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
@@ -71,10 +74,12 @@ def sampling_parser(
             parse_sde_args(sub)
             sub.set_defaults(likelihood=False, reverse=False)
         parse_transport_args(sub)
-        sub.set_defaults(path_type=None, prediction=None, loss_weight=None)
+        sub.set_defaults(path_type=None, prediction=None)
         for action in sub._actions:
-            if action.dest in ("path_type", "prediction", "loss_weight"):
+            if action.dest in ("path_type", "prediction"):
                 action.help = f"{action.help}; default: read from the checkpoint"
+            elif action.dest in ("loss_weight", "train_eps"):
+                action.help = "of training; accepted, and without effect here"
     return parser
 
 
@@ -126,6 +131,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         resolve("path_type", trained["path_type"])
         resolve("prediction", trained["prediction"])
     args.path_type, args.prediction = args.path_type or "Linear", args.prediction or "velocity"
+    args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
     trained_vae = trained.get("vae") or ("none" if config.in_channels in (1, 3) else None)
     args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)

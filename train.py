@@ -38,6 +38,7 @@ from models import SiT
 from pictures import grid, save_image, to_uint8
 from sampling import ImageNoise, guided
 from train_utils import (
+    MODEL_NAMES,
     MODELS,
     ModelConfig,
     Parser,
@@ -77,7 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--num-workers", type=interval, default=4, help="data loading processes for each process")
 
     group = parser.add_argument_group("training")
-    group.add_argument("--model", choices=list(MODELS), default="ComboStoc-XL/2", help="default: ComboStoc-XL/2")
+    group.add_argument("--model", choices=list(MODELS), default="ComboStoc-XL/2", metavar="MODEL", help=MODEL_NAMES)
     group.add_argument(
         "--combostoc-type", choices=types, help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE"
     )

@@ -26,6 +26,7 @@ from transport import (
 from transport.sampler import SampleFn
 
 MODELS: dict[str, Callable[..., SiT]] = {**ComboStoc_models, **SiT_models}
+MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
