@@ -1,5 +1,6 @@
 """Training images: a folder with one sub-folder a class, or the embedded digits; and the order they are visited in."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+import progress
 from distributed import seed_for
 from errors import DataError, first_line
 
@@ -58,6 +60,19 @@ class Digits(Dataset[tuple[Tensor, int]]):
         return self.images[index], self.labels[index]
 
 
+def image_files(folder: Path) -> list[str]:
+    """Paths of the images in a folder and below, sorted; symbolic links are followed, loops are not."""
+    found, seen = [], set()
+    for directory, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        found += [os.path.join(directory, n) for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+    return sorted(found)
+
+
 class ImageFolder(Dataset[tuple[Tensor, int]]):
     """Images of a folder, cropped to squares. The sub-folders, sorted by name, are the classes.
 
@@ -90,20 +105,20 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         self.image_size = image_size
         self.mode = "L" if channels == 1 else "RGB"
         self.class_names = class_names or [p.name for p in folders]
-        self.paths: list[Path] = []
+        self.paths: list[str] = []
         self.labels: list[int] = []
         if not folders and flat:
             self._add(root, -1)
         elif not folders:
             raise DataError(f"data folder {root} has no sub-folders; it needs one for each class, with images in it")
-        for folder in folders:
+        for folder in progress.bar(folders, desc=f"classes of {root}"):
             if folder.name not in self.class_names:
                 known = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
                 raise DataError(f"folder {folder} is no class that the model was trained on ({known})")
             self._add(folder, self.class_names.index(folder.name))
 
     def _add(self, folder: Path, label: int) -> None:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        paths = image_files(folder)
         if not paths:
             raise DataError(f"folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         self.paths += paths

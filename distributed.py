@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from errors import UsageError
+from errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Process:
 
 def setup() -> Process:
     """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one."""
-    if "RANK" not in os.environ:
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
         return single()
     rank, local_rank, world_size = (int(os.environ[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     if torch.cuda.is_available():
@@ -36,7 +38,15 @@ def setup() -> Process:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size)
+    on_gpu = device.type == "cuda"
+    # Long enough for one process to write what all wait for: an .npz, a checkpoint on slow storage.
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(hours=2),
+        device_id=device if on_gpu else None,
+    )
     return Process(rank, local_rank, world_size, device)
 
 
@@ -62,6 +72,31 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def from_main(make: Callable[[], str]) -> str:
+    """A string that the first process makes and all get."""
+    if not dist.is_initialized():
+        return make()
+    values = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(values)
+    return str(values[0])
+
+
+def check_agreement(value: int, what: str, device: torch.device) -> None:
+    """Make sure that all processes have the same value.
+
+    Raises:
+        DataError: they do not, for instance because nodes do not share a file system.
+    """
+    if dist.is_initialized():
+        extremes = torch.tensor([value, -value], device=device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        highest, lowest = extremes[0].item(), -extremes[1].item()
+        if highest != lowest:
+            raise DataError(
+                f"the processes disagree on {what}, from {lowest} to {highest}: do all nodes see one folder?"
+            )
 
 
 def seed_for(*parts: int | str) -> int:

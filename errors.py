@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -29,12 +30,25 @@ def run_program(main: Callable[[], None]) -> None:
     except DataError as error:
         # A data-loading worker wraps the message in its traceback; the last line is ours.
         sys.exit(report(name, str(error).strip().splitlines()[-1].removeprefix("errors.DataError: "), 1))
+    except OSError as error:
+        if not error.filename:
+            raise
+        sys.exit(report(name, f"{error.filename}: {error.strerror}", 1))
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error):
+            raise
+        sys.exit(report(name, "another process has failed", 1))
     except KeyboardInterrupt:
         sys.exit(report(name, "interrupted", 130))
 
 
 def report(name: str, message: str, code: int) -> int:
-    """Print one line, on the first process only when all of them make the same mistake."""
-    if code != 2 or os.environ.get("RANK", "0") == "0":
-        print(f"{name}: error: {message}", file=sys.stderr)
+    """Print one line and return the exit code.
+
+    Processes that torchrun started usually fail alike. The others wait for the first one of their machine to speak;
+    torchrun ends them when it exits, so that only a mistake of their own is heard.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)
+    print(f"{name}: error: {message}", file=sys.stderr, flush=True)
     return code

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import distributed
+from files import replacing
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,13 +54,14 @@ class Experiment:
         for handler in (logging.StreamHandler(), logging.FileHandler(self.folder / "log.txt")):
             handler.setFormatter(formatter)
             self.logger.addHandler(handler)
-        (self.folder / "args.json").write_text(json.dumps(plain(args), indent=1) + "\n")
+        with replacing(self.folder / "args.json") as beside:
+            beside.write_text(json.dumps(plain(args), indent=1) + "\n")
         metrics = self.folder / "metrics.csv"
         if metrics.is_file():
-            with open(metrics, newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-            with open(metrics, "w", newline="") as file:
-                csv.writer(file).writerows([header, *(r for r in rows if int(r[0]) <= start_step)])
+            header, *rows = metrics.read_text().splitlines(keepends=True) or [""]
+            steps = [(row.partition(",")[0], row) for row in rows if row.endswith("\n")]  # a crash may cut the last
+            with replacing(metrics) as beside:
+                beside.write_text(header + "".join(row for k, row in steps if k.isdigit() and int(k) <= start_step))
 
     def log_metrics(self, row: dict[str, float]) -> None:
         """One log line and one row of metrics.csv."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import distributed
+import progress
 from autoencoder import Autoencoder, PixelSpace
 from data import ImageDataset, load_dataset
 from errors import UsageError
@@ -33,10 +33,11 @@ def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:
     """The images of --data-path, with the class numbers that the model was trained with."""
     channels = network.config.in_channels if args.vae == "none" else 3
     dataset = load_dataset(args.data_path, network.image_size, channels, flat=True, class_names=network.class_names)
-    highest = network.config.num_classes - 1
-    if max(dataset.labels) > highest:
+    classes, model_classes = len(dataset.class_names), network.config.num_classes
+    if classes > model_classes or (0 < classes < model_classes and not network.class_names):
         raise UsageError(
-            f"--data-path {args.data_path} has classes up to {max(dataset.labels)}, the model up to {highest}"
+            f"--data-path {args.data_path} has {classes} classes, the model {model_classes}, and the checkpoint does "
+            "not name them: give a folder with all classes, or one of images without sub-folders"
         )
     return dataset
 
@@ -74,7 +75,7 @@ def score(
     mine = range(process.rank, len(dataset), process.world_size)
     total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
     starts = range(0, len(mine), batch_size)
-    for start in tqdm(starts, desc="batches", disable=None if process.is_main else True):
+    for start in progress.bar(starts, desc="batches"):
         indices = mine[start : start + batch_size]
         images, y = load_batch(dataset, indices, network)
         noise = ImageNoise(seed, indices)

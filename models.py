@@ -173,7 +173,8 @@ class SiT(nn.Module):
         class_dropout_prob: probability of dropping a label in training.
         num_classes: classes; label num_classes is the null class.
         learn_sigma: predict 2C channels and discard the second half, as DiT's checkpoints do.
-        grad_checkpointing: recompute the blocks in the backward pass of training instead of keeping activations.
+        grad_checkpointing: K recomputes every K-th block in the backward pass of training instead of keeping its
+            activations; 1 (or True) is every block, 0 none.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class SiT(nn.Module):
         class_dropout_prob: float = 0.1,
         num_classes: int = 1000,
         learn_sigma: bool = True,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: int = 0,
     ) -> None:
         super().__init__()
         if input_size % patch_size:
@@ -255,8 +256,9 @@ class SiT(nn.Module):
         """
         c = self.embed_timesteps(t, x) + self.y_embedder(y, self.training)[:, None]  # (N, 1 or T, D)
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
-        for block in self.blocks:
-            if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+        every = self.grad_checkpointing if self.training and torch.is_grad_enabled() else 0
+        for i, block in enumerate(self.blocks):
+            if every and i % every == 0:
                 x = checkpoint(block, x, c, use_reentrant=False)
             else:
                 x = block(x, c)

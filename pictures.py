@@ -1,7 +1,6 @@
 """Tensors to pictures: bytes, captioned grids, .npz files of samples."""
 
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+import progress
+from files import replacing
 
 MARGIN = 4
 MIN_TILE = 64  # smaller pictures are enlarged by whole factors, so that a pixel stays a square
@@ -50,13 +52,9 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG beside its place and rename it there, so that a half-written file never has the final name."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write a PNG; a half-written file never has the final name."""
+    with replacing(path) as beside:
         image.save(beside, format="PNG")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def save_npz(pictures: Sequence[Path], path: Path) -> None:
@@ -64,13 +62,12 @@ def save_npz(pictures: Sequence[Path], path: Path) -> None:
     with Image.open(pictures[0]) as first:
         width, height = first.size
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), height, width, 3)}
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with zipfile.ZipFile(beside, "w") as archive, archive.open("arr_0.npy", "w", force_zip64=True) as array:
-            np.lib.format.write_array_header_1_0(array, header)
-            for picture in pictures:
-                with Image.open(picture) as image:
-                    array.write(np.asarray(image.convert("RGB")).tobytes())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with (
+        replacing(path) as beside,
+        zipfile.ZipFile(beside, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as array,
+    ):
+        np.lib.format.write_array_header_1_0(array, header)
+        for picture in progress.bar(pictures, desc=path.name):
+            with Image.open(picture) as image:
+                array.write(np.asarray(image.convert("RGB")).tobytes())

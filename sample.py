@@ -15,17 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import distributed
 import likelihood
+import progress
 from errors import UsageError, run_program
+from files import replacing
 from pictures import grid, save_image, to_uint8
 from sampling import (
     ImageNoise,
     Network,
     evaluations,
-    guided,
+    guided_by,
     load_network,
     sampling_parser,
     with_progress,
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sample(args: argparse.Namespace, network: Network, device: torch.device) -> None:
     """Draw one picture for each class label and write them as a grid."""
-    labels = args.class_labels or default_labels(network.config.num_classes)
+    labels = args.class_labels or default_labels(network.num_labels)
     for k in labels:
         if not 0 <= k < network.config.num_classes:
             raise UsageError(f"class label {k} is out of range: the model has 0 to {network.config.num_classes - 1}")
@@ -80,17 +81,17 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
     pictures = []
     starts = range(0, len(labels), args.batch_size)
     total = evaluations(args)
-    with tqdm(total=total and total * len(starts), desc="model evaluations", disable=None) as bar:
+    with progress.bar(total=total and total * len(starts), desc="model evaluations") as bar:
         for start in starts:
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
             z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, device)
             settings = {"randn": noise.randn_like} if args.mode == "SDE" else {}
             sampler = build_sampler(args, network.transport, **settings)
-            x = sampler(z, with_progress(guided(network.model, args.cfg_scale), bar), y=y)[-1]
+            x = sampler(z, with_progress(guided_by(args, network.model), bar), y=y)[-1]
             pictures.append(to_uint8(network.autoencoder.decode(x)))
     names = network.class_names
-    captions = [names[k] if names else str(k) for k in labels]
+    captions = [names[k] if names and k < len(names) else str(k) for k in labels]
     save_image(grid(np.concatenate(pictures), captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
     print(f"{args.mode} {args.sampling_method}: {sampler.nfe} model evaluations a batch")
@@ -115,14 +116,15 @@ def reverse(args: argparse.Namespace, network: Network) -> None:
     dataset = likelihood.images_of(args, network)
     images, y = likelihood.load_batch(dataset, range(min(REVERSED_IMAGES, len(dataset))), network)
     latents = network.autoencoder.encode(images, sample=False)
-    with tqdm(desc="model evaluations", disable=None) as bar:
+    with progress.bar(desc="model evaluations") as bar:
         model = with_progress(network.model, bar)
         z = build_sampler(args, network.transport, reverse=True)(latents, model, y=y)[-1]
         back = build_sampler(args, network.transport)(z, model, y=y)[-1]
     rows = np.concatenate([to_uint8(images), to_uint8(network.autoencoder.decode(back))])
     save_image(grid(rows, columns=len(images)), args.out)
     noise_file = args.out.with_suffix(".noise.npy")
-    np.save(noise_file, z.cpu().numpy())
+    with replacing(noise_file) as beside, open(beside, "wb") as file:
+        np.save(file, z.cpu().numpy())
     error = ((back - latents).norm() / latents.norm()).item()
     print(
         f"noise of {len(images)} images in {args.out.with_suffix('.noise.npy')}: mean {z.mean():.3f}, std {z.std():.3f}"

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import distributed
 import likelihood
-from errors import UsageError, run_program
+import progress
+from errors import run_program
+from files import replacing
 from pictures import save_image, save_npz, to_uint8
-from sampling import ImageNoise, Network, guided, load_network, sampling_parser
+from sampling import ImageNoise, Network, guided_by, load_network, sampling_parser
 from train_utils import build_sampler, positive_int
 
 CFG_SCALE = 1.0
@@ -62,14 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sample_to_npz(args: argparse.Namespace, network: Network, process: distributed.Process) -> None:
     """Draw what is missing into a folder of its own, then pack it."""
-    folder = args.sample_dir / folder_name(args, network)
-    if process.is_main:
-        claim_folder(folder, settings_of(args, network))
-    distributed.barrier()
+    folder = Path(distributed.from_main(lambda: str(make_folder(args, network))))
     sample_images(args, network, folder, process)
     distributed.barrier()  # all pictures are there
     if process.is_main:
-        npz = folder.with_suffix(".npz")
+        npz = folder.with_name(folder.name + ".npz")
         save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], npz)
         print(f"{args.num_fid_samples} images in {folder} and in {npz}")
 
@@ -82,13 +80,13 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
     shape = (network.config.in_channels,) + (network.config.input_size,) * 2
-    model = guided(network.model, args.cfg_scale)
+    model = guided_by(args, network.model)
     start_time = time.time()
-    bar = tqdm(total=len(missing), desc="images", disable=None if process.is_main else True)
+    bar = progress.bar(total=len(missing), desc="images")
     for start in range(0, len(mine), args.per_proc_batch_size):
         indices = mine[start : start + args.per_proc_batch_size]
         noise = ImageNoise(args.global_seed, indices)
-        y = noise.labels(network.config.num_classes).to(process.device)
+        y = noise.labels(network.num_labels).to(process.device)
         z = noise.randn(shape, process.device)
         sampler = build_sampler(args, network.transport, **({"randn": noise.randn_like} if args.mode == "SDE" else {}))
         images = to_uint8(network.autoencoder.decode(sampler(z, model, y=y)[-1]))
@@ -105,15 +103,6 @@ def picture_path(folder: Path, i: int) -> Path:
     return folder / f"{i:06d}.png"
 
 
-def folder_name(args: argparse.Namespace, network: Network) -> str:
-    """Model, checkpoint, guidance, sampler and seed, readable."""
-    parts = [network.config.name.replace("/", "-"), network.path.stem, f"{network.step:07d}"]
-    parts += [f"cfg{args.cfg_scale:g}", args.mode, args.sampling_method, str(args.num_sampling_steps)]
-    if args.mode == "SDE":
-        parts += [args.diffusion_form, str(args.last_step), f"{args.last_step_size:g}"]
-    return "-".join([*parts, f"seed{args.global_seed}"])
-
-
 def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]:
     """Everything that an image depends on."""
     ignored = {"sample_dir", "per_proc_batch_size", "num_fid_samples", "ckpt", "data_path"}
@@ -126,23 +115,21 @@ def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]
     return settings | {"checkpoint_sha256": digest.hexdigest()}
 
 
-def claim_folder(folder: Path, settings: dict[str, object]) -> None:
-    """Make the folder, or check that what is in it was made with the same settings.
+def make_folder(args: argparse.Namespace, network: Network) -> Path:
+    """The folder of these settings, with a record of them.
 
-    Raises:
-        UsageError: it holds images of other settings.
+    Its name says model, step, guidance, sampler and seed, and ends in a digest of all settings, so that images of
+    different settings or checkpoints never mix.
     """
-    record = folder / "settings.json"
-    if record.is_file():
-        found = json.loads(record.read_text())
-        for key in settings:
-            if found.get(key) != settings[key]:
-                raise UsageError(
-                    f"{folder} holds images made with {key} = {found.get(key)}, now it is {settings[key]}; "
-                    "remove the folder or give another --sample-dir"
-                )
+    settings = settings_of(args, network)
+    parts = [network.config.name.replace("/", "-"), f"{network.step:07d}", f"cfg{args.cfg_scale:g}"]
+    parts += [args.mode, args.sampling_method, str(args.num_sampling_steps), f"seed{args.global_seed}"]
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+    folder = args.sample_dir / "-".join([*parts, digest])
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(settings, indent=1) + "\n")
+    with replacing(folder / "settings.json") as beside:
+        beside.write_text(json.dumps(settings, indent=1) + "\n")
+    return folder
 
 
 if __name__ == "__main__":

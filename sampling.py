@@ -56,12 +56,21 @@ def sampling_parser(
         group.add_argument(
             "--model", choices=list(MODELS), metavar="MODEL", help=f"{MODEL_NAMES}; default: read from the checkpoint"
         )
-        group.add_argument("--vae", help=f"ema, mse, none or a diffusers folder; default: as trained, or {vae}")
+        group.add_argument(
+            "--vae",
+            help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
+        )
         group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
         group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
         group = sub.add_argument_group("sampling")
         group.add_argument(
             "--cfg-scale", type=guidance_scale, help=f"classifier-free guidance, 1 for none; default: {cfg_scale}"
+        )
+        group.add_argument(
+            "--cfg-channels",
+            choices=["3", "all"],
+            default="3",
+            help="guide the first 3 channels, as published numbers do, or all",
         )
         group.add_argument(
             "--num-sampling-steps", type=positive_int, default=250, help="time points, both ends included"
@@ -73,13 +82,7 @@ def sampling_parser(
         else:
             parse_sde_args(sub)
             sub.set_defaults(likelihood=False, reverse=False)
-        parse_transport_args(sub)
-        sub.set_defaults(path_type=None, prediction=None)
-        for action in sub._actions:
-            if action.dest in ("path_type", "prediction"):
-                action.help = f"{action.help}; default: read from the checkpoint"
-            elif action.dest in ("loss_weight", "train_eps"):
-                action.help = "of training; accepted, and without effect here"
+        parse_transport_args(sub, from_checkpoint=True)
     return parser
 
 
@@ -98,6 +101,11 @@ class Network:
     class_names: list[str] | None
     path: Path
     step: int
+
+    @property
+    def num_labels(self) -> int:
+        """Classes that have been trained: those of the data, which may be fewer than the model has room for."""
+        return len(self.class_names) if self.class_names else self.config.num_classes
 
 
 def load_network(args: argparse.Namespace, device: torch.device, default_vae: str) -> Network:
@@ -141,7 +149,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
             f"--vae {args.vae} has {autoencoder.channels} channels, the model of checkpoint {name} {config.in_channels}"
         )
     if args.image_size is not None:
-        latent_size(args.image_size, autoencoder.factor, config.patch_size)
+        latent_size(args.image_size, autoencoder.factor, config.name)
     resolve("image_size", config.input_size * autoencoder.factor)
 
     model = config.build()
@@ -161,14 +169,15 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
-def guided(model: SiT, cfg_scale: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def guided(model: SiT, cfg_scale: float, cfg_channels: int | None = 3) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The model under classifier-free guidance as a function of a plain batch (x, t, y)."""
     if cfg_scale == 1:
         return model
 
     def with_cfg(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         labels = torch.cat([y, torch.full_like(y, model.num_classes)])
-        return model.forward_with_cfg(torch.cat([x, x]), torch.cat([t, t]), labels, cfg_scale)[: len(x)]
+        x, t = torch.cat([x, x]), torch.cat([t, t])
+        return model.forward_with_cfg(x, t, labels, cfg_scale, cfg_channels)[: len(y)]
 
     return with_cfg
 
@@ -197,6 +206,11 @@ class ImageNoise:
     def rand_like(self, x: Tensor) -> Tensor:
         """Uniform in [0, 1), like x."""
         return torch.stack([torch.rand(*x.shape[1:], generator=g) for g in self.generators]).to(x)
+
+
+def guided_by(args: argparse.Namespace, model: SiT) -> Callable[..., Tensor]:
+    """The model under the guidance of a sampling program's arguments."""
+    return guided(model, args.cfg_scale, None if args.cfg_channels == "all" else int(args.cfg_channels))
 
 
 def with_progress(model: Callable[..., Tensor], bar: tqdm) -> Callable[..., Tensor]:

@@ -14,6 +14,7 @@ so that a continued run is the run it would have been.
 import argparse
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoint
 import distributed
 import download
+import progress
 import wandb_utils
 from autoencoder import Autoencoder, load_autoencoder
 from data import DIGITS, BatchOrder, load_dataset, native_channels
@@ -43,8 +44,8 @@ from train_utils import (
     ModelConfig,
     Parser,
     build_transport,
+    count,
     guidance_scale,
-    interval,
     latent_size,
     load_weights,
     model_config,
@@ -71,11 +72,13 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     types = [c.name for c in ComboStocType]
 
     group = parser.add_argument_group("data")
-    group.add_argument("--data-path", required=True, help=f"image folder, one sub-folder a class, or '{DIGITS}'")
+    group.add_argument(
+        "--data-path", required=True, help=f"folder of images (read as RGB), a sub-folder a class, or '{DIGITS}'"
+    )
     group.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
     group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
-    group.add_argument("--num-workers", type=interval, default=4, help="data loading processes for each process")
+    group.add_argument("--num-workers", type=count, default=4, help="data loading processes for each process")
 
     group = parser.add_argument_group("training")
     group.add_argument("--model", choices=list(MODELS), default="ComboStoc-XL/2", metavar="MODEL", help=MODEL_NAMES)
@@ -83,20 +86,27 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
         "--combostoc-type", choices=types, help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE"
     )
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
-    group.add_argument("--max-steps", type=positive_int, help="stop after so many steps, if that comes first")
+    group.add_argument("--max-steps", type=positive_int, help="stop at this step, counted from the run's beginning")
     group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
     group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
     group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW, constant")
     group.add_argument("--ema-decay", type=float, default=0.9999, help="decay a step of the averaged weights")
+    group.add_argument(
+        "--grad-checkpointing",
+        type=count,
+        default=0,
+        metavar="K",
+        help="recompute every K-th block; 0: none",
+    )
 
     group = parser.add_argument_group("experiment")
     group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
     group.add_argument("--exp", default="exp_tmp", help="name of the experiment")
-    group.add_argument("--ckpt", help="continue this checkpoint: a file, a published name, or hf://owner/repo/file")
-    group.add_argument("--log-every", type=interval, default=100, help="steps between log lines; 0 is never")
-    group.add_argument("--ckpt-every", type=interval, default=50_000, help="steps between kept checkpoints")
-    group.add_argument("--reckpt-every", type=interval, default=5_000, help="steps between rolling checkpoints")
-    group.add_argument("--sample-every", type=interval, default=10_000, help="steps between sample pictures")
+    group.add_argument("--ckpt", help="begin from this checkpoint: a file, a published name, or hf://owner/repo/file")
+    group.add_argument("--log-every", type=count, default=100, help="steps between log lines; 0 is never")
+    group.add_argument("--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints")
+    group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
+    group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures")
     group.add_argument("--cfg-scale", type=guidance_scale, default=4.0, help="guidance of the sample pictures")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY, ENTITY, PROJECT)")
 
@@ -146,15 +156,9 @@ def restore_arguments(args: argparse.Namespace, typed: set[str], saved: dict[str
     return warnings
 
 
-def restore_state(
-    saved: dict[str, Any], source: str, config: ModelConfig, model: SiT, ema: SiT, opt: torch.optim.Optimizer
-) -> int:
+def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> int:
     """Load model, EMA and optimiser from a checkpoint, or what of them it has, and return its step."""
-    state = checkpoint.weights(saved, prefer="model")
-    found = model_config(state, source)
-    if found != config:
-        raise UsageError(f"checkpoint {source} holds {found}, which is not the {config} that the arguments describe")
-    load_weights(model, state, source)
+    load_weights(model, checkpoint.weights(saved, prefer="model"), source)
     load_weights(ema, checkpoint.weights(saved), source)
     if "opt" in saved:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
@@ -176,31 +180,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
 
-    # What to continue: --ckpt, or the experiment's own rolling checkpoint.
+    # What to continue: the experiment's own rolling checkpoint if there is one, else --ckpt.
+    source = args.ckpt
     rolling = Experiment.rolling_checkpoint(Experiment.path_for(args))
-    source = args.ckpt or (str(rolling) if rolling.is_file() else None)
+    if rolling.is_file():
+        source = str(rolling)
     saved = checkpoint.load(download.locate(source)) if source else {}
     warnings = restore_arguments(args, typed, saved)
+    if source != args.ckpt and args.ckpt:
+        warnings.append(f"Warning: this experiment has begun: continuing {source}, not --ckpt {args.ckpt}")
     check_arguments(args, process)
 
     # Data, autoencoder, model.
     pixel_channels = native_channels(args.data_path)
     autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
-    patch_size = int(args.model.rpartition("/")[2])
-    input_size = latent_size(args.image_size, autoencoder.factor, patch_size)
+    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
     config = ModelConfig(args.model, input_size, autoencoder.channels, args.num_classes, learn_sigma=True)
+    if source:
+        found = model_config(checkpoint.weights(saved), source)
+        config = replace(config, learn_sigma=found.learn_sigma)
+        if found != config:
+            raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")
     dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
     if len(dataset.class_names) > args.num_classes:
         raise UsageError(f"--num-classes {args.num_classes} is less than the data's {len(dataset.class_names)} classes")
+    if saved.get("class_names", dataset.class_names) != dataset.class_names:
+        raise UsageError(
+            f"checkpoint {source} was trained on {len(saved['class_names'])} classes, {saved['class_names'][0]} ...; "
+            f"--data-path {args.data_path} has {len(dataset.class_names)}, {dataset.class_names[0]} ..."
+        )
+    if len(dataset.class_names) < args.num_classes:
+        warnings.append(
+            f"Warning: --num-classes {args.num_classes}, of which the data have {len(dataset.class_names)}; "
+            "the others stay untrained"
+        )
     transport = build_transport(args, args.combostoc_type)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
-    model = config.build().to(process.device)
+    model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
     opt = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0)
-    step = restore_state(saved, source, config, model, ema, opt) if source else 0
+    step = restore_state(saved, source, model, ema, opt) if source else 0
+    saved.clear()
+    distributed.check_agreement(step, "the step to continue from", process.device)
     order = BatchOrder(len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step)
     total_steps = args.epochs * order.steps_per_epoch
     total_steps = min(total_steps, args.max_steps or total_steps)
+    if step > total_steps:
+        raise UsageError(f"checkpoint {source} is at step {step}, beyond the {total_steps} of --epochs and --max-steps")
 
     # All that can be refused has been; from here on files are written.
     experiment = Experiment(Experiment.path_for(args), process)
@@ -225,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     batches = iter(loader) if step < total_steps else iter(())
     window = LossWindow(process.device)
-    bar = tqdm(initial=step, total=total_steps, desc="training", disable=None if process.is_main else True)
+    bar = progress.bar(initial=step, total=total_steps, desc="training")
     with logging_redirect_tqdm([experiment.logger]):
         while step < total_steps:
             torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
@@ -265,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 )
                 log(f"Saved {path}")
             if due(args.sample_every, step):
-                picture = preview(ema, config, autoencoder, transport, args, process.device)
+                picture = preview(ema, config, len(dataset.class_names), autoencoder, transport, args)
                 save_image(picture, experiment.picture(step))
                 log(f"Saved {experiment.picture(step)}")
                 if args.wandb:
@@ -293,15 +319,16 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def preview(
     ema: SiT,
     config: ModelConfig,
+    num_labels: int,
     autoencoder: Autoencoder,
     transport: Transport,
     args: argparse.Namespace,
-    device: torch.device,
 ) -> Image.Image:
     """A grid of samples of the averaged weights by the default ODE, from the same noise every time."""
+    device = next(ema.parameters()).device
     noise = ImageNoise(args.global_seed, range(PREVIEW_IMAGES))
     z = noise.randn((config.in_channels, config.input_size, config.input_size), device)
-    y = torch.arange(PREVIEW_IMAGES, device=device) * config.num_classes // PREVIEW_IMAGES
+    y = torch.arange(PREVIEW_IMAGES, device=device) * num_labels // PREVIEW_IMAGES
     x = Sampler(transport).sample_ode()(z, guided(ema, args.cfg_scale), y=y)[-1]
     return grid(to_uint8(autoencoder.decode(x)), [str(k) for k in y.tolist()])
 

@@ -65,10 +65,10 @@ def positive_int(value: str) -> int:
     return number
 
 
-def interval(value: str) -> int:
+def count(value: str) -> int:
     number = int(value)
     if number < 0:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of steps (0 means never)")
+        raise argparse.ArgumentTypeError(f"{value} is negative; 0 and more is accepted")
     return number
 
 
@@ -86,16 +86,23 @@ def guidance_scale(value: str) -> float:
     return number
 
 
-def parse_transport_args(parser: argparse.ArgumentParser) -> None:
-    """Add the transport group."""
+def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool = False) -> None:
+    """Add the transport group; path and prediction default to None where a checkpoint will tell them."""
+    path, prediction = (None, None) if from_checkpoint else ("Linear", "velocity")
+    source = "; default: read from the checkpoint" if from_checkpoint else ""
+    unused = " (of training: no effect here)" if from_checkpoint else ""
     group = parser.add_argument_group("transport")
-    group.add_argument("--path-type", choices=list(PATHS), default="Linear", help="interpolant")
-    group.add_argument("--prediction", choices=list(PREDICTIONS), default="velocity", help="what the model predicts")
+    group.add_argument("--path-type", choices=list(PATHS), default=path, help="interpolant" + source)
     group.add_argument(
-        "--loss-weight", type=none_or_str, choices=list(WEIGHTS), default=None, help="weight of score and noise losses"
+        "--prediction", choices=list(PREDICTIONS), default=prediction, help="what the model predicts" + source
+    )
+    group.add_argument(
+        "--loss-weight", type=none_or_str, choices=list(WEIGHTS), help="weight of score and noise losses" + unused
     )
     group.add_argument("--sample-eps", type=float, help="distance from t = 0 and 1 in sampling; default: the path's")
-    group.add_argument("--train-eps", type=float, help="distance from t = 0 and 1 in training; default: the path's")
+    group.add_argument(
+        "--train-eps", type=float, help="distance from t = 0 and 1 in training; default: the path's" + unused
+    )
 
 
 def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> None:
@@ -146,9 +153,11 @@ class ModelConfig:
     num_classes: int
     learn_sigma: bool
 
-    @property
-    def patch_size(self) -> int:
-        return int(self.name.rpartition("/")[2])
+    def __str__(self) -> str:
+        """For messages: a user's checkpoint against a user's arguments."""
+        variant = "" if self.learn_sigma else " without learn_sigma"
+        shape = f"{self.in_channels} x {self.input_size} x {self.input_size}"
+        return f"{self.name}{variant} for inputs of {shape} and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> SiT:
         return MODELS[self.name](
@@ -204,12 +213,13 @@ def load_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
     model.load_state_dict(state)
 
 
-def latent_size(image_size: int, factor: int, patch_size: int) -> int:
-    """Side of the model's input for an image size.
+def latent_size(image_size: int, factor: int, model: str) -> int:
+    """Side of a model's input for an image size.
 
     Raises:
         UsageError: the autoencoder's factor and the patch do not divide it.
     """
+    patch_size = int(model.rpartition("/")[2])
     if image_size < 1 or image_size % (factor * patch_size):
         raise UsageError(
             f"--image-size {image_size} is not a multiple of {factor * patch_size} "

@@ -3,6 +3,7 @@
 Each method of `Sampler` returns a `SampleFn`: call it as fn(z, model, **model_kwargs).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,8 +131,8 @@ class Sampler:
         _check_num_steps(num_steps)
         if not 0 <= last_step_size < 1:
             raise ValueError(f"last step size must lie in [0, 1), got {last_step_size}")
-        if diffusion_norm < 0:
-            raise ValueError(f"diffusion norm must not be negative, got {diffusion_norm}")
+        if not 0 <= diffusion_norm < math.inf:
+            raise ValueError(f"diffusion norm must be a finite number, not negative, got {diffusion_norm}")
         if last_step is None or last_step_size == 0:
             last_step, last_step_size = None, 0.0
 

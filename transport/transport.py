@@ -164,7 +164,7 @@ class Transport:
         """
         t, x0, x1 = self.sample(x1)
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
-        output = _call(model, xt, t, model_kwargs or {})
+        output = _call(model, xt.to(x1.dtype), t, model_kwargs or {})  # t is float32 for bfloat16 data, and so is xt
 
         if self.model_type is ModelType.VELOCITY:
             if self.use_compensation and self.combostoc_type is not ComboStocType.UNSYNC_NONE:
@@ -238,9 +238,9 @@ class Transport:
         """The interval of t to draw from or to integrate over, (1, 0)-ordered when reversed.
 
         Linear and GVP keep eps from both ends, VP from t = 1 only; an SDE with a last step ends last_step_size short
-        of 1. An end where a coefficient is infinite is moved inwards by `SINGULAR_EPS` if eps is 0: t = 0 for noise
-        and score prediction and for SBDM diffusion on Linear and GVP; t = 1 for VP, and for an SDE without a last step
-        when its integrator evaluates the end (`evaluates_end`: Heun does, Euler does not).
+        of 1. Where eps is 0 (below 1e-6, for float32) and a coefficient is infinite at an end, `SINGULAR_EPS` is kept:
+        t = 0 for noise and score prediction and for SBDM diffusion on Linear and GVP; t = 1 for VP, and for an SDE
+        without a last step when its integrator evaluates the end (`evaluates_end`: Heun does, Euler does not).
         """
         eps = sample_eps if eval else train_eps
         converts = self.model_type is not ModelType.VELOCITY
@@ -250,9 +250,9 @@ class Transport:
             t0, singular_start, singular_end = eps, converts or (sde and diffusion_form == "SBDM"), False
         t1 = 1 - last_step_size if sde and last_step_size > 0 else 1 - eps
         singular_end = singular_end or (sde and evaluates_end) or (converts and not eval)
-        if singular_start and t0 == 0:
+        if singular_start and t0 < 1e-6:  # 0 up to float32
             t0 = SINGULAR_EPS
-        if singular_end and t1 == 1:
+        if singular_end and t1 > 1 - 1e-6:
             t1 = 1 - SINGULAR_EPS
         return (t1, t0) if reverse else (t0, t1)
 
