@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite is for CPUs; tests/test_gpu.py undoes this in processes of its own
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +87,19 @@ def run_cli(program: str, *args: str | Path, processes: int = 0, cwd: Path, chec
 def trained(tmp_path_factory) -> Path:
     """The experiment folder of 20 steps on the digits by two gloo processes, through torchrun."""
     folder = tmp_path_factory.mktemp("trained")
-    args = [*DIGITS_ARGS, "--max-steps", "20", "--log-every", "5", "--ckpt-every", "10", "--sample-every", "20"]
+    args = [
+        *DIGITS_ARGS,
+        "--max-steps",
+        "20",
+        "--log-every",
+        "5",
+        "--ckpt-every",
+        "10",
+        "--sample-every",
+        "20",
+        "--ema-decay",
+        "0.9",
+    ]
     run_cli("train.py", *args, "--exp", "two", processes=2, cwd=folder)
     return folder / "results" / "ComboStoc-XS-4-two"
 
@@ -120,3 +135,17 @@ def tiny_vae(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("vae") / "tiny"
     vae.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory) -> Path:
+    """A SiT-XS/4 for 8 x 8 pixels and 10 classes whose output depends on everything, unlike a fresh model's."""
+    from models import SiT_models
+
+    torch.manual_seed(0)
+    model = SiT_models["SiT-XS/4"](input_size=8, in_channels=3, num_classes=10)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    path = tmp_path_factory.mktemp("random") / "ckpt.pt"
+    torch.save(model.state_dict(), path)
+    return path

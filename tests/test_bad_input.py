@@ -13,7 +13,7 @@ import train
 from errors import run_program
 from models import ComboStoc_models, SiT_models
 
-from .conftest import DIGITS_ARGS, run_cli
+from .conftest import DIGITS_ARGS, ROOT, run_cli
 
 MAIN = {"train": train.main, "sample": sample.main, "sample_ddp": sample_ddp.main}
 
@@ -32,6 +32,8 @@ def files(tmp_path_factory):
     torch.save(good, root / "good.pt")
     torch.save(SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict(), root / "sit.pt")
     torch.save({"w": torch.ones(3)}, root / "alien.pt")
+    torch.save({"model": good, "ema": good, "class_names": ["other"]}, root / "named.pt")
+    torch.save({"model": good, "ema": good, "step": 500}, root / "late.pt")
     torch.save({k: v for k, v in good.items() if "fc1" not in k}, root / "partial.pt")
     (root / "truncated.pt").write_bytes((root / "good.pt").read_bytes()[:5000])
     return root
@@ -61,13 +63,23 @@ CASES = [
     ("train", "--ckpt {f}/truncated.pt", 1, "truncated.pt cannot be read"),
     ("train", "--ckpt {f}/alien.pt", 1, "alien.pt holds no SiT or ComboStoc model"),
     ("train", "--ckpt {f}/sit.pt", 2, "sit.pt holds .*SiT-XS/4.*ComboStoc-XS/4"),
-    ("train", "--ckpt {f}/good.pt --image-size 16", 2, "input_size=8.*input_size=16"),
+    ("train", "--ckpt {f}/good.pt --image-size 16", 2, "inputs of 1 x 8 x 8 .* describe .* 1 x 16 x 16"),
     ("train", "--ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
     ("train", "--global-batch-size 0", 2, "0 is not a positive whole number"),
-    ("train", "--log-every -1", 2, "-1 is not a number of steps"),
+    ("train", "--log-every -1", 2, "-1 is negative"),
     ("train", "--lr 0", 2, "0 is not a positive number"),
     ("train", "--ema-decay 1", 2, "1.0 is not in"),
     ("train", "--train-eps 0.9", 2, "train_eps must lie in .*0.9"),
+    (
+        "train",
+        "--data-path {f}/few --ckpt {f}/named.pt --vae none --global-batch-size 1",
+        2,
+        "holds .* 1 x 8 x 8.* 3 x 8",
+    ),
+    ("train", "--ckpt {f}/named.pt", 2, "trained on 1 classes, other .*; --data-path digits has 10, 0"),
+    ("train", "--ckpt {f}/late.pt", 2, "late.pt is at step 500, beyond the 1 of"),
+    ("train", "--results-dir {f}/good.pt", 1, "good.pt.*Not a directory"),
+    ("train", "--num-workers -1", 2, "-1 is negative"),
     ("train", "--lerning-rate 1", 2, "--lerning-rate"),
     ("train", "--wandb", 2, "environment variable WANDB_KEY"),
     ("sample", "", 2, "{ODE,SDE}"),
@@ -87,7 +99,7 @@ CASES = [
     ("sample", "SDE --ckpt {f}/good.pt --diffusion-form sgima", 2, "'sgima'.*increasing-decreasing"),
     ("sample", "SDE --ckpt {f}/good.pt --last-step mean", 2, "'mean'.*Tweedie"),
     ("sample", "SDE --ckpt {f}/good.pt --last-step-size 1.5", 2, "last step size must lie in .*1.5"),
-    ("sample", "SDE --ckpt {f}/good.pt --diffusion-norm -1", 2, "diffusion norm must not be negative"),
+    ("sample", "SDE --ckpt {f}/good.pt --diffusion-norm -1", 2, "diffusion norm .* not negative, got -1"),
     ("sample", "ODE --ckpt {f}/good.pt --num-sampling-steps 1", 2, "at least 2.*got 1"),
     ("sample", "ODE --ckpt {f}/good.pt --cfg-scale 0.5", 2, "0.5 is less than 1"),
     ("sample", "ODE --ckpt {f}/good.pt --out {f}/no/where.png", 2, "no does not exist"),
@@ -96,6 +108,8 @@ CASES = [
     ("sample", "ODE --ckpt {f}/good.pt --likelihood --reverse --data-path digits", 2, "two different jobs"),
     ("sample", "ODE --ckpt {f}/good.pt --likelihood --data-path digits --cfg-scale 4", 2, "without guidance"),
     ("sample", "ODE --ckpt {f}/good.pt --likelihood --data-path {f}/absent", 1, "absent does not exist"),
+    ("sample", "ODE --ckpt {f}/sit.pt --likelihood --data-path {f}/few", 2, "has 1 classes, the model 10"),
+    ("sample", "SDE --ckpt {f}/good.pt --diffusion-norm nan", 2, "diffusion norm .* nan"),
     ("sample", "SDE --ckpt {f}/good.pt --reverse", 2, "--reverse"),
     ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
     ("sample_ddp", "SDE --ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
@@ -138,15 +152,21 @@ def test_a_batch_not_divisible_by_the_processes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_broken_picture_is_named_without_a_traceback(workers, tmp_path):
+@pytest.mark.parametrize(("workers", "processes"), [("0", 0), ("2", 0), ("0", 2)])
+def test_a_broken_picture_is_named_without_a_traceback(workers, processes, tmp_path):
     (tmp_path / "data" / "class").mkdir(parents=True)
     for i in range(4):
         Image.new("RGB", (8, 8)).save(tmp_path / "data" / "class" / f"{i}.png")
     (tmp_path / "data" / "class" / "4.png").write_bytes(b"not a picture")
-    args = [*DIGITS_ARGS, "--data-path", tmp_path / "data", "--global-batch-size", "5", "--num-workers", workers]
-    result = run_cli("train.py", *args, cwd=tmp_path, check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert (
-        result.stderr.splitlines()[-1].startswith("train.py: error: image ") and "4.png cannot be read" in result.stderr
-    )
+    args = [*DIGITS_ARGS, "--data-path", tmp_path / "data", "--global-batch-size", "4", "--num-workers", workers]
+    result = run_cli("train.py", *args, processes=processes, cwd=tmp_path, check=False)
+    assert result.returncode == 1
+    assert f'{ROOT / "train.py"}", line' not in result.stderr, result.stderr  # torchrun has a traceback of its own
+    lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: image ")]
+    assert len(lines) == 1 and "4.png cannot be read" in lines[0]
+
+
+def test_a_mistake_all_processes_make_is_said_once(tmp_path):
+    args = ["--data-path", tmp_path / "absent", "--vae", "none", "--global-batch-size", "4"]
+    result = run_cli("train.py", *args, processes=2, cwd=tmp_path, check=False)
+    assert result.stderr.count("absent does not exist") == 1

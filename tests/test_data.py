@@ -1,4 +1,5 @@
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -14,8 +15,10 @@ G = golden("data")
 
 @pytest.mark.parametrize("k", range(4))
 def test_golden_crops(k):
-    crop = center_crop_arr(Image.fromarray(G[f"crop/{k}/in"].numpy()), 32)
-    assert np.array_equal(np.asarray(crop), G[f"crop/{k}/out32"].numpy())
+    """Exactly, with the Pillow they were made with; 12, the last for Python 3.10, rounds one of them otherwise."""
+    crop = np.asarray(center_crop_arr(Image.fromarray(G[f"crop/{k}/in"].numpy()), 32))
+    tolerance = 0 if int(PIL.__version__.partition(".")[0]) >= 13 else 2
+    assert abs(crop.astype(int) - G[f"crop/{k}/out32"].numpy()).max() <= tolerance
 
 
 def test_pixels_survive_the_way_to_the_model_and_back():
@@ -63,6 +66,13 @@ def test_other_kinds_of_pictures_become_rgb(mode, tmp_path):
     Image.new(mode, (12, 10)).save(tmp_path / "a" / "x.png")
     assert ImageFolder(tmp_path, 8)[0, False][0].shape == (3, 8, 8)
     assert ImageFolder(tmp_path, 8, channels=1)[0, False][0].shape == (1, 8, 8)
+
+
+def test_links_are_followed_and_loops_are_not(image_folder, tmp_path):
+    (tmp_path / "class" / "deep").mkdir(parents=True)
+    (tmp_path / "class" / "deep" / "ants").symlink_to(image_folder / "ant")
+    (tmp_path / "class" / "again").symlink_to(tmp_path / "class")
+    assert len(ImageFolder(tmp_path, 8)) == 4
 
 
 def test_bad_folders_are_named(tmp_path):

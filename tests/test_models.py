@@ -164,18 +164,19 @@ def test_gradient_checkpointing_changes_no_number_and_rests_in_inference(monkeyp
     monkeypatch.setattr(models, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2, 4, 8, 8), torch.tensor([1, 2])
     results = []
-    for recompute in (False, True):
+    for recompute in (False, 2, True):
         model = random_model(grad_checkpointing=recompute, class_dropout_prob=0.0).train()
         output = model(x, t, y)
         output.square().sum().backward()
         results.append([output.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-        assert len(calls) == (2 if recompute else 0)
-    for plain, recomputed in zip(*results, strict=True):
-        torch.testing.assert_close(plain, recomputed, rtol=1e-6, atol=1e-7)
+        assert len(calls) == {False: 0, 2: 1, True: 1 + 2}[recompute]  # of two blocks
+    for plain, every_second, every in zip(*results, strict=True):
+        torch.testing.assert_close(plain, every_second, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(plain, every, rtol=1e-6, atol=1e-7)
     with torch.no_grad():
         model(x, t, y)
     model.eval()(x, t, y)
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_wrong_shapes_of_t_are_named():

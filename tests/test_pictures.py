@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,15 @@ def test_npz_streams_what_the_files_hold(tmp_path):
     with np.load(tmp_path / "all.npz") as npz:
         assert npz.files == ["arr_0"] and npz["arr_0"].dtype == np.uint8
         assert np.array_equal(npz["arr_0"], images)
+
+
+def test_npz_holds_one_picture_in_memory_at_a_time(tmp_path):
+    save_image(Image.new("RGB", (64, 64)), tmp_path / "0.png")
+    tracemalloc.start()
+    save_npz([tmp_path / "0.png"] * 500, tmp_path / "all.npz")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6 and (tmp_path / "all.npz").stat().st_size > 500 * 64 * 64 * 3
 
 
 def test_nothing_half_written_is_left(tmp_path):

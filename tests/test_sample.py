@@ -1,3 +1,5 @@
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from safetensors.torch import save_file
 import checkpoint
 import sample
 from models import SiT_models
+from sampling import guided_by
 
 from .conftest import run_cli
 from .test_checkpoint import predecessor_checkpoint
@@ -49,16 +52,33 @@ def test_the_batch_size_does_not(trained, tmp_path, mode):
     assert abs(whole.astype(int) - parts).max() <= 1
 
 
-def test_labels_and_guidance_reach_the_model(tmp_path):
-    """With weights that are not zero, another label or guidance gives another picture."""
+def test_labels_and_guidance_reach_the_model(random_checkpoint, tmp_path):
+    folder = random_checkpoint.parent
+    base = run(folder, tmp_path, "--class-labels", "1", "--cfg-scale", "1")
+    assert not np.array_equal(base, run(folder, tmp_path, "--class-labels", "1", "--cfg-scale", "4"))
+    assert not np.array_equal(base, run(folder, tmp_path, "--class-labels", "2", "--cfg-scale", "1"))
+
+
+def test_guidance_on_all_channels(tmp_path):
+    """On four channels the choice matters, and the fourth is the one it matters to."""
     torch.manual_seed(0)
-    model = SiT_models["SiT-XS/4"](input_size=8, in_channels=3, num_classes=10)
+    model = SiT_models["SiT-XS/4"](input_size=8, in_channels=4, num_classes=10)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    torch.save(model.state_dict(), tmp_path / "ckpt.pt")
-    base = run(tmp_path, tmp_path, "--class-labels", "1", "--cfg-scale", "1")
-    assert not np.array_equal(base, run(tmp_path, tmp_path, "--class-labels", "1", "--cfg-scale", "4"))
-    assert not np.array_equal(base, run(tmp_path, tmp_path, "--class-labels", "2", "--cfg-scale", "1"))
+    x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 2])
+    for flag, guides_fourth in (("3", False), ("all", True)):
+        args = argparse.Namespace(cfg_scale=3.0, cfg_channels=flag)
+        output, plain = guided_by(args, model.eval())(x, t, y), model(x, t, y)
+        assert not torch.allclose(output[:, :3], plain[:, :3])
+        assert torch.allclose(output[:, 3], plain[:, 3]) is not guides_fourth
+
+
+def test_a_model_with_room_for_more_classes_shows_those_it_knows(trained, tmp_path):
+    content = checkpoint.load(trained / "ckpt.pt")
+    content["class_names"] = ["ant", "bee"]
+    checkpoint.save(tmp_path / "ckpt.pt", content)
+    assert run(tmp_path, tmp_path).shape == (4 * 82 + 4, 2 * 68 + 4, 3)
+    assert run(tmp_path, tmp_path, "--class-labels", "7").shape == (86, 72, 3)
 
 
 def test_default_labels():

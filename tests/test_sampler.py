@@ -273,6 +273,7 @@ def test_bad_ode_settings_are_named(kwargs, named):
         ({"last_step_size": 0.9999}, "leaves nothing"),
         ({"num_steps": 0}, "at least 2.*got 0"),
         ({"diffusion_norm": -1.0}, "negative.*-1"),
+        ({"diffusion_norm": math.nan}, "finite.*nan"),
     ],
 )
 def test_bad_sde_settings_are_named(kwargs, named):

@@ -114,6 +114,12 @@ def test_draws_in_float32_for_half_precision_data():
     assert t.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_draws_happen_on_the_device_of_the_data(kind):
+    for n in (1, 4):
+        assert draw_timesteps(torch.zeros(n, 2, 4, 4, device="meta"), ComboStocType[kind]).device.type == "meta"
+
+
 def test_eps_bounds_the_draws(seeded):
     for kind in TYPES:
         transport = create_transport(train_eps=0.1, combostoc_type=kind)

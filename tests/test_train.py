@@ -10,8 +10,11 @@ from PIL import Image
 
 import checkpoint
 import train
+from data import BatchOrder, Digits
+from distributed import seed_for
 from models import ComboStoc_models, SiT_models
 from train_utils import model_config
+from transport import create_transport
 
 from .conftest import DIGITS_ARGS, run_cli
 from .test_checkpoint import predecessor_checkpoint
@@ -61,16 +64,12 @@ def test_a_run_through_torchrun_leaves_what_it_should(trained):
         assert np.asarray(picture).std() > 0
 
 
-def test_one_process_through_the_command_line(tmp_path, trained):
-    """Also with workers; the global batch is the same as with two processes, its noise is not."""
+def test_one_process_through_the_command_line(tmp_path):
+    """Plain python, with data workers."""
     args = [*DIGITS_ARGS, "--num-workers", "2", "--max-steps", "20", "--exp", "one"]
-    run_cli("train.py", *args, cwd=tmp_path)
-    one = checkpoint.load(tmp_path / "results" / "ComboStoc-XS-4-one" / "ckpt.pt")
-    two = checkpoint.load(trained / "ckpt.pt")
-    assert one["step"] == 20
-    key = "blocks.0.attn.qkv.weight"  # the same initialisation, nearly the same data: close, not equal
-    assert not torch.equal(one["model"][key], two["model"][key])
-    torch.testing.assert_close(one["model"][key], two["model"][key], rtol=0, atol=0.01)
+    result = run_cli("train.py", *args, "--log-every", "10", cwd=tmp_path)
+    assert checkpoint.load(tmp_path / "results" / "ComboStoc-XS-4-one" / "ckpt.pt")["step"] == 20
+    assert "(step=0000020) loss" in result.stderr and "images/s" in result.stderr
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -84,6 +83,81 @@ def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers)
     assert f"Continuing {parts / 'ckpt.pt'} from step 6 to 12" in (parts / "log.txt").read_text()
     steps_logged = [[r["step"] for r in metrics(f)] for f in (whole, parts)]
     assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
+
+
+def test_two_processes_compute_the_step_of_the_joined_batch(trained):
+    """DDP's ten steps, done again by hand: both processes' gradients averaged, AdamW, the moving average."""
+    content = checkpoint.load(trained / "checkpoints" / "0000010.pt")
+    data = Digits(8, 1)
+    transport = create_transport(combostoc_type="UNSYNC_ALL")
+    torch.manual_seed(seed_for(0, "init"))
+    model = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10)
+    ema = {k: p.detach().clone() for k, p in model.named_parameters()}
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
+    orders = [iter(BatchOrder(len(data), 16, rank, 2, seed=0)) for rank in range(2)]
+    for step in range(10):
+        opt.zero_grad()
+        for rank in range(2):
+            images, labels = zip(*(data[key] for key in next(orders[rank])), strict=True)
+            torch.manual_seed(seed_for(0, "step", step, rank))
+            losses = transport.training_losses(model, torch.stack(images), {"y": torch.tensor(labels)})["loss"]
+            (losses.mean() / 2).backward()
+        opt.step()
+        for k, p in model.named_parameters():
+            ema[k] = 0.9 * ema[k] + 0.1 * p.detach()
+    for k, p in model.named_parameters():
+        torch.testing.assert_close(content["model"][k], p.detach(), rtol=0, atol=2e-6)
+        torch.testing.assert_close(content["ema"][k], ema[k], rtol=0, atol=2e-6)
+
+
+def test_two_processes_continue_as_if_never_stopped(trained, tmp_path):
+    args = [*DIGITS_ARGS, "--max-steps", "20", "--ckpt", trained / "checkpoints" / "0000010.pt"]
+    run_cli("train.py", *args, processes=2, cwd=tmp_path)
+    assert_equal_bit_for_bit(tmp_path / "results" / "ComboStoc-XS-4-exp_tmp" / "ckpt.pt", trained / "ckpt.pt")
+
+
+def test_a_command_with_ckpt_that_is_started_again_continues_itself(tmp_path):
+    """As a scheduler does after pre-emption; it must not fall back to the file it began from."""
+    begun = run(tmp_path, steps=1, exp="begun")
+    flags = ("--ckpt", str(begun / "ckpt.pt"))
+    run(tmp_path, *flags, steps=3, exp="tuned")
+    tuned = run(tmp_path, *flags, steps=5, exp="tuned")
+    log = (tuned / "log.txt").read_text()
+    assert f"continuing {tuned / 'ckpt.pt'}, not --ckpt {begun / 'ckpt.pt'}" in log and "from step 3 to 5" in log
+    assert_equal_bit_for_bit(tuned / "ckpt.pt", run(tmp_path, steps=5, exp="whole") / "ckpt.pt")
+
+
+def test_a_log_that_was_cut_off_is_mended(tmp_path):
+    folder = run(tmp_path, "--log-every", "1", steps=2)
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("3,0,0.9,1,1\n\n4,0")
+    run(tmp_path, "--log-every", "1", steps=4)
+    assert [int(row["step"]) for row in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_classes_without_data_are_announced(tmp_path):
+    folder = run(tmp_path, "--num-classes", "12", "--sample-every", "2")
+    assert "Warning: --num-classes 12, of which the data have 10" in (folder / "log.txt").read_text()
+
+
+def test_a_model_without_learn_sigma_continues(tmp_path):
+    build = ComboStoc_models["ComboStoc-XS/4"]
+    torch.save(build(input_size=8, in_channels=1, num_classes=10, learn_sigma=False).state_dict(), tmp_path / "a.pt")
+    folder = run(tmp_path, "--ckpt", str(tmp_path / "a.pt"))
+    assert not model_config(checkpoint.load(folder / "ckpt.pt")["ema"], "x").learn_sigma
+
+
+def test_gradient_checkpointing_trains_the_same(tmp_path):
+    plain = tensors_of(run(tmp_path, steps=3, exp="plain") / "ckpt.pt")
+    recomputed = tensors_of(run(tmp_path, "--grad-checkpointing", "2", steps=3, exp="recomputed") / "ckpt.pt")
+    for k in plain:
+        torch.testing.assert_close(plain[k], recomputed[k], rtol=1e-5, atol=1e-7)
+
+
+def test_an_average_without_memory_is_the_model(tmp_path):
+    content = checkpoint.load(run(tmp_path, "--ema-decay", "0") / "ckpt.pt")
+    for k, v in content["model"].items():
+        torch.testing.assert_close(content["ema"][k], v)
 
 
 def test_ckpt_continues_a_file_with_its_configuration(tmp_path, capsys):

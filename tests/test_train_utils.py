@@ -100,9 +100,9 @@ def test_weights_that_do_not_fit_are_named():
 
 
 def test_image_sizes():
-    assert latent_size(256, 8, 2) == 32 and latent_size(8, 1, 4) == 8
+    assert latent_size(256, 8, "SiT-XL/2") == 32 and latent_size(8, 1, "ComboStoc-XS/4") == 8
     with pytest.raises(UsageError, match="--image-size 250 is not a multiple of 16"):
-        latent_size(250, 8, 2)
+        latent_size(250, 8, "SiT-XL/2")
 
 
 def test_typed_arguments_are_told_from_defaults():

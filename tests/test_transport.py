@@ -125,6 +125,19 @@ def test_the_loss_is_least_at_the_exact_model(path, prediction, seeded):
     assert all(loss_at(1, 0) < loss_at(*off) for off in [(1.1, 0), (0.9, 0), (1, 0.1), (1, -0.1)])
 
 
+@pytest.mark.parametrize("kind", ["UNSYNC_NONE", "UNSYNC_ALL"])
+def test_bfloat16_models_train(kind, seeded):
+    """The model sees bfloat16 inputs, times and targets stay in float32."""
+    seen = []
+
+    def model(x, t):
+        seen.append((x.dtype, t.dtype))
+        return x
+
+    loss = create_transport(combostoc_type=kind).training_losses(model, torch.randn(4, 2, 4, 4).bfloat16())["loss"]
+    assert seen == [(torch.bfloat16, torch.float32)] and loss.dtype == torch.float32 and loss.isfinite().all()
+
+
 def test_prior_logp_is_that_of_a_standard_normal(seeded):
     z = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     expected = torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1)
@@ -164,6 +177,7 @@ def test_reverse_swaps_the_ends():
 
 def test_singular_ends_are_left_out():
     assert interval(create_transport(prediction="noise", sample_eps=0), eval=True)[0] == 1e-3
+    assert interval(create_transport("VP", sample_eps=1e-9), eval=True)[1] == 1 - 1e-3  # 1 in float32
     assert interval(create_transport("VP", sample_eps=0), eval=True)[1] == 1 - 1e-3
     sde = {"eval": True, "sde": True, "diffusion_form": "sigma"}
     assert interval(create_transport(), **sde | {"diffusion_form": "SBDM", "last_step_size": 0.04}) == (1e-3, 0.96)

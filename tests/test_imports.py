@@ -1,0 +1,37 @@
+"""Which way the arrows go, and what is loaded only when it is used."""
+
+import subprocess
+import sys
+
+import pytest
+
+from .conftest import ROOT
+
+
+def modules_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split())
+
+
+def test_the_transport_stands_alone():
+    loaded = modules_after("import transport")
+    assert "transport.sampler" in loaded
+    ours = {p.stem for p in ROOT.glob("*.py")}
+    assert not loaded & (ours | {"timm", "diffusers", "wandb", "accelerate", "PIL"})
+
+
+@pytest.mark.parametrize("program", ["train", "sample", "sample_ddp"])
+def test_heavy_packages_are_imported_when_used(program):
+    loaded = modules_after(f"import {program}")  # not wandb: timm imports it where it is installed
+    assert program in loaded and not loaded & {"diffusers", "sklearn", "accelerate"}
+
+
+def test_names_that_forks_of_sit_import():
+    statement = (
+        "from models import SiT, ComboStoc, SiT_models, ComboStoc_models; "
+        "from transport import create_transport, Transport, Sampler, ModelType, PathType, WeightType, ComboStocType; "
+        "from transport.path import expand_t_like_x; from data import center_crop_arr; "
+        "from download import find_model; from wandb_utils import initialize, log, log_image; "
+        "from train_utils import parse_transport_args, parse_ode_args, parse_sde_args"
+    )
+    assert "wandb_utils" in modules_after(statement)
