@@ -141,19 +141,58 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
 # ---- continuing ----------------------------------------------------------------------------------------------------
 
 
-def restore_arguments(args: argparse.Namespace, typed: set[str], saved: dict[str, Any]) -> list[str]:
+def find_start(args: argparse.Namespace, typed: set[str]) -> tuple[dict[str, Any], str, list[str]]:
+    """What to continue: the experiment's own rolling checkpoint if there is one, else --ckpt, else nothing.
+
+    Returns:
+        The checkpoint ({} for none), where it came from, and warnings. `args` has taken over its configuration.
+    """
+    own = Experiment.rolling_checkpoint(Experiment.path_for(args))
+    if args.ckpt and not own.is_file():
+        saved = checkpoint.load(download.locate(args.ckpt))
+        warnings = restore_arguments(args, typed, saved, args.ckpt)
+        own = Experiment.rolling_checkpoint(Experiment.path_for(args))  # the model, and so the folder, may be restored
+        if not own.is_file():
+            return saved, args.ckpt, warnings
+    if not own.is_file():
+        return {}, "", []
+    saved = checkpoint.load(own)
+    warnings = restore_arguments(args, typed, saved, str(own))
+    if args.ckpt:
+        warnings.append(f"Warning: this experiment has begun: continuing {own}, not --ckpt {args.ckpt}")
+    return saved, str(own), warnings
+
+
+def restore_arguments(args: argparse.Namespace, typed: set[str], saved: dict[str, Any], source: str) -> list[str]:
     """Take over the training configuration of a checkpoint; a typed argument wins, with a warning that is returned."""
     trained = checkpoint.training_args(saved)
     warnings = []
     for name in RESTORED:
         if name not in trained or getattr(args, name) == trained[name]:
             continue
-        if name in typed:
-            flag = "--" + name.replace("_", "-")
-            warnings.append(f"Warning: {flag} {getattr(args, name)} instead of the checkpoint's {trained[name]}")
-        else:
+        flag, given = "--" + name.replace("_", "-"), getattr(args, name)
+        if name not in typed:
             setattr(args, name, trained[name])
+        elif name == "model":
+            raise UsageError(f"--model {given}, but checkpoint {source} holds {trained[name]}")
+        else:
+            warnings.append(f"Warning: {flag} {given} instead of the checkpoint's {trained[name]}")
     return warnings
+
+
+def check_classes(class_names: list[str], args: argparse.Namespace, saved: dict[str, Any], source: str) -> list[str]:
+    """Classes of the data against those of the model and of the checkpoint; returns warnings."""
+    if len(class_names) > args.num_classes:
+        raise UsageError(f"--num-classes {args.num_classes} is less than the data's {len(class_names)} classes")
+    trained = saved.get("class_names", class_names)
+    if trained != class_names:
+        raise UsageError(
+            f"checkpoint {source} was trained on {len(trained)} classes, {trained[0]} ...; "
+            f"--data-path {args.data_path} has {len(class_names)}, {class_names[0]} ..."
+        )
+    if len(class_names) == args.num_classes:
+        return []
+    return [f"Warning: the data have {len(class_names)} of --num-classes {args.num_classes}; the others stay untrained"]
 
 
 def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> int:
@@ -180,15 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
 
-    # What to continue: the experiment's own rolling checkpoint if there is one, else --ckpt.
-    source = args.ckpt
-    rolling = Experiment.rolling_checkpoint(Experiment.path_for(args))
-    if rolling.is_file():
-        source = str(rolling)
-    saved = checkpoint.load(download.locate(source)) if source else {}
-    warnings = restore_arguments(args, typed, saved)
-    if source != args.ckpt and args.ckpt:
-        warnings.append(f"Warning: this experiment has begun: continuing {source}, not --ckpt {args.ckpt}")
+    saved, source, warnings = find_start(args, typed)
     check_arguments(args, process)
 
     # Data, autoencoder, model.
@@ -202,18 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if found != config:
             raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")
     dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
-    if len(dataset.class_names) > args.num_classes:
-        raise UsageError(f"--num-classes {args.num_classes} is less than the data's {len(dataset.class_names)} classes")
-    if saved.get("class_names", dataset.class_names) != dataset.class_names:
-        raise UsageError(
-            f"checkpoint {source} was trained on {len(saved['class_names'])} classes, {saved['class_names'][0]} ...; "
-            f"--data-path {args.data_path} has {len(dataset.class_names)}, {dataset.class_names[0]} ..."
-        )
-    if len(dataset.class_names) < args.num_classes:
-        warnings.append(
-            f"Warning: --num-classes {args.num_classes}, of which the data have {len(dataset.class_names)}; "
-            "the others stay untrained"
-        )
+    warnings += check_classes(dataset.class_names, args, saved, source)
     transport = build_transport(args, args.combostoc_type)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
@@ -272,23 +292,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                     wandb_utils.log(row, step=step)
             if not process.is_main:
                 continue
-            paths = []
-            if due(args.ckpt_every, step):
-                paths.append(experiment.kept_checkpoint(step))
+            paths = [experiment.kept_checkpoint(step)] if due(args.ckpt_every, step) else []
             if due(args.reckpt_every, step) or step == total_steps:
                 paths.append(Experiment.rolling_checkpoint(experiment.folder))
             for path in paths:
-                checkpoint.save(
-                    path,
-                    {
-                        "model": model.state_dict(),
-                        "ema": ema.state_dict(),
-                        "opt": opt.state_dict(),
-                        "step": step,
-                        "args": plain(args),
-                        "class_names": dataset.class_names,
-                    },
-                )
+                state = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step}
+                checkpoint.save(path, state | {"args": plain(args), "class_names": dataset.class_names})
                 log(f"Saved {path}")
             if due(args.sample_every, step):
                 picture = preview(ema, config, len(dataset.class_names), autoencoder, transport, args)

@@ -34,6 +34,7 @@ def files(tmp_path_factory):
     torch.save({"w": torch.ones(3)}, root / "alien.pt")
     torch.save({"model": good, "ema": good, "class_names": ["other"]}, root / "named.pt")
     torch.save({"model": good, "ema": good, "step": 500}, root / "late.pt")
+    torch.save({"ema": good, "args": {"model": "ComboStoc-XS/4", "combostoc_type": "UNSYNC_ALL"}}, root / "args.pt")
     torch.save({k: v for k, v in good.items() if "fc1" not in k}, root / "partial.pt")
     (root / "truncated.pt").write_bytes((root / "good.pt").read_bytes()[:5000])
     return root
@@ -75,6 +76,12 @@ CASES = [
         "--data-path {f}/few --ckpt {f}/named.pt --vae none --global-batch-size 1",
         2,
         "holds .* 1 x 8 x 8.* 3 x 8",
+    ),
+    (
+        "train",
+        "--ckpt {f}/args.pt --model SiT-XS/4",
+        2,
+        "--model SiT-XS/4, but .*args.pt holds ComboStoc-XS/4",
     ),
     ("train", "--ckpt {f}/named.pt", 2, "trained on 1 classes, other .*; --data-path digits has 10, 0"),
     ("train", "--ckpt {f}/late.pt", 2, "late.pt is at step 500, beyond the 1 of"),

@@ -127,6 +127,16 @@ def test_a_command_with_ckpt_that_is_started_again_continues_itself(tmp_path):
     assert_equal_bit_for_bit(tuned / "ckpt.pt", run(tmp_path, steps=5, exp="whole") / "ckpt.pt")
 
 
+def test_so_does_one_that_leaves_the_model_to_the_checkpoint(tmp_path):
+    """The folder's name has the model in it, which only the checkpoint tells."""
+    begun = run(tmp_path, steps=1, exp="begun")
+    data = ["--data-path", "digits", "--num-workers", "0", "--results-dir", str(tmp_path), "--exp", "tuned"]
+    for steps in ("2", "3"):
+        train.main([*data, "--ckpt", str(begun / "ckpt.pt"), "--max-steps", steps])
+    log = (tmp_path / "ComboStoc-XS-4-tuned" / "log.txt").read_text()
+    assert "from step 1 to 2" in log and "from step 2 to 3" in log
+
+
 def test_a_log_that_was_cut_off_is_mended(tmp_path):
     folder = run(tmp_path, "--log-every", "1", steps=2)
     with open(folder / "metrics.csv", "a") as file:
@@ -137,7 +147,7 @@ def test_a_log_that_was_cut_off_is_mended(tmp_path):
 
 def test_classes_without_data_are_announced(tmp_path):
     folder = run(tmp_path, "--num-classes", "12", "--sample-every", "2")
-    assert "Warning: --num-classes 12, of which the data have 10" in (folder / "log.txt").read_text()
+    assert "Warning: the data have 10 of --num-classes 12" in (folder / "log.txt").read_text()
 
 
 def test_a_model_without_learn_sigma_continues(tmp_path):
