@@ -135,10 +135,11 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 
     resolve("model", config.name)
     resolve("num_classes", config.num_classes)
-    if "path_type" in trained:
-        resolve("path_type", trained["path_type"])
-        resolve("prediction", trained["prediction"])
-    args.path_type, args.prediction = args.path_type or "Linear", args.prediction or "velocity"
+    for argument, default in (("path_type", "Linear"), ("prediction", "velocity")):
+        if argument in trained:
+            resolve(argument, trained[argument])
+        else:
+            setattr(args, argument, getattr(args, argument) or default)
     args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
     trained_vae = trained.get("vae") or ("none" if config.in_channels in (1, 3) else None)
