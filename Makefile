@@ -24,7 +24,7 @@ demo: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train.py --exp demo \
 	  --data-path digits --vae none --image-size 8 --num-classes 10 --num-workers 0 \
 	  --model ComboStoc-XS/2 --combostoc-type UNSYNC_ALL \
-	  --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1500 --sample-every 500
+	  --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1200 --reckpt-every 300 --sample-every 400
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2 --out $(DEMO)/ode.png
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py SDE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2 --out $(DEMO)/sde.png
 	$(BIN)/torchrun --standalone --nproc_per_node=2 sample_ddp.py ODE --ckpt $(DEMO)/ckpt.pt \
@@ -32,6 +32,7 @@ demo: $(READY)
 	@echo
 	@echo "Pictures, one column a class:  $(DEMO)/ode.png  $(DEMO)/sde.png"
 	@echo "500 samples for FID:           $$(ls $(DEMO)/samples-500/*.npz)"
+	@echo "To go on:  . .venv/bin/activate;  python sample.py ODE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2"
 
 test: $(READY)
 	$(BIN)/ruff check .

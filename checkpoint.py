@@ -41,8 +41,11 @@ def load(path: str | Path) -> dict[str, Any]:
             # mapped, not read: eight processes that resume XL/2 would each hold 11 GB otherwise
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
-        is_code = "weights_only" in str(error) or "Unsupported" in str(error)
-        reason = "it holds Python objects, which are not loaded" if is_code else first_line(error)
+        reason = first_line(error)
+        if "GLOBAL" in str(error) or "global" in str(error):
+            reason = "it holds Python objects, which are not loaded"
+        elif path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
+            reason = "it is truncated or no PyTorch checkpoint"
         raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path} holds a {type(content).__name__}, not a dict of tensors")

@@ -58,5 +58,6 @@ def _fetch(repository: str, file: str) -> Path:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # network, authorisation, a missing file: the Hub raises many kinds
         raise DataError(
-            f"{file} could not be fetched from the Hub repository {repository}: {first_line(error)}"
+            f"{file} could not be fetched from the Hub repository {repository}: {first_line(error)} "
+            "(or give --ckpt a local file)"
         ) from error

@@ -12,4 +12,5 @@ def bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
     """A tqdm bar that appears after a second; off a terminal, in a job's log file, after and every half minute."""
     pause = 1 if sys.stderr.isatty() else 30
     settings = {"delay": pause, "mininterval": pause / 10 if pause == 1 else pause}
-    return tqdm(iterable, disable=os.environ.get("RANK", "0") != "0", **(settings | kwargs))
+    settings["disable"] = os.environ.get("RANK", "0") != "0"
+    return tqdm(iterable, **(settings | kwargs))

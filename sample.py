@@ -59,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.likelihood and args.reverse:
             raise UsageError("--likelihood and --reverse are two different jobs; give one of them")
         likelihood.check_arguments(args, "--likelihood" if args.likelihood else "--reverse")
+        if args.class_labels:
+            raise UsageError("--class-labels are for sampling; --likelihood and --reverse take the images' own")
+    elif args.mode == "ODE" and args.data_path:
+        raise UsageError(f"--data-path {args.data_path} is for --likelihood and --reverse; give one of them")
     args.cfg_scale = args.cfg_scale or CFG_SCALE
 
     process = distributed.single()

@@ -23,7 +23,7 @@ from PIL import Image
 import distributed
 import likelihood
 import progress
-from errors import run_program
+from errors import UsageError, run_program
 from files import replacing
 from pictures import save_image, save_npz, to_uint8
 from sampling import ImageNoise, Network, guided_by, load_network, sampling_parser
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.likelihood:
         likelihood.check_arguments(args, "--likelihood")
+    elif args.mode == "ODE" and args.data_path:
+        raise UsageError(f"--data-path {args.data_path} is for --likelihood")
     args.cfg_scale = args.cfg_scale or CFG_SCALE
     process = distributed.setup()
     torch.backends.cuda.matmul.allow_tf32 = args.tf32

@@ -18,7 +18,6 @@ from errors import UsageError
 from models import SiT
 from train_utils import (
     MODEL_NAMES,
-    MODELS,
     ModelConfig,
     Parser,
     build_transport,
@@ -26,6 +25,7 @@ from train_utils import (
     latent_size,
     load_weights,
     model_config,
+    model_name,
     parse_ode_args,
     parse_sde_args,
     parse_transport_args,
@@ -53,9 +53,7 @@ def sampling_parser(
         sub = modes.add_parser(mode, help=title, description=title)
         group = sub.add_argument_group("model")
         group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
-        group.add_argument(
-            "--model", choices=list(MODELS), metavar="MODEL", help=f"{MODEL_NAMES}; default: read from the checkpoint"
-        )
+        group.add_argument("--model", type=model_name, help=f"{MODEL_NAMES}; default: read from the checkpoint")
         group.add_argument(
             "--vae",
             help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",

@@ -1,7 +1,7 @@
 """Train SiT or ComboStoc.
 
     python train.py --data-path digits --vae none --image-size 8 --num-classes 10 --model ComboStoc-XS/2 \\
-        --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1000 --num-workers 0     # minutes on any CPU
+        --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1000                     # minutes on any CPU
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model ComboStoc-XL/2               # the paper, on a node
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model SiT-XL/2                     # the baseline
 
@@ -12,6 +12,8 @@ so that a continued run is the run it would have been.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -40,7 +42,6 @@ from pictures import grid, save_image, to_uint8
 from sampling import ImageNoise, guided
 from train_utils import (
     MODEL_NAMES,
-    MODELS,
     ModelConfig,
     Parser,
     build_transport,
@@ -49,6 +50,7 @@ from train_utils import (
     latent_size,
     load_weights,
     model_config,
+    model_name,
     parse_transport_args,
     positive_float,
     positive_int,
@@ -78,10 +80,12 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
     group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
-    group.add_argument("--num-workers", type=count, default=4, help="data loading processes for each process")
+    group.add_argument(
+        "--num-workers", type=count, help="data loading processes for each process; default: 4, or the CPUs if fewer"
+    )
 
     group = parser.add_argument_group("training")
-    group.add_argument("--model", choices=list(MODELS), default="ComboStoc-XL/2", metavar="MODEL", help=MODEL_NAMES)
+    group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
     group.add_argument(
         "--combostoc-type", choices=types, help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE"
     )
@@ -133,6 +137,8 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
         raise UsageError(
             f"--global-batch-size {args.global_batch_size} is not divisible by the {process.world_size} processes"
         )
+    if args.num_workers is None:
+        args.num_workers = min(4, os.cpu_count() or 1)
     if args.wandb:
         for variable in ("WANDB_KEY", "ENTITY", "PROJECT"):
             wandb_utils.required(variable)
@@ -164,20 +170,21 @@ def find_start(args: argparse.Namespace, typed: set[str]) -> tuple[dict[str, Any
 
 
 def restore_arguments(args: argparse.Namespace, typed: set[str], saved: dict[str, Any], source: str) -> list[str]:
-    """Take over the training configuration of a checkpoint; a typed argument wins, with a warning that is returned."""
+    """Take over the training configuration of a checkpoint; a typed argument wins. Returns lines that say so."""
     trained = checkpoint.training_args(saved)
-    warnings = []
+    restored, warnings = [], []
     for name in RESTORED:
         if name not in trained or getattr(args, name) == trained[name]:
             continue
         flag, given = "--" + name.replace("_", "-"), getattr(args, name)
         if name not in typed:
             setattr(args, name, trained[name])
+            restored.append(f"{flag} {trained[name]}")
         elif name == "model":
             raise UsageError(f"--model {given}, but checkpoint {source} holds {trained[name]}")
         else:
             warnings.append(f"Warning: {flag} {given} instead of the checkpoint's {trained[name]}")
-    return warnings
+    return [f"From the checkpoint: {', '.join(restored)}", *warnings] if restored else warnings
 
 
 def check_classes(class_names: list[str], args: argparse.Namespace, saved: dict[str, Any], source: str) -> list[str]:
@@ -271,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     batches = iter(loader) if step < total_steps else iter(())
     window = LossWindow(process.device)
-    bar = progress.bar(initial=step, total=total_steps, desc="training")
+    on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
+    bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
     with logging_redirect_tqdm([experiment.logger]):
         while step < total_steps:
             torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
@@ -300,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 checkpoint.save(path, state | {"args": plain(args), "class_names": dataset.class_names})
                 log(f"Saved {path}")
             if due(args.sample_every, step):
-                picture = preview(ema, config, len(dataset.class_names), autoencoder, transport, args)
+                picture = preview(ema, config, dataset.class_names, autoencoder, transport, args)
                 save_image(picture, experiment.picture(step))
                 log(f"Saved {experiment.picture(step)}")
                 if args.wandb:
@@ -328,7 +336,7 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
 def preview(
     ema: SiT,
     config: ModelConfig,
-    num_labels: int,
+    class_names: list[str],
     autoencoder: Autoencoder,
     transport: Transport,
     args: argparse.Namespace,
@@ -337,9 +345,11 @@ def preview(
     device = next(ema.parameters()).device
     noise = ImageNoise(args.global_seed, range(PREVIEW_IMAGES))
     z = noise.randn((config.in_channels, config.input_size, config.input_size), device)
-    y = torch.arange(PREVIEW_IMAGES, device=device) * num_labels // PREVIEW_IMAGES
+    spread = [k * len(class_names) // PREVIEW_IMAGES for k in range(PREVIEW_IMAGES)]  # ImageNet's thousand
+    labels = spread if len(class_names) > PREVIEW_IMAGES else [k % len(class_names) for k in range(PREVIEW_IMAGES)]
+    y = torch.tensor(labels, device=device)
     x = Sampler(transport).sample_ode()(z, guided(ema, args.cfg_scale), y=y)[-1]
-    return grid(to_uint8(autoencoder.decode(x)), [str(k) for k in y.tolist()])
+    return grid(to_uint8(autoencoder.decode(x)), [class_names[k] for k in labels])
 
 
 if __name__ == "__main__":

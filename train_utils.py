@@ -53,6 +53,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)".strip()
 
 
+def model_name(value: str) -> str:
+    if value not in MODELS:
+        raise argparse.ArgumentTypeError(f"unknown model {value!r}; choose from {MODEL_NAMES}")
+    return value
+
+
 def none_or_str(value: str) -> str | None:
     """The word None on the command line is None."""
     return None if value == "None" else value

@@ -108,5 +108,5 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"list\.pt holds a list"):
         checkpoint.load(tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.pt cannot be read"):
+    with pytest.raises(DataError, match=r"text\.pt cannot be read: it is truncated or no PyTorch checkpoint"):
         checkpoint.load(tmp_path / "text.pt")

@@ -42,7 +42,10 @@ def test_failures_are_one_line(monkeypatch):
         raise OSError("no route\nto host\n")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(DataError, match=r"^file.pt could not be fetched from the Hub repository a/b: no route$"):
+    with pytest.raises(
+        DataError,
+        match=r"^file.pt could not be fetched from the Hub repository a/b: no route \(or give --ckpt a local file\)$",
+    ):
         download.locate("hf://a/b/file.pt")
     for name in ("hf://a/b", "hf://a", "hf://"):
         with pytest.raises(DataError, match="hf://owner/repo/file"):

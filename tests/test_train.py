@@ -174,6 +174,7 @@ def test_ckpt_continues_a_file_with_its_configuration(tmp_path, capsys):
     whole = run(tmp_path, "--path-type", "GVP", "--lr", "1e-3", "--ckpt-every", "2", steps=4, exp="whole")
     kept = whole / "checkpoints" / "0000002.pt"
     assert_equal_bit_for_bit(run(tmp_path, "--ckpt", str(kept), steps=4, exp="again") / "ckpt.pt", whole / "ckpt.pt")
+    assert ", --path-type GVP, --lr 0.001\n" in (tmp_path / "ComboStoc-XS-4-again/log.txt").read_text()
     other = run(tmp_path, "--ckpt", str(kept), "--lr", "2e-3", "--path-type", "Linear", steps=4, exp="other")
     log = (other / "log.txt").read_text()
     assert "Warning: --lr 0.002 instead of the checkpoint's 0.001" in log
