@@ -130,9 +130,8 @@ def reverse(args: argparse.Namespace, network: Network) -> None:
     with replacing(noise_file) as beside, open(beside, "wb") as file:
         np.save(file, z.cpu().numpy())
     error = ((back - latents).norm() / latents.norm()).item()
-    print(
-        f"noise of {len(images)} images in {args.out.with_suffix('.noise.npy')}: mean {z.mean():.3f}, std {z.std():.3f}"
-    )
+    print(f"noise of {len(images)} images in {noise_file}")
+    print(f"its mean {z.mean():.3f} and standard deviation {z.std():.3f} would be 0 and 1 for a perfect model")
     print(f"images and their reconstructions in {args.out}; relative error {error:.2e}")
 
 
