@@ -52,7 +52,7 @@ def load(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def weights(checkpoint: dict[str, Any], prefer: str = "ema") -> StateDict:
+def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> StateDict:
     """The EMA weights of a training checkpoint, or the file's only weights.
 
     Raises:
@@ -61,7 +61,7 @@ def weights(checkpoint: dict[str, Any], prefer: str = "ema") -> StateDict:
     other = "model" if prefer == "ema" else "ema"
     state = checkpoint.get(prefer, checkpoint.get(other, checkpoint))
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise DataError("the checkpoint holds no model weights (no 'ema', no 'model', not a dict of tensors)")
+        raise DataError(f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors)")
     return state
 
 

@@ -48,7 +48,7 @@ def locate(name: str) -> Path:
 
 def find_model(model_name: str) -> checkpoint.StateDict:
     """The state dict of a checkpoint, EMA weights first (SiT's function of this name)."""
-    return checkpoint.weights(checkpoint.load(locate(model_name)))
+    return checkpoint.weights(checkpoint.load(locate(model_name)), model_name)
 
 
 def _fetch(repository: str, file: str) -> Path:

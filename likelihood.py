@@ -80,7 +80,7 @@ def score(
         images, y = load_batch(dataset, indices, network)
         noise = ImageNoise(seed, indices)
         x, offset = to_latents(images, network.autoencoder, noise)
-        probe = torch.sign(noise.rand_like(x) - 0.5)
+        probe = (noise.rand_like(x) < 0.5).to(x.dtype) * 2 - 1
         logp, _ = build_sampler(args, network.transport, probe=probe)(x, network.model, y=y)
         bits = bits_per_dim(logp, x[0].numel(), offset).double().cpu()
         total += torch.stack([torch.tensor(float(len(bits))), bits.sum(), bits.square().sum()])

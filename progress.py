@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 def bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
     """A tqdm bar that appears after a second; off a terminal, in a job's log file, after and every half minute."""
-    pause = 1 if sys.stderr.isatty() else 30
-    settings = {"delay": pause, "mininterval": pause / 10 if pause == 1 else pause}
-    settings["disable"] = os.environ.get("RANK", "0") != "0"
+    delay, pause = (1, 0.1) if sys.stderr.isatty() else (30, 30)
+    settings = {"delay": delay, "mininterval": pause, "disable": os.environ.get("RANK", "0") != "0"}
     return tqdm(iterable, **(settings | kwargs))

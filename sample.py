@@ -25,6 +25,7 @@ from pictures import grid, save_image, to_uint8
 from sampling import (
     ImageNoise,
     Network,
+    draw,
     evaluations,
     guided_by,
     load_network,
@@ -86,19 +87,17 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
     starts = range(0, len(labels), args.batch_size)
     total = evaluations(args)
     with progress.bar(total=total and total * len(starts), desc="model evaluations") as bar:
+        model = with_progress(guided_by(args, network.model), bar)
         for start in starts:
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
-            z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, device)
-            settings = {"randn": noise.randn_like} if args.mode == "SDE" else {}
-            sampler = build_sampler(args, network.transport, **settings)
-            x = sampler(z, with_progress(guided_by(args, network.model), bar), y=y)[-1]
-            pictures.append(to_uint8(network.autoencoder.decode(x)))
+            batch, nfe = draw(args, network, noise, y, model)
+            pictures.append(batch)
     names = network.class_names
     captions = [names[k] if names and k < len(names) else str(k) for k in labels]
     save_image(grid(np.concatenate(pictures), captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
-    print(f"{args.mode} {args.sampling_method}: {sampler.nfe} model evaluations a batch")
+    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
 
 
 def default_labels(num_classes: int) -> list[int]:

@@ -25,8 +25,8 @@ import likelihood
 import progress
 from errors import UsageError, run_program
 from files import replacing
-from pictures import save_image, save_npz, to_uint8
-from sampling import ImageNoise, Network, guided_by, load_network, sampling_parser
+from pictures import save_image, save_npz
+from sampling import ImageNoise, Network, draw, guided_by, load_network, sampling_parser
 from train_utils import build_sampler, positive_int
 
 CFG_SCALE = 1.0
@@ -81,7 +81,6 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
-    shape = (network.config.in_channels,) + (network.config.input_size,) * 2
     model = guided_by(args, network.model)
     start_time = time.time()
     bar = progress.bar(total=len(missing), desc="images")
@@ -89,16 +88,14 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
         indices = mine[start : start + args.per_proc_batch_size]
         noise = ImageNoise(args.global_seed, indices)
         y = noise.labels(network.num_labels).to(process.device)
-        z = noise.randn(shape, process.device)
-        sampler = build_sampler(args, network.transport, **({"randn": noise.randn_like} if args.mode == "SDE" else {}))
-        images = to_uint8(network.autoencoder.decode(sampler(z, model, y=y)[-1]))
+        images, nfe = draw(args, network, noise, y, model)
         for i, image in zip(indices, images, strict=True):
             save_image(Image.fromarray(image), picture_path(folder, i))
         bar.update(min(len(indices) * process.world_size, bar.total - bar.n))
     bar.close()
     if process.is_main and mine:
         rate = len(mine) / (time.time() - start_time)
-        print(f"{sampler.nfe} model evaluations a batch, {rate * process.world_size:.2f} images/s")
+        print(f"{nfe} model evaluations a batch, {rate * process.world_size:.2f} images/s")
 
 
 def picture_path(folder: Path, i: int) -> Path:

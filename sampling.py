@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -16,10 +17,12 @@ from autoencoder import Autoencoder, load_autoencoder
 from distributed import seed_for
 from errors import UsageError
 from models import SiT
+from pictures import to_uint8
 from train_utils import (
     MODEL_NAMES,
     ModelConfig,
     Parser,
+    build_sampler,
     build_transport,
     guidance_scale,
     latent_size,
@@ -121,7 +124,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         raise UsageError(f"--ckpt FILE is needed (without it, --model with published weights: {published})")
     path = download.locate(name)
     content = checkpoint.load(path)
-    state = checkpoint.weights(content)
+    state = checkpoint.weights(content, name)
     config = model_config(state, name)
     trained = checkpoint.training_args(content)
 
@@ -210,6 +213,15 @@ class ImageNoise:
 def guided_by(args: argparse.Namespace, model: SiT) -> Callable[..., Tensor]:
     """The model under the guidance of a sampling program's arguments."""
     return guided(model, args.cfg_scale, None if args.cfg_channels == "all" else int(args.cfg_channels))
+
+
+def draw(
+    args: argparse.Namespace, network: Network, noise: ImageNoise, y: Tensor, model: Callable[..., Tensor]
+) -> tuple[np.ndarray, int]:
+    """Pictures of the classes y from the randomness of each: (N, H, W, 3) uint8, and the model evaluations it took."""
+    z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, y.device)
+    sampler = build_sampler(args, network.transport, **({"randn": noise.randn_like} if args.mode == "SDE" else {}))
+    return to_uint8(network.autoencoder.decode(sampler(z, model, y=y)[-1])), sampler.nfe
 
 
 def with_progress(model: Callable[..., Tensor], bar: tqdm) -> Callable[..., Tensor]:

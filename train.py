@@ -204,8 +204,8 @@ def check_classes(class_names: list[str], args: argparse.Namespace, saved: dict[
 
 def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> int:
     """Load model, EMA and optimiser from a checkpoint, or what of them it has, and return its step."""
-    load_weights(model, checkpoint.weights(saved, prefer="model"), source)
-    load_weights(ema, checkpoint.weights(saved), source)
+    load_weights(model, checkpoint.weights(saved, source, prefer="model"), source)
+    load_weights(ema, checkpoint.weights(saved, source), source)
     if "opt" in saved:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
         try:
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     input_size = latent_size(args.image_size, autoencoder.factor, args.model)
     config = ModelConfig(args.model, input_size, autoencoder.channels, args.num_classes, learn_sigma=True)
     if source:
-        found = model_config(checkpoint.weights(saved), source)
+        found = model_config(checkpoint.weights(saved, source), source)
         config = replace(config, learn_sigma=found.learn_sigma)
         if found != config:
             raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")

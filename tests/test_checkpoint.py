@@ -40,7 +40,7 @@ def test_the_predecessors_layout_loads_with_its_namespace(tmp_path):
     torch.save(predecessor_checkpoint({"w": torch.ones(2)}, model="SiT-XL/2", num_classes=1000), tmp_path / "a.pt")
     loaded = checkpoint.load(tmp_path / "a.pt")
     assert checkpoint.training_args(loaded) == {"model": "SiT-XL/2", "num_classes": 1000}
-    assert torch.equal(checkpoint.weights(loaded)["w"], torch.ones(2))
+    assert torch.equal(checkpoint.weights(loaded, "x.pt")["w"], torch.ones(2))
     assert checkpoint.step(loaded) == 0
 
 
@@ -56,16 +56,16 @@ def test_step_of_a_file_that_does_not_say_is_the_optimisers():
 
 def test_weights_prefers_the_average():
     both = {"model": {"w": torch.zeros(1)}, "ema": {"w": torch.ones(1)}}
-    assert checkpoint.weights(both)["w"] == 1 and checkpoint.weights(both, prefer="model")["w"] == 0
-    assert checkpoint.weights({"w": torch.ones(1)}) == {"w": torch.ones(1)}  # EMA-only files
-    assert checkpoint.weights({"ema": {"w": torch.ones(1)}}, prefer="model")["w"] == 1
-    with pytest.raises(DataError, match="no model weights"):
-        checkpoint.weights({"step": 3})
+    assert checkpoint.weights(both, "x.pt")["w"] == 1 and checkpoint.weights(both, "x.pt", prefer="model")["w"] == 0
+    assert checkpoint.weights({"w": torch.ones(1)}, "x.pt") == {"w": torch.ones(1)}  # EMA-only files
+    assert checkpoint.weights({"ema": {"w": torch.ones(1)}}, "x.pt", prefer="model")["w"] == 1
+    with pytest.raises(DataError, match=r"x\.pt holds no model weights"):
+        checkpoint.weights({"step": 3}, "x.pt")
 
 
 def test_safetensors(tmp_path):
     save_file({"w": torch.arange(3.0)}, tmp_path / "a.safetensors")
-    assert torch.equal(checkpoint.weights(checkpoint.load(tmp_path / "a.safetensors"))["w"], torch.arange(3.0))
+    assert torch.equal(checkpoint.weights(checkpoint.load(tmp_path / "a.safetensors"), "x")["w"], torch.arange(3.0))
 
 
 class Payload:
