@@ -3,11 +3,13 @@
 Pixels are float tensors (N, 3, H, W) in [-1, 1]; latents are what the transformer sees, scaled to about unit variance.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import precision
 from errors import DataError, first_line
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
@@ -35,6 +37,7 @@ class LatentSpace:
         factor: pixels a latent position covers, in each direction.
         channels: of the latent.
         scale, shift: latent = (z - shift) scale; 0.18215 and 0 for SD-VAE.
+        encode_precision: of the encoder's products, see `precision`.
     """
 
     def __init__(self, source: str | Path, device: torch.device) -> None:
@@ -55,20 +58,46 @@ class LatentSpace:
         self.channels = config.latent_channels
         self.scale = config.scaling_factor
         self.shift = getattr(config, "shift_factor", None) or 0.0
+        self.encode_precision = "tf32"
 
     @torch.no_grad()
+    def moments(self, images: Tensor) -> Tensor:
+        """Mean and standard deviation of the latents' posterior: (N, 3, H, W) -> (N, 2, channels, h, w) float32."""
+        with precision.autocast(self.encode_precision, images.device):
+            posterior = self.vae.encode(images).latent_dist
+        mean, std = posterior.mean.float(), posterior.std.float()
+        return torch.stack([(mean - self.shift) * self.scale, std * self.scale], dim=1)
+
     def encode(self, images: Tensor, sample: bool = True) -> Tensor:
-        """(N, 3, H, W) -> (N, channels, H / factor, W / factor), a draw from the posterior or its mean."""
-        posterior = self.vae.encode(images).latent_dist
-        return ((posterior.sample() if sample else posterior.mean) - self.shift) * self.scale
+        """(N, 3, H, W) -> (N, channels, h, w), a draw from the posterior or its mean."""
+        moments = self.moments(images)
+        return draw_posterior(moments) if sample else moments[:, 0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The inverse of `encode`, up to the autoencoder's loss."""
         return self.vae.decode(latents / self.scale + self.shift).sample
 
+    def encoder_digest(self) -> str:
+        """SHA-256 of all that latents depend on: the encoder's tensors, the scale and the shift.
+
+        The published ema and mse differ in their decoders only.
+        """
+        digest = hashlib.sha256(repr((self.scale, self.shift)).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy())
+        return digest.hexdigest()
+
 
 Autoencoder = PixelSpace | LatentSpace
+
+
+def draw_posterior(moments: Tensor) -> Tensor:
+    """A latent from its posterior's mean and standard deviation: (N, 2, C, h, w) -> (N, C, h, w)."""
+    mean, std = moments.unbind(1)
+    return mean + std * torch.randn(mean.shape, device=mean.device)  # randn_like would follow the memory's layout
 
 
 def load_autoencoder(name: str, device: torch.device, pixel_channels: int = 3) -> Autoencoder:

@@ -12,6 +12,7 @@ import progress
 from autoencoder import Autoencoder, PixelSpace
 from data import ImageDataset, load_dataset
 from errors import UsageError
+from latents import is_latents
 from sampling import ImageNoise, Network
 from train_utils import build_sampler
 
@@ -27,6 +28,10 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
     if args.cfg_scale not in (None, 1):
         raise UsageError(f"{job} uses the model without guidance, not --cfg-scale {args.cfg_scale}")
     args.cfg_scale = 1.0
+    if args.precision == "bf16":
+        raise UsageError(f"{job} needs more digits than --precision bf16 has; give tf32 or fp32")
+    if is_latents(args.data_path):
+        raise UsageError(f"{job} takes images; --data-path {args.data_path} holds cached latents")
 
 
 def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:

@@ -7,11 +7,14 @@ are embedded like an image of times, so that the conditioning has one vector a t
 """
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -44,8 +47,9 @@ class TimestepEmbedder(nn.Module):
         self.frequency_embedding_size = frequency_embedding_size
 
     def forward(self, t: Tensor) -> Tensor:
-        features = timestep_embedding(t, self.frequency_embedding_size)
-        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        with torch.autocast(t.device.type, enabled=False):  # bfloat16 cannot tell t = 0.998 from 1
+            features = timestep_embedding(t, self.frequency_embedding_size)
+            return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class PatchTimestepEmbedder(nn.Module):
@@ -53,10 +57,12 @@ class PatchTimestepEmbedder(nn.Module):
 
     Every entry of t becomes a code of 4 numbers; the map of codes, channel c's code k at channel 4 c + k, goes through
     a patch embedding of its own. A map that is constant over positions gives the same vector for every token, so one
-    patch of it is embedded and serves all tokens.
+    patch of it is embedded and serves all tokens. The features, 64 times the size of the codes, exist for `chunk_size`
+    entries at a time, and are computed again in the backward pass.
     """
 
     code_size = 4
+    chunk_size = 2**16  # 64 MiB of features
 
     def __init__(
         self, input_size: int, patch_size: int, in_channels: int, hidden_size: int, frequency_embedding_size: int = 256
@@ -73,14 +79,20 @@ class PatchTimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D)."""
         n, c, h, w = t.shape
+        with torch.autocast(t.device.type, enabled=False):  # bfloat16 cannot tell t = 0.998 from 1
+            codes = torch.cat([recomputed(self.codes, chunk) for chunk in t.flatten().split(self.chunk_size)])
+            codes = codes.view(n, c, h, w, self.code_size).permute(0, 1, 4, 2, 3)
+            codes = codes.reshape(n, c * self.code_size, h, w)  # code k of channel c at 4c + k
+            if c == 1:
+                codes = codes.repeat(1, self.in_channels, 1, 1)
+            if h == w == 1:
+                codes = codes.expand(-1, -1, self.patch_size, self.patch_size)  # one patch of a constant map
+            return self.patchEmb.proj(codes).flatten(2).transpose(1, 2)
+
+    def codes(self, t: Tensor) -> Tensor:
+        """(M,) -> (M, 4)."""
         features = timestep_embedding(t, self.frequency_embedding_size)
-        codes = self.mlp(features.to(next(self.mlp.parameters()).dtype))
-        codes = codes.permute(0, 1, 4, 2, 3).reshape(n, c * self.code_size, h, w)  # (N, 4c, h, w), code k at 4c + k
-        if c == 1:
-            codes = codes.repeat(1, self.in_channels, 1, 1)
-        if h == w == 1:
-            codes = codes.expand(-1, -1, self.patch_size, self.patch_size)  # one patch of a constant map
-        return self.patchEmb.proj(codes).flatten(2).transpose(1, 2)
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -126,9 +138,22 @@ def get_1d_sincos_pos_embed(embed_dim: int, positions: np.ndarray) -> np.ndarray
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    """function(*args), which keeps nothing but the arguments for the backward pass. It must not draw random numbers."""
+    if not torch.is_grad_enabled():
+        return function(*args)
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift, with shift and scale (N, 1 or T, D)."""
     return x * (1 + scale) + shift
+
+
+def adaln_modulation(hidden_size: int, out_features: int) -> nn.Sequential:
+    """The linear layer of adaLN, under the predecessors' key 1. Their 0, the SiLU, is the same in every block: `SiT`
+    applies it once."""
+    return nn.Sequential(OrderedDict({"1": nn.Linear(hidden_size, out_features)}))
 
 
 class SiTBlock(nn.Module):
@@ -140,9 +165,9 @@ class SiTBlock(nn.Module):
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True, **block_kwargs)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+        self.adaLN_modulation = adaln_modulation(hidden_size, 6 * hidden_size)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D)
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D), after its SiLU
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=-1)
         x = x + gate_msa * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
         return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
@@ -155,9 +180,9 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+        self.adaLN_modulation = adaln_modulation(hidden_size, 2 * hidden_size)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D)
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D), after its SiLU
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
@@ -230,6 +255,11 @@ class SiT(nn.Module):
             else:
                 nn.init.xavier_uniform_(p.data.flatten(1))
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks, in which nearly all the time goes; one compilation serves all of them."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
     def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
         """(N,), or (N, 1, 1, 1) which says the same, -> (N, 1, D)."""
         if t.shape not in ((x.shape[0],), (x.shape[0], 1, 1, 1)):
@@ -243,25 +273,33 @@ class SiT(nn.Module):
         x = x.reshape(n, side, side, p, p, c).permute(0, 5, 1, 3, 2, 4)  # (N, C, rows, p, columns, p)
         return x.reshape(n, c, side * p, side * p)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | Sequence[Tensor], y: Tensor) -> Tensor:
         """Predict velocity, score or noise at x.
 
         Args:
             x: (N, C, H, W).
-            t: timesteps, see `embed_timesteps`.
+            t: timesteps, see `embed_timesteps`; or a sequence of them, for consecutive segments of the batch, which
+                then cost what their own shapes ask for (see `Transport.training_losses`).
             y: (N,) class labels.
 
         Returns:
             (N, C, H, W).
         """
-        c = self.embed_timesteps(t, x) + self.y_embedder(y, self.training)[:, None]  # (N, 1 or T, D)
+        y_emb = self.y_embedder(y, self.training)  # (N, D)
+        if isinstance(t, Tensor):
+            return self.transform(x, t, y_emb)
+        sizes = [len(segment) for segment in t]
+        return torch.cat([self.transform(*s) for s in zip(x.split(sizes), t, y_emb.split(sizes), strict=True)])
+
+    def transform(self, x: Tensor, t: Tensor, y_emb: Tensor) -> Tensor:
+        """`forward` of embedded labels (N, D) and of one segment."""
+        c = F.silu(self.embed_timesteps(t, x) + y_emb[:, None])  # (N, 1 or T, D)
+        if torch.is_autocast_enabled(x.device.type):
+            c = c.to(torch.get_autocast_dtype(x.device.type))  # here, or every block would do it, and keep its copy
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
-        every = self.grad_checkpointing if self.training and torch.is_grad_enabled() else 0
+        every = self.grad_checkpointing if self.training else 0
         for i, block in enumerate(self.blocks):
-            if every and i % every == 0:
-                x = checkpoint(block, x, c, use_reentrant=False)
-            else:
-                x = block(x, c)
+            x = recomputed(block, x, c) if every and i % every == 0 else block(x, c)
         x = self.unpatchify(self.final_layer(x, c))
         return x[:, : self.in_channels]
 

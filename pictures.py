@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,23 @@ MIN_TILE = 64  # smaller pictures are enlarged by whole factors, so that a pixel
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """(N, 1 or 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8, clamp(127.5 x + 128, 0, 255); grey becomes three channels."""
-    pixels = torch.clamp(127.5 * images + 128.0, 0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8)
-    return pixels.expand(-1, -1, -1, 3).numpy()
+    return to_uint8_later(images)()
+
+
+def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
+    """`to_uint8` without waiting for a GPU now: the function returned waits, and may do so in another thread."""
+    pixels = torch.clamp(127.5 * images + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
+    pixels = pixels.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event() if images.is_cuda else None
+    if arrived is not None:
+        arrived.record()
+
+    def wait() -> np.ndarray:
+        if arrived is not None:
+            arrived.synchronize()
+        return pixels.expand(-1, -1, -1, 3).numpy()
+
+    return wait
 
 
 def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:

@@ -10,7 +10,8 @@
 """
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ import torch
 
 import distributed
 import likelihood
+import precision
 import progress
 from errors import UsageError, run_program
 from files import replacing
-from pictures import grid, save_image, to_uint8
+from pictures import grid, save_image, to_uint8, to_uint8_later
 from sampling import (
     ImageNoise,
     Network,
@@ -67,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.cfg_scale = args.cfg_scale or CFG_SCALE
 
     process = distributed.single()
+    precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="mse")
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
@@ -83,21 +86,24 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
         if not 0 <= k < network.config.num_classes:
             raise UsageError(f"class label {k} is out of range: the model has 0 to {network.config.num_classes - 1}")
     build_sampler(args, network.transport)  # complains about bad settings before the bar appears
-    pictures = []
+    pictures: list[Callable[[], np.ndarray]] = []
+    start_time = time.time()
     starts = range(0, len(labels), args.batch_size)
     total = evaluations(args)
     with progress.bar(total=total and total * len(starts), desc="model evaluations") as bar:
-        model = with_progress(guided_by(args, network.model), bar)
+        model = with_progress(guided_by(args, network), bar)
         for start in starts:
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
-            batch, nfe = draw(args, network, noise, y, model)
-            pictures.append(batch)
+            images, nfe = draw(args, network, noise, y, model)
+            pictures.append(to_uint8_later(images))
+        finished = np.concatenate([wait() for wait in pictures])
+        rate = len(finished) / (time.time() - start_time)
     names = network.class_names
     captions = [names[k] if names and k < len(names) else str(k) for k in labels]
-    save_image(grid(np.concatenate(pictures), captions, columns_for(labels)), args.out)
+    save_image(grid(finished, captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
-    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
+    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} images/s")
 
 
 def default_labels(num_classes: int) -> list[int]:
@@ -120,7 +126,7 @@ def reverse(args: argparse.Namespace, network: Network) -> None:
     images, y = likelihood.load_batch(dataset, range(min(REVERSED_IMAGES, len(dataset))), network)
     latents = network.autoencoder.encode(images, sample=False)
     with progress.bar(desc="model evaluations") as bar:
-        model = with_progress(network.model, bar)
+        model = with_progress(guided_by(args, network), bar)
         z = build_sampler(args, network.transport, reverse=True)(latents, model, y=y)[-1]
         back = build_sampler(args, network.transport)(z, model, y=y)[-1]
     rows = np.concatenate([to_uint8(images), to_uint8(network.autoencoder.decode(back))])

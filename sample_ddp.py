@@ -14,22 +14,25 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image
 
 import distributed
 import likelihood
+import precision
 import progress
 from errors import UsageError, run_program
-from files import replacing
-from pictures import save_image, save_npz
+from files import replacing, sha256
+from pictures import save_image, save_npz, to_uint8_later
 from sampling import ImageNoise, Network, draw, guided_by, load_network, sampling_parser
 from train_utils import build_sampler, positive_int
 
 CFG_SCALE = 1.0
+WRITERS = 4  # threads that encode pictures
 
 
 def add_program_args(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +41,8 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="images at a time in a process")
     group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="images in all")
     group.add_argument("--global-seed", type=int, default=0, help="of labels and noise")
-    group.add_argument(
-        "--tf32", action=argparse.BooleanOptionalAction, default=True, help="TF32 matrix products on Ampere and later"
-    )
+    for flag, name in (("--tf32", "tf32"), ("--no-tf32", "fp32")):  # SiT's names
+        group.add_argument(flag, dest="precision", action="store_const", const=name, help=f"same as --precision {name}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood")
     args.cfg_scale = args.cfg_scale or CFG_SCALE
     process = distributed.setup()
-    torch.backends.cuda.matmul.allow_tf32 = args.tf32
-    torch.backends.cudnn.allow_tf32 = args.tf32
+    precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="ema")
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
     if args.likelihood:
@@ -81,21 +82,34 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
-    model = guided_by(args, network.model)
+    model = guided_by(args, network)
     start_time = time.time()
-    bar = progress.bar(total=len(missing), desc="images")
-    for start in range(0, len(mine), args.per_proc_batch_size):
-        indices = mine[start : start + args.per_proc_batch_size]
-        noise = ImageNoise(args.global_seed, indices)
-        y = noise.labels(network.num_labels).to(process.device)
-        images, nfe = draw(args, network, noise, y, model)
-        for i, image in zip(indices, images, strict=True):
-            save_image(Image.fromarray(image), picture_path(folder, i))
-        bar.update(min(len(indices) * process.world_size, bar.total - bar.n))
-    bar.close()
+    writing: list[Future[None]] = []
+    with progress.bar(total=len(missing), desc="images") as bar, ThreadPoolExecutor(WRITERS) as pool:
+        for start in range(0, len(mine), args.per_proc_batch_size):
+            indices = mine[start : start + args.per_proc_batch_size]
+            noise = ImageNoise(args.global_seed, indices)
+            y = noise.labels(network.num_labels).to(process.device)
+            images, nfe = draw(args, network, noise, y, model)
+            pictures = to_uint8_later(images)
+            finish(writing)
+            writing = [pool.submit(write_picture, pictures, k, picture_path(folder, i)) for k, i in enumerate(indices)]
+            bar.update(min(len(indices) * process.world_size, bar.total - bar.n))
+        finish(writing)
     if process.is_main and mine:
         rate = len(mine) / (time.time() - start_time)
         print(f"{nfe} model evaluations a batch, {rate * process.world_size:.2f} images/s")
+
+
+def write_picture(pictures: Callable[[], np.ndarray], k: int, path: Path) -> None:
+    """Write picture k of a batch that may still be on its way from the GPU, while the next one is being sampled."""
+    save_image(Image.fromarray(pictures()[k]), path)
+
+
+def finish(writing: list[Future[None]]) -> None:
+    """Wait until pictures are written, and raise what went wrong."""
+    for job in writing:
+        job.result()
 
 
 def picture_path(folder: Path, i: int) -> Path:
@@ -104,14 +118,10 @@ def picture_path(folder: Path, i: int) -> Path:
 
 def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]:
     """Everything that an image depends on."""
-    ignored = {"sample_dir", "per_proc_batch_size", "num_fid_samples", "ckpt", "data_path"}
+    ignored = {"sample_dir", "per_proc_batch_size", "num_fid_samples", "ckpt", "data_path", "compile"}
     ignored |= {"likelihood", "reverse", "loss_weight", "train_eps"}
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
-    with open(network.path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return settings | {"checkpoint_sha256": digest.hexdigest()}
+    return settings | {"checkpoint_sha256": sha256(network.path)}
 
 
 def make_folder(args: argparse.Namespace, network: Network) -> Path:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import download
+import precision
 from autoencoder import Autoencoder, load_autoencoder
 from distributed import seed_for
 from errors import UsageError
 from models import SiT
-from pictures import to_uint8
+from precision import add_speed_args
 from train_utils import (
     MODEL_NAMES,
     ModelConfig,
@@ -33,6 +33,7 @@ from train_utils import (
     parse_sde_args,
     parse_transport_args,
     positive_int,
+    unit_float,
 )
 from transport import Transport
 
@@ -74,8 +75,17 @@ def sampling_parser(
             help="guide the first 3 channels, as published numbers do, or all",
         )
         group.add_argument(
+            "--guidance-interval",
+            type=unit_float,
+            nargs=2,
+            default=(0.0, 1.0),
+            metavar=("LO", "HI"),
+            help="guide while t, from 0 (noise) to 1, is in it; outside, an evaluation costs half; default: 0 1",
+        )
+        group.add_argument(
             "--num-sampling-steps", type=positive_int, default=250, help="time points, both ends included"
         )
+        add_speed_args(group)
         add_program_args(sub)
         if mode == "ODE":
             parse_ode_args(sub, reverse=reverse)
@@ -118,6 +128,9 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         UsageError: an argument contradicts the checkpoint.
         DataError: a file cannot be loaded.
     """
+    low, high = args.guidance_interval
+    if low > high:
+        raise UsageError(f"--guidance-interval {low:g} {high:g} is empty: LO must not be greater than HI")
     name = args.ckpt or (args.model and download.pretrained_name(args.model))
     if not name:
         published = ", ".join(dict.fromkeys(m for _, _, m in download.PRETRAINED.values()))
@@ -156,6 +169,10 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 
     model = config.build()
     load_weights(model, state, name)
+    if args.precision == "bf16":
+        model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
+    if args.compile:
+        model.compile_blocks()
     return Network(
         model=model.to(device).eval().requires_grad_(False),
         config=config,
@@ -171,17 +188,34 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
-def guided(model: SiT, cfg_scale: float, cfg_channels: int | None = 3) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The model under classifier-free guidance as a function of a plain batch (x, t, y)."""
-    if cfg_scale == 1:
-        return model
+def guided(
+    model: SiT,
+    cfg_scale: float,
+    cfg_channels: int | None = 3,
+    interval: tuple[float, float] = (0.0, 1.0),
+    precision_name: str = "fp32",
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The model under classifier-free guidance as a function of a plain batch (x, t, y).
 
-    def with_cfg(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        labels = torch.cat([y, torch.full_like(y, model.num_classes)])
-        x, t = torch.cat([x, x]), torch.cat([t, t])
-        return model.forward_with_cfg(x, t, labels, cfg_scale, cfg_channels)[: len(y)]
+    Args:
+        cfg_scale: 1 is no guidance.
+        cfg_channels: see `SiT.forward_with_cfg`.
+        interval: guide where t is in it (arXiv 2404.07724); elsewhere the unconditional half is not computed. For
+            batches of one time.
+        precision_name: one of `precision.PRECISIONS`.
+    """
+    low, high = interval
+    always = low <= 0 and high >= 1
 
-    return with_cfg
+    def field(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with precision.autocast(precision_name, x.device):
+            if cfg_scale == 1 or not (always or low <= t.flatten()[0].item() <= high):
+                return model(x, t, y)
+            labels = torch.cat([y, torch.full_like(y, model.num_classes)])
+            x, t = torch.cat([x, x]), torch.cat([t, t])
+            return model.forward_with_cfg(x, t, labels, cfg_scale, cfg_channels)[: len(y)]
+
+    return field
 
 
 class ImageNoise:
@@ -199,7 +233,10 @@ class ImageNoise:
 
     def randn(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """Standard normal (N, *shape)."""
-        return torch.stack([torch.randn(*shape, generator=g) for g in self.generators]).to(device)
+        noise = torch.stack([torch.randn(*shape, generator=g) for g in self.generators])
+        if device.type == "cuda":
+            noise = noise.pin_memory()  # or every step would wait for the copy
+        return noise.to(device, non_blocking=True)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """The noise of one step of an SDE."""
@@ -210,18 +247,19 @@ class ImageNoise:
         return torch.stack([torch.rand(*x.shape[1:], generator=g) for g in self.generators]).to(x)
 
 
-def guided_by(args: argparse.Namespace, model: SiT) -> Callable[..., Tensor]:
-    """The model under the guidance of a sampling program's arguments."""
-    return guided(model, args.cfg_scale, None if args.cfg_channels == "all" else int(args.cfg_channels))
+def guided_by(args: argparse.Namespace, network: Network) -> Callable[..., Tensor]:
+    """The model under guidance and in the precision of a sampling program's arguments."""
+    channels = None if args.cfg_channels == "all" else int(args.cfg_channels)
+    return guided(network.model, args.cfg_scale, channels, tuple(args.guidance_interval), args.precision)
 
 
 def draw(
     args: argparse.Namespace, network: Network, noise: ImageNoise, y: Tensor, model: Callable[..., Tensor]
-) -> tuple[np.ndarray, int]:
-    """Pictures of the classes y from the randomness of each: (N, H, W, 3) uint8, and the model evaluations it took."""
+) -> tuple[Tensor, int]:
+    """Images of the classes y from the randomness of each: (N, C, H, W), and the model evaluations it took."""
     z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, y.device)
     sampler = build_sampler(args, network.transport, **({"randn": noise.randn_like} if args.mode == "SDE" else {}))
-    return to_uint8(network.autoencoder.decode(sampler(z, model, y=y)[-1])), sampler.nfe
+    return network.autoencoder.decode(sampler(z, model, y=y)[-1]), sampler.nfe
 
 
 def with_progress(model: Callable[..., Tensor], bar: tqdm) -> Callable[..., Tensor]:

@@ -5,16 +5,17 @@
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model ComboStoc-XL/2               # the paper, on a node
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model SiT-XL/2                     # the baseline
 
-FOLDER holds one sub-folder a class. The experiment goes to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv, args.json,
-ckpt.pt (rolling), checkpoints/<step>.pt, samples/<step>.png. The same command again continues from ckpt.pt; --ckpt FILE
-continues any checkpoint with its training configuration. Data order and noise are functions of the seed and the step,
-so that a continued run is the run it would have been.
+FOLDER holds one sub-folder a class, or the latents that extract_latents.py made of such a folder. The experiment goes
+to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv, args.json, ckpt.pt (rolling), checkpoints/<step>.pt,
+samples/<step>.png. The same command again continues from ckpt.pt; --ckpt FILE continues any checkpoint with its
+training configuration. Data order and noise are functions of the seed and the step, so that a continued run is the run
+it would have been.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -31,12 +32,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import checkpoint
 import distributed
 import download
+import precision
 import progress
 import wandb_utils
-from autoencoder import Autoencoder, load_autoencoder
-from data import DIGITS, BatchOrder, load_dataset, native_channels
+from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
+from data import DIGITS, BatchOrder, ImageDataset, load_dataset, native_channels
 from errors import DataError, UsageError, run_program
 from experiment import Experiment, LossWindow, plain
+from feed import feed
+from latents import CachedLatents, is_latents
 from models import SiT
 from pictures import grid, save_image, to_uint8
 from sampling import ImageNoise, guided
@@ -56,6 +60,7 @@ from train_utils import (
     positive_int,
     typed_arguments,
 )
+from training import build_optimizer, training_step
 from transport import ComboStocType, Sampler, Transport
 
 PREVIEW_IMAGES = 16
@@ -64,7 +69,7 @@ PREVIEW_IMAGES = 16
 RESTORED = (
     *("model", "image_size", "num_classes", "vae", "combostoc_type"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
-    *("global_batch_size", "global_seed", "lr", "ema_decay"),
+    *("global_batch_size", "global_seed", "lr", "ema_decay", "max_grad_norm", "grad_accum", "precision"),
 )
 
 
@@ -75,11 +80,14 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
 
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data-path", required=True, help=f"folder of images (read as RGB), a sub-folder a class, or '{DIGITS}'"
+        "--data-path",
+        required=True,
+        help=f"folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or '{DIGITS}'",
     )
     group.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
     group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
+    group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
     group.add_argument(
         "--num-workers", type=count, help="data loading processes for each process; default: 4, or the CPUs if fewer"
     )
@@ -95,12 +103,17 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
     group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW, constant")
     group.add_argument("--ema-decay", type=float, default=0.9999, help="decay a step of the averaged weights")
+    group.add_argument("--max-grad-norm", type=positive_float, help="scale longer gradients down; default: never")
+    precision.add_speed_args(group)
     group.add_argument(
-        "--grad-checkpointing",
-        type=count,
-        default=0,
+        "--grad-accum",
+        type=positive_int,
+        default=1,
         metavar="K",
-        help="recompute every K-th block; 0: none",
+        help="compute a process's share of a batch in K parts",
+    )
+    group.add_argument(
+        "--grad-checkpointing", type=count, default=0, metavar="K", help="recompute every K-th block; 0: none"
     )
 
     group = parser.add_argument_group("experiment")
@@ -133,9 +146,11 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )
-    if args.global_batch_size % process.world_size:
+    parts = process.world_size * args.grad_accum
+    if args.global_batch_size % parts:
         raise UsageError(
-            f"--global-batch-size {args.global_batch_size} is not divisible by the {process.world_size} processes"
+            f"--global-batch-size {args.global_batch_size} is not divisible by {parts}, "
+            f"the processes ({process.world_size}) times --grad-accum {args.grad_accum}"
         )
     if args.num_workers is None:
         args.num_workers = min(4, os.cpu_count() or 1)
@@ -207,13 +222,12 @@ def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt:
     load_weights(model, checkpoint.weights(saved, source, prefer="model"), source)
     load_weights(ema, checkpoint.weights(saved, source), source)
     if "opt" in saved:
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in opt.param_groups]
+        settings = {k: v for k, v in opt.state_dict()["param_groups"][0].items() if k != "params"}  # the run's own
         try:
-            opt.load_state_dict(saved["opt"])
-        except (ValueError, KeyError) as error:
+            groups = [group | settings for group in saved["opt"]["param_groups"]]
+            opt.load_state_dict(saved["opt"] | {"param_groups": groups})
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
-        for group, own in zip(opt.param_groups, settings, strict=True):
-            group.update(own)
     return checkpoint.step(saved)
 
 
@@ -223,15 +237,15 @@ def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt:
 def main(argv: Sequence[str] | None = None) -> None:
     args, typed = parse_args(argv)
     process = distributed.setup()
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-
     saved, source, warnings = find_start(args, typed)
     check_arguments(args, process)
+    precision.setup(args.precision)
 
     # Data, autoencoder, model.
     pixel_channels = native_channels(args.data_path)
     autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
+    if isinstance(autoencoder, LatentSpace):
+        autoencoder.encode_precision = "bf16" if args.encode_bf16 else args.precision.replace("bf16", "tf32")
     input_size = latent_size(args.image_size, autoencoder.factor, args.model)
     config = ModelConfig(args.model, input_size, autoencoder.channels, args.num_classes, learn_sigma=True)
     if source:
@@ -239,13 +253,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = replace(config, learn_sigma=found.learn_sigma)
         if found != config:
             raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")
-    dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
+    to_latents: Callable[[Tensor], Tensor] = autoencoder.encode
+    dataset: ImageDataset | CachedLatents
+    if is_latents(args.data_path):
+        dataset = CachedLatents(args.data_path)
+        dataset.check_fits(args.image_size, args.vae, autoencoder)
+        dataset.verify(process.rank, process.world_size)
+        to_latents = draw_posterior
+    else:
+        dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
     warnings += check_classes(dataset.class_names, args, saved, source)
     transport = build_transport(args, args.combostoc_type)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
-    opt = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0)
+    opt = build_optimizer(model, args.lr)
     step = restore_state(saved, source, model, ema, opt) if source else 0
     saved.clear()
     distributed.check_agreement(step, "the step to continue from", process.device)
@@ -270,25 +292,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         wandb_utils.initialize(args, *names)
 
     wrapped: nn.Module = model.train()
+    if args.compile:
+        model.compile_blocks()
     if process.world_size > 1:
         device_ids = [process.local_rank] if process.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=device_ids)
+        wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
     loader = DataLoader(
         dataset, batch_sampler=order, num_workers=args.num_workers, pin_memory=process.device.type == "cuda"
     )
-    batches = iter(loader) if step < total_steps else iter(())
+    loaded = iter(loader) if step < total_steps else iter(())  # here: it draws a random number
+    batches = feed(loaded, to_latents, process.device)
     window = LossWindow(process.device)
     on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
     bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
     with logging_redirect_tqdm([experiment.logger]):
         while step < total_steps:
             torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
-            images, y = (tensor.to(process.device, non_blocking=True) for tensor in next(batches))
-            loss = transport.training_losses(wrapped, autoencoder.encode(images), {"y": y})["loss"].mean()
-            opt.zero_grad(set_to_none=True)
-            loss.backward()
-            opt.step()
-            update_ema(ema, model, args.ema_decay)
+            x1, y = next(batches)
+            loss = training_step(
+                wrapped,
+                ema,
+                opt,
+                transport,
+                x1,
+                y,
+                ema_decay=args.ema_decay,
+                precision_name=args.precision,
+                grad_accum=args.grad_accum,
+                max_grad_norm=args.max_grad_norm,
+            )
             window.add(loss)
             step += 1
             bar.update()
@@ -326,13 +358,6 @@ def due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) model."""
-    for average, p in zip(ema.parameters(), model.parameters(), strict=True):
-        average.lerp_(p, 1 - decay)
-
-
 def preview(
     ema: SiT,
     config: ModelConfig,
@@ -348,7 +373,8 @@ def preview(
     spread = [k * len(class_names) // PREVIEW_IMAGES for k in range(PREVIEW_IMAGES)]  # ImageNet's thousand
     labels = spread if len(class_names) > PREVIEW_IMAGES else [k % len(class_names) for k in range(PREVIEW_IMAGES)]
     y = torch.tensor(labels, device=device)
-    x = Sampler(transport).sample_ode()(z, guided(ema, args.cfg_scale), y=y)[-1]
+    model = guided(ema, args.cfg_scale, precision_name=args.precision)
+    x = Sampler(transport).sample_ode()(z, model, y=y)[-1]
     return grid(to_uint8(autoencoder.decode(x)), [class_names[k] for k in labels])
 
 

@@ -85,6 +85,13 @@ def positive_float(value: str) -> float:
     return number
 
 
+def unit_float(value: str) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
+    return number
+
+
 def guidance_scale(value: str) -> float:
     number = float(value)
     if not 1 <= number < math.inf:

@@ -1,4 +1,5 @@
 import argparse
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,8 +68,8 @@ def test_guidance_on_all_channels(tmp_path):
         torch.nn.init.normal_(p, std=0.05)
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 2])
     for flag, guides_fourth in (("3", False), ("all", True)):
-        args = argparse.Namespace(cfg_scale=3.0, cfg_channels=flag)
-        output, plain = guided_by(args, model.eval())(x, t, y), model(x, t, y)
+        args = argparse.Namespace(cfg_scale=3.0, cfg_channels=flag, guidance_interval=[0.0, 1.0], precision="fp32")
+        output, plain = guided_by(args, SimpleNamespace(model=model.eval()))(x, t, y), model(x, t, y)
         assert not torch.allclose(output[:, :3], plain[:, :3])
         assert torch.allclose(output[:, 3], plain[:, 3]) is not guides_fourth
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import checkpoint
 import train
+import training
 from data import BatchOrder, Digits
 from distributed import seed_for
 from models import ComboStoc_models, SiT_models
@@ -243,7 +244,7 @@ def test_training_learns(tmp_path):
 def test_the_average_is_an_exponential_one():
     average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     expected = 0.9 * average.weight.detach() + 0.1 * model.weight.detach()
-    train.update_ema(average, model, 0.9)
+    training.update_ema(average, model, 0.9)
     torch.testing.assert_close(average.weight.detach(), expected)
 
 

@@ -30,6 +30,11 @@ def timestep_shape(x_shape: torch.Size | tuple[int, ...], combostoc_type: ComboS
     }[combostoc_type]
 
 
+def count_async(n: int, async_fraction: float) -> int:
+    """How many samples of a half-mixed batch of n > 1 are asynchronous: the first ones."""
+    return int(n * async_fraction)
+
+
 def draw_timesteps(
     x1: Tensor,
     combostoc_type: ComboStocType,
@@ -62,7 +67,7 @@ def draw_timesteps(
     p = torch.rand(1, device=device, dtype=dtype) if use_blend else None
 
     if use_halfmixing:
-        n_async = int(n * async_fraction)
+        n_async = count_async(n, async_fraction)
         if n == 1 and 0 < async_fraction < 1:
             is_async = torch.rand((), device=device, dtype=dtype) < async_fraction
             t_async = torch.where(is_async, t_async, t_sync)

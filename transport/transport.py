@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
-from .timesteps import ComboStocType, draw_timesteps
+from .timesteps import ComboStocType, count_async, draw_timesteps
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
 SINGULAR_EPS = 1e-3
@@ -149,8 +149,22 @@ class Transport:
         t_star = t_first + sum_flat((t - t_first) * energy) / sum_flat(energy).clamp_min(torch.finfo(ut.dtype).tiny)
         return ut - (xt - self.path_sampler.compute_xt(t_star, x0, x1))
 
+    def segments(self, t: Tensor) -> list[Tensor]:
+        """The timesteps of a batch that `sample` drew, in parts of one kind, for models that can use it.
+
+        A half-mixed batch gives two: its asynchronous samples', as they are, and its synchronous samples', (n, 1, ...)
+        with one time each. Timesteps that do not vary over positions stay in one part.
+        """
+        n = t.shape[0]
+        varies = t.ndim > 2 and any(size > 1 for size in t.shape[2:])
+        if not (varies and self.use_halfmixing) or n == 1:
+            return [t]
+        n_async = count_async(n, self.async_fraction)
+        one_each = t[(slice(n_async, None),) + (slice(0, 1),) * (t.ndim - 1)]
+        return [part for part in (t[:n_async], one_each) if len(part)]
+
     def training_losses(
-        self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None
+        self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None, *, in_segments: bool = False
     ) -> dict[str, Tensor]:
         """Loss of each sample of a batch.
 
@@ -158,13 +172,16 @@ class Transport:
             model: called as model(x_t, t, **model_kwargs), returns a tensor like x_t.
             x1: (N, C, ...) data.
             model_kwargs: class labels and whatever else the model takes.
+            in_segments: give the model the list of `segments` as its t. `SiT` and `ComboStoc` take it, and then spend
+                one conditioning token on a synchronous sample; a model that knows one tensor needs False.
 
         Returns:
             {"pred": the model's output, "loss": (N,)}.
         """
         t, x0, x1 = self.sample(x1)
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
-        output = _call(model, xt.to(x1.dtype), t, model_kwargs or {})  # t is float32 for bfloat16 data, and so is xt
+        times = self.segments(t) if in_segments else t
+        output = _call(model, xt.to(x1.dtype), times, model_kwargs or {})  # xt is float32 for bfloat16 data, as t is
 
         if self.model_type is ModelType.VELOCITY:
             if self.use_compensation and self.combostoc_type is not ComboStocType.UNSYNC_NONE:
@@ -257,7 +274,7 @@ class Transport:
         return (t1, t0) if reverse else (t0, t1)
 
 
-def _call(model: Model, x: Tensor, t: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+def _call(model: Model, x: Tensor, t: Tensor | list[Tensor], model_kwargs: dict[str, Any]) -> Tensor:
     output = model(x, t, **model_kwargs)
     if output.shape != x.shape:
         raise ValueError(f"the model returned shape {tuple(output.shape)} for input of shape {tuple(x.shape)}")

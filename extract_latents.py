@@ -1,0 +1,234 @@
+"""Encode a folder of images to latents once, for training without the autoencoder in the loop.
+
+    torchrun --nproc_per_node=8 extract_latents.py --data-path /path/to/imagenet/train --out imagenet-256
+    torchrun --nproc_per_node=8 train.py --data-path imagenet-256
+    python extract_latents.py --data-path FOLDER --vae VAE_FOLDER --image-size 64 --out latents    # one process
+
+Both the image and its mirror image are kept, as the mean and the standard deviation of the posterior, in float32 shards
+(64 KiB an image of 256 pixels with SD-VAE, 84 GB for ImageNet). The same command again continues an extraction that was
+interrupted, on any number of processes; the bytes are the same in the end. Images that cannot be read are named, left
+out, and listed in manifest.json.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import distributed
+import precision
+import progress
+from autoencoder import LatentSpace, load_autoencoder
+from data import ImageFolder
+from errors import DataError, UsageError, run_program
+from files import replacing, sha256
+from latents import MANIFEST, SETTINGS, read_json, shard_batches, shard_ranges
+from train_utils import Parser, count, positive_int
+
+SHARD_SIZE = 1024  # images
+
+
+class Readable(Dataset[tuple[Tensor | None, int, str]]):
+    """The images of a folder with their labels; where one cannot be read, None and the reason."""
+
+    def __init__(self, images: ImageFolder) -> None:
+        self.images = images
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
+        try:
+            return *self.images[index, False], ""
+        except DataError as error:
+            return None, -1, str(error)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data-path", required=True, help="folder of images (read as RGB), a sub-folder a class")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
+    parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
+    parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
+    parser.add_argument("--precision", choices=precision.PRECISIONS, default="tf32", help="of the encoder's products")
+    parser.add_argument(
+        "--num-workers", type=count, help="data loading processes for each process; default: 4, or the CPUs if fewer"
+    )
+    args = parser.parse_args(argv)
+    if args.num_workers is None:
+        args.num_workers = min(4, os.cpu_count() or 1)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    process = distributed.setup()
+    precision.setup(args.precision)
+    autoencoder = load_autoencoder(args.vae, process.device)
+    if not isinstance(autoencoder, LatentSpace):
+        raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
+    if args.image_size % autoencoder.factor:
+        raise UsageError(f"--image-size {args.image_size} is not a multiple of the autoencoder's {autoencoder.factor}")
+    autoencoder.encode_precision = args.precision
+    images = ImageFolder(args.data_path, args.image_size)
+    settings = settings_of(args, autoencoder, images)
+
+    if process.is_main:
+        open_folder(args.out, settings)
+    distributed.barrier()
+    shards = shard_ranges(len(images), SHARD_SIZE)
+    missing = [k for k in range(len(shards)) if not is_done(args.out, k)]
+    distributed.barrier()  # every process has looked before any writes
+    if process.is_main and len(missing) < len(shards):
+        print(f"continuing: {len(shards) - len(missing)} of {len(shards)} shards are there")
+    extract(args, autoencoder, images, {k: shards[k] for k in missing[process.rank :: process.world_size]}, process)
+    distributed.barrier()
+    if process.is_main:
+        manifest = write_manifest(args.out, settings, len(shards))
+        total, unreadable = sum(len(s["labels"]) for s in manifest["shards"]), len(manifest["unreadable"])
+        print(f"latents of {total:,} images in {len(images.class_names)} classes in {args.out}")
+        if unreadable:
+            print(f"{unreadable:,} images could not be read and are left out; {args.out / MANIFEST} lists them")
+    distributed.cleanup()
+
+
+def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: ImageFolder) -> dict[str, Any]:
+    """What the latents are made of."""
+    listing = hashlib.sha256()
+    for path, label in zip(images.paths, images.labels, strict=True):
+        listing.update(f"{os.path.relpath(path, args.data_path)}\0{label}\0".encode(errors="surrogateescape"))
+    return {
+        "autoencoder": {
+            "name": args.vae,
+            "encoder_sha256": autoencoder.encoder_digest(),
+            "scale": autoencoder.scale,
+            "shift": autoencoder.shift,
+        },
+        "image_size": args.image_size,
+        "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
+        "precision": args.precision,
+        "class_names": images.class_names,
+        "source": {"images": len(images), "listing_sha256": listing.hexdigest()},
+    }
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder and note the settings in it.
+
+    Raises:
+        UsageError: it holds latents of other settings, or something else.
+    """
+    path = folder / SETTINGS
+    if path.is_file():
+        found = read_json(path)
+        for name, value in settings.items():
+            if found.get(name) != value:
+                raise UsageError(
+                    f"--out {folder} holds an extraction with another {name.replace('_', ' ')}; give another folder"
+                )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"--out {folder} is not empty and holds no extraction; give another folder")
+    (folder / "records").mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def shard_path(folder: Path, k: int) -> Path:
+    return folder / f"{k:05d}.npy"
+
+
+def record_path(folder: Path, k: int) -> Path:
+    return folder / "records" / f"{k:05d}.json"
+
+
+def is_done(folder: Path, k: int) -> bool:
+    """Whether a shard and its record, which is written after it, are there."""
+    if not record_path(folder, k).is_file():
+        return False
+    size = read_json(record_path(folder, k))["bytes"]
+    path = shard_path(folder, k)
+    return size == (path.stat().st_size if path.is_file() else 0)
+
+
+def extract(
+    args: argparse.Namespace,
+    autoencoder: LatentSpace,
+    images: ImageFolder,
+    shards: dict[int, range],
+    process: distributed.Process,
+) -> None:
+    """Encode this process's shards and write each when it is complete."""
+    batches = shard_batches(list(shards.values()), args.batch_size)
+    loader = DataLoader(
+        Readable(images),
+        batch_sampler=batches,
+        num_workers=args.num_workers,
+        collate_fn=list,
+        pin_memory=process.device.type == "cuda",
+    )
+    start_time, encoded = time.time(), 0
+    loaded = iter(loader)
+    with progress.bar(total=sum(map(len, shards.values())) * process.world_size, desc="images") as bar:
+        for k, members in shards.items():
+            moments, labels, unreadable = [], [], []
+            for batch in (next(loaded) for _ in shard_batches([members], args.batch_size)):
+                readable = [image for image, _, _ in batch if image is not None]
+                labels += [label for image, label, _ in batch if image is not None]
+                unreadable += [reason for image, _, reason in batch if image is None]
+                if readable:
+                    x = torch.stack(readable).to(process.device, non_blocking=True)
+                    both = torch.stack([autoencoder.moments(x), autoencoder.moments(x.flip(-1))], dim=1)
+                    moments.append(both.cpu().numpy())  # (n, 2, 2, C, h, w)
+                bar.update(len(batch) * process.world_size)
+            for reason in unreadable:
+                print(f"left out: {reason}", file=sys.stderr)
+            write_shard(args.out, k, moments, labels, unreadable)
+            encoded += len(labels)
+    if process.is_main and encoded:
+        print(f"{encoded * process.world_size / (time.time() - start_time):.1f} images/s")
+
+
+def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[int], unreadable: list[str]) -> None:
+    """Write a shard, then its record; a shard without readable images is a record only."""
+    record: dict[str, Any] = {"bytes": 0, "sha256": "", "labels": labels, "unreadable": unreadable}
+    if moments:
+        path = shard_path(folder, k)
+        with replacing(path) as beside, open(beside, "wb") as file:
+            np.save(file, np.concatenate(moments))
+        record |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    with replacing(record_path(folder, k)) as beside:
+        beside.write_text(json.dumps(record))
+
+
+def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int) -> dict[str, Any]:
+    """Join the records; from here on the folder is complete.
+
+    Raises:
+        DataError: not one image could be read.
+    """
+    records = [read_json(record_path(folder, k)) for k in range(num_shards)]
+    unreadable = [reason for record in records for reason in record["unreadable"]]
+    shards = [
+        {"file": shard_path(folder, k).name, **{name: record[name] for name in ("bytes", "sha256", "labels")}}
+        for k, record in enumerate(records)
+        if record["labels"]
+    ]
+    if not shards:
+        raise DataError(f"not one of {len(unreadable)} images could be read; the first: {unreadable[0]}")
+    manifest = settings | {"unreadable": unreadable, "shards": shards}
+    with replacing(folder / MANIFEST) as beside:
+        beside.write_text(json.dumps(manifest) + "\n")
+    return manifest
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,136 @@
+"""Cached latents: what `extract_latents.py` writes and `train.py` reads.
+
+    manifest.json    the autoencoder, sizes, class names, and for each shard its bytes, SHA-256 and labels; written last
+    00000.npy ...    float32 (images, 2, 2, C, h, w): image and mirror image, each as mean and standard deviation
+    settings.json, records/   what an extraction that is continued goes by
+
+The moments are those of the scaled latent's posterior, so that every visit of an image draws anew, as encoding would.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import progress
+from autoencoder import Autoencoder, LatentSpace
+from data import Key
+from errors import DataError, UsageError, first_line
+from files import sha256
+
+MANIFEST, SETTINGS = "manifest.json", "settings.json"
+REDO = "delete it and run extract_latents.py again, which makes what is missing"
+
+
+def is_latents(folder: str | Path) -> bool:
+    """Whether a folder holds cached latents, finished or not."""
+    return any((Path(folder) / name).is_file() for name in (MANIFEST, SETTINGS))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        DataError: the file is no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+class CachedLatents(Dataset[tuple[Tensor, int]]):
+    """Posterior moments of latents, memory-mapped.
+
+    An item is a tensor (2, C, h, w), mean and standard deviation, and its label; `autoencoder.draw_posterior` makes a
+    latent of it.
+
+    Args:
+        folder: what `extract_latents.py` wrote.
+
+    Raises:
+        DataError: the extraction is not finished, or a shard is missing or not of its size.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise DataError(f"the extraction to {folder} is not finished: run extract_latents.py again, it continues")
+        self.manifest = read_json(path)
+        try:
+            self.class_names: list[str] = self.manifest["class_names"]
+            self.image_size: int = self.manifest["image_size"]
+            self.shards: list[dict[str, Any]] = self.manifest["shards"]
+            self.labels = [int(k) for shard in self.shards for k in shard["labels"]]
+            self.starts = np.cumsum([0] + [len(shard["labels"]) for shard in self.shards])
+            sizes = [(self.folder / shard["file"], shard["bytes"]) for shard in self.shards]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is damaged: {first_line(error)}") from None
+        for shard, size in sizes:
+            found = shard.stat().st_size if shard.is_file() else 0
+            if found != size:
+                raise DataError(f"shard {shard} has {found:,} bytes, {MANIFEST} says {size:,}: {REDO}")
+        self.arrays: dict[int, np.ndarray] = {}  # opened where they are used, in the data workers
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Compare the checksums of this process's share of the shards. Reads all of them.
+
+        Raises:
+            DataError: names the first that differs.
+        """
+        mine = self.shards[rank::world_size]
+
+        def check(shard: dict[str, Any]) -> None:
+            path = self.folder / shard["file"]
+            if sha256(path) != shard["sha256"]:
+                raise DataError(f"shard {path} is damaged, its SHA-256 is not that of {MANIFEST}: {REDO}")
+
+        with ThreadPoolExecutor(4) as pool:
+            for _ in progress.bar(pool.map(check, mine), total=len(mine), desc=f"checking {self.folder}"):
+                pass
+
+    def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder) -> None:
+        """
+        Raises:
+            UsageError: the latents are of another image size or another encoder.
+        """
+        if image_size != self.image_size:
+            raise UsageError(f"--image-size {image_size}, but {self.folder} holds latents of {self.image_size} pixels")
+        made_by = self.manifest["autoencoder"]
+        digest = autoencoder.encoder_digest() if isinstance(autoencoder, LatentSpace) else ""
+        if digest != made_by["encoder_sha256"]:
+            raise UsageError(
+                f"--vae {vae} is not the autoencoder of the latents in {self.folder}, which are of "
+                f"{made_by['name']}, scale {made_by['scale']:g}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, mirror = key
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
+        if shard not in self.arrays:
+            self.arrays[shard] = np.load(self.folder / self.shards[shard]["file"], mmap_mode="r")
+        moments = np.array(self.arrays[shard][index - self.starts[shard], int(mirror)])  # a copy, read from the file
+        return torch.from_numpy(moments), self.labels[index]
+
+
+def shard_ranges(num_images: int, shard_size: int) -> list[range]:
+    """The images of each shard."""
+    return [range(k, min(k + shard_size, num_images)) for k in range(0, num_images, shard_size)]
+
+
+def shard_batches(shards: Sequence[range], batch_size: int) -> list[list[int]]:
+    """Batches of images that no shard's end divides, so that a latent's bytes do not depend on which process made it
+    or when."""
+    return [list(images[k : k + batch_size]) for images in shards for k in range(0, len(images), batch_size)]

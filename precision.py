@@ -1,0 +1,33 @@
+"""In which arithmetic a program's matrix products run.
+
+fp32  float32
+tf32  float32 with 10 bits of mantissa in products, on NVIDIA's Ampere and later; the published setting
+bf16  bfloat16 products under autocast; weights, norms, timestep features, residual stream and loss stay float32
+"""
+
+import argparse
+
+import torch
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def add_speed_args(group: argparse._ArgumentGroup) -> None:
+    """Add --precision and --compile."""
+    group.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of matrix products")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the blocks (a minute at the start; needs a C++ compiler on CPUs)",
+    )
+
+
+def setup(precision: str) -> None:
+    """Choose between float32 and TF32 for all float32 products of this process."""
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context to call a model in."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
