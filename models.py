@@ -9,6 +9,7 @@ are embedded like an image of times, so that the conditioning has one vector a t
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -47,7 +48,7 @@ class TimestepEmbedder(nn.Module):
         self.frequency_embedding_size = frequency_embedding_size
 
     def forward(self, t: Tensor) -> Tensor:
-        with torch.autocast(t.device.type, enabled=False):  # bfloat16 cannot tell t = 0.998 from 1
+        with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
             features = timestep_embedding(t, self.frequency_embedding_size)
             return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
@@ -79,7 +80,7 @@ class PatchTimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D)."""
         n, c, h, w = t.shape
-        with torch.autocast(t.device.type, enabled=False):  # bfloat16 cannot tell t = 0.998 from 1
+        with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
             codes = torch.cat([recomputed(self.codes, chunk) for chunk in t.flatten().split(self.chunk_size)])
             codes = codes.view(n, c, h, w, self.code_size).permute(0, 1, 4, 2, 3)
             codes = codes.reshape(n, c * self.code_size, h, w)  # code k of channel c at 4c + k
@@ -138,6 +139,12 @@ def get_1d_sincos_pos_embed(embed_dim: int, positions: np.ndarray) -> np.ndarray
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Computes in the parameters' own precision, also where the caller has chosen autocast."""
+    available = torch.amp.is_autocast_available(device.type)  # not so on "meta"
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
     """function(*args), which keeps nothing but the arguments for the backward pass. It must not draw random numbers."""
     if not torch.is_grad_enabled():
@@ -184,7 +191,8 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D), after its SiLU
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        with without_autocast(x.device):  # guidance takes differences of what comes out
+            return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
 class SiT(nn.Module):
@@ -294,7 +302,7 @@ class SiT(nn.Module):
     def transform(self, x: Tensor, t: Tensor, y_emb: Tensor) -> Tensor:
         """`forward` of embedded labels (N, D) and of one segment."""
         c = F.silu(self.embed_timesteps(t, x) + y_emb[:, None])  # (N, 1 or T, D)
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
             c = c.to(torch.get_autocast_dtype(x.device.type))  # here, or every block would do it, and keep its copy
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         every = self.grad_checkpointing if self.training else 0

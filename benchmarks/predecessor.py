@@ -1,0 +1,39 @@
+"""The predecessor's settings: what the published ComboStoc code does in a step and in a model evaluation.
+
+Its conditioning always has one vector a token, it keeps the timestep features of all entries at once, recomputes every
+block in the backward pass, runs eagerly in TF32 or float32, updates the average one parameter after the other, and
+waits for the loss in every step. The model is this project's, so that nothing else differs. (It also evaluates the
+model twice in a step of the SDE, which is not counted here.)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models import PatchTimestepEmbedder, SiT
+from transport import Transport
+
+
+def condition_every_token(model: SiT) -> None:
+    """Let a ComboStoc model treat every timestep as a map that varies over all entries. A SiT stays as it is."""
+    embedder, embed = model.t_embedder, model.embed_timesteps
+    if isinstance(embedder, PatchTimestepEmbedder):
+        embedder.chunk_size = 2**62
+
+        def embed_map(t: Tensor, x: Tensor) -> Tensor:
+            return embed(t.reshape(t.shape + (1,) * (x.ndim - t.ndim)).expand(x.shape), x)
+
+        model.embed_timesteps = embed_map  # type: ignore[method-assign]
+
+
+def training_step(
+    model: nn.Module, ema: nn.Module, opt: torch.optim.Optimizer, transport: Transport, x1: Tensor, y: Tensor
+) -> float:
+    """One step, which returns when the loss is known."""
+    loss = transport.training_losses(model, x1, {"y": y})["loss"].mean()
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
+    with torch.no_grad():
+        for average, p in zip(ema.parameters(), model.parameters(), strict=True):
+            average.mul_(0.9999).add_(p, alpha=0.0001)
+    return loss.item()

@@ -1,0 +1,414 @@
+"""Images per second, memory and model FLOPs of training and sampling.
+
+    python benchmarks/throughput.py train                                     # ComboStoc-XL/2, UNSYNC_ALL, batch 32
+    python benchmarks/throughput.py train --precision bf16 --compile --compare --json train.json
+    python benchmarks/throughput.py sample --precision bf16 --compile --compare
+    python benchmarks/throughput.py train --model ComboStoc-S/2 --batch-size 8 --precision fp32 --compare \\
+        --combostoc-type UNSYNC_ALL UNSYNC_VEC                                # on a CPU: some minutes
+    python benchmarks/throughput.py train --data-path LATENTS                 # cached latents beside synthetic ones
+    python benchmarks/throughput.py batches --model ComboStoc-S/2 --plot cost.png
+    python benchmarks/throughput.py sizes                                     # memory and time of S, B, L, XL
+
+--compare does the same work under the predecessor's settings (benchmarks/predecessor.py) and with the SiT of that
+size, interleaved in one run, and reports medians of the ratios of each round. Training is the whole step on synthetic
+latents; sampling is the paper's Euler SDE, latents only. `bash benchmarks/run_gpu.sh` runs all of it on a GPU.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import precision
+from autoencoder import draw_posterior
+from benchmarks import measure, predecessor
+from data import BatchOrder
+from errors import UsageError, run_program
+from feed import feed
+from files import replacing
+from latents import CachedLatents
+from models import SiT
+from sampling import guided
+from train_utils import MODEL_NAMES, ModelConfig, Parser, count, guidance_scale, model_name, positive_int
+from training import build_optimizer, training_step
+from transport import ComboStocType, Sampler, create_transport, timestep_shape
+
+CHANNELS, FACTOR, CLASSES = 4, 8, 1000  # SD-VAE and ImageNet
+SIZES = ("ComboStoc-S/2", "ComboStoc-B/2", "ComboStoc-L/2", "ComboStoc-XL/2")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of doing the work."""
+
+    model: str
+    combostoc_type: str
+    batch_size: int
+    input_size: int
+    precision: str
+    compile: bool
+    grad_checkpointing: int = 0
+    predecessor: bool = False  # under the predecessor's settings
+    cached: bool = False  # latents of --data-path instead of synthetic ones
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(self.model, self.input_size, CHANNELS, CLASSES, learn_sigma=True)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.batch_size, CHANNELS, self.input_size, self.input_size
+
+    def __str__(self) -> str:
+        words = [self.model if self.model.startswith("SiT") else f"{self.model} {self.combostoc_type}"]
+        words += ["predecessor's settings"] * self.predecessor + [self.precision] + ["compiled"] * self.compile
+        words += [f"recomputing every {self.grad_checkpointing}. block"] * (self.grad_checkpointing > 1)
+        words += ["recomputing every block"] * (self.grad_checkpointing == 1 and not self.predecessor)
+        return ", ".join(words + ["cached latents"] * self.cached)
+
+
+@dataclass
+class Work:
+    """A case made ready."""
+
+    run: Callable[[], None]  # does the work on one batch
+    flops: int  # of the model on one batch
+    tensors: Callable[[], list[Tensor]]  # that live between runs
+
+
+def build_model(case: Case, device: torch.device) -> SiT:
+    """A model whose output depends on everything, unlike a fresh one's."""
+    torch.manual_seed(0)
+    model = case.config.build(grad_checkpointing=case.grad_checkpointing).to(device)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.02)
+    return model
+
+
+def training_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
+    """A whole step: draws, loss, gradients, AdamW, average."""
+    model = build_model(case, device).train()
+    ema = deepcopy(model).requires_grad_(False).eval()
+    transport = create_transport(combostoc_type=case.combostoc_type)
+    batches = cached_batches(args, case, device) if case.cached else synthetic_batches(case, device)
+    if case.predecessor:
+        predecessor.condition_every_token(model)
+        opt = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
+    else:
+        opt = build_optimizer(model, 1e-4)
+        if case.compile:
+            model.compile_blocks()
+
+    def run() -> None:
+        precision.setup(case.precision)
+        x1, y = next(batches)
+        if case.predecessor:
+            predecessor.training_step(model, ema, opt, transport, x1, y)
+        else:
+            training_step(model, ema, opt, transport, x1, y, ema_decay=0.9999, precision_name=case.precision)
+
+    def tensors() -> list[Tensor]:
+        states = [v for state in opt.state.values() for v in state.values()]
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        return [*model.parameters(), *ema.parameters(), *grads, *states]
+
+    # the asynchronous half and the synchronous one, whatever the case spends on the latter
+    half = case.batch_size // 2
+    async_shape = timestep_shape((half, *case.x_shape[1:]), ComboStocType[case.combostoc_type])
+    flops = measure.model_flops(case.config, [async_shape, (case.batch_size - half,)], training=True)
+    return Work(run, flops, tensors)
+
+
+def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
+    """All model evaluations of a batch of samples."""
+    model = build_model(case, device).eval().requires_grad_(False)
+    if case.predecessor:
+        predecessor.condition_every_token(model)
+    elif case.precision == "bf16":
+        model.blocks.to(torch.bfloat16)
+    if case.compile:
+        model.compile_blocks()
+    z, y = next(synthetic_batches(case, device))
+    sampler = Sampler(create_transport()).sample_sde(diffusion_form="sigma", num_steps=args.num_sampling_steps)
+    field = guided(model, args.cfg_scale, precision_name=case.precision)
+
+    def run() -> None:
+        precision.setup(case.precision)
+        sampler(z, field, y=y)
+
+    rows = case.batch_size * (2 if args.cfg_scale > 1 else 1)
+    flops = args.num_sampling_steps * measure.model_flops(case.config, [(rows,)], training=False)
+    return Work(run, flops, lambda: list(model.parameters()))
+
+
+def synthetic_batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    x1, y = torch.randn(case.x_shape, device=device), torch.randint(CLASSES, (case.batch_size,), device=device)
+    while True:
+        yield x1, y
+
+
+def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """As train.py reads them."""
+    latents = CachedLatents(args.data_path)
+    if list(latents.manifest["latent_shape"]) != list(case.x_shape[1:]):
+        raise UsageError(f"--data-path {args.data_path} holds latents of {latents.manifest['latent_shape']}")
+    order = BatchOrder(len(latents), case.batch_size, 0, 1, seed=0)
+    workers, on_gpu = args.num_workers, device.type == "cuda"
+    loader = DataLoader(latents, batch_sampler=order, num_workers=workers, pin_memory=on_gpu)
+    return feed(iter(loader), draw_posterior, device)
+
+
+# ---- what is run ---------------------------------------------------------------------------------------------------
+
+
+def cases_of(args: argparse.Namespace, combostoc_type: str) -> dict[str, Case]:
+    """The cases of one ComboStoc type by their role."""
+    ours = Case(
+        model=args.model,
+        combostoc_type="UNSYNC_NONE" if args.model.startswith("SiT") else combostoc_type,
+        batch_size=args.batch_size,
+        input_size=args.image_size // FACTOR,
+        precision=args.precision,
+        compile=args.compile,
+        grad_checkpointing=args.grad_checkpointing,
+    )
+    cases = {"ours": ours}
+    if args.data_path:
+        cases["cached"] = replace(ours, cached=True)
+    if args.compare:
+        slow = "tf32" if args.precision == "bf16" else args.precision
+        recompute = 1 if args.what == "train" else 0
+        cases["predecessor"] = replace(
+            ours, predecessor=True, precision=slow, compile=False, grad_checkpointing=recompute
+        )
+        sit = args.model.replace("ComboStoc", "SiT")
+        cases["SiT"] = replace(ours, model=sit, combostoc_type="UNSYNC_NONE")
+    return cases
+
+
+def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Measure all cases of the arguments, interleaved."""
+    build = training_work if args.what == "train" else sampling_work
+    kinds = args.combostoc_type if args.what == "train" else ["UNSYNC_NONE"]
+    roles = {kind: cases_of(args, kind) for kind in kinds}
+    cases = {str(case): case for of_kind in roles.values() for case in of_kind.values()}
+    works = {name: build(case, args, device) for name, case in cases.items()}
+    seconds = measure.interleaved({n: w.run for n, w in works.items()}, args.rounds, args.repeats, device)
+    peaks = {p: measure.peak_flops(device, p) for p in {case.precision for case in cases.values()}}
+    results = []
+    for name, case in cases.items():
+        work, median = works[name], statistics.median(seconds[name])
+        peak, source = peaks[case.precision]
+        results.append(
+            asdict(case)
+            | {
+                "name": name,
+                "seconds": [round(s, 6) for s in seconds[name]],
+                "images_per_s": round(case.batch_size / median, 3),
+                "peak_memory_gib": round(measure.peak_memory(work.run, size_of(work.tensors()), device) / GIB, 3),
+                "model_gflops_per_image": round(work.flops / case.batch_size / 1e9, 2),
+                "model_tflops_per_s": round(work.flops / median / 1e12, 3),
+                "share_of_peak": round(work.flops / median / peak, 4),
+                "peak": f"{peak / 1e12:.4g} TFLOP/s, {source}",
+            }
+        )
+        if args.what == "sample":
+            results[-1]["seconds_per_evaluation"] = round(median / args.num_sampling_steps, 6)
+    ratios = {}
+    for kind, of_kind in roles.items():
+        suffix = f", {kind}" if args.what == "train" else ""
+        for slow, fast in (("predecessor", "ours"), ("ours", "SiT"), ("predecessor", "SiT"), ("cached", "ours")):
+            if slow in of_kind and fast in of_kind:
+                pair = seconds[str(of_kind[slow])], seconds[str(of_kind[fast])]
+                ratios[f"{slow} / {fast}{suffix}"] = round(measure.ratio(*pair), 4)
+    return {"results": results, "ratios": ratios}
+
+
+def size_of(tensors: list[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def print_comparison(report: dict[str, Any], what: str) -> None:
+    print(f"\n| {what} | images/s | peak GiB | model GFLOP an image | TFLOP/s | of the peak |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for r in report["results"]:
+        print(
+            f"| {r['name']}, batch {r['batch_size']} | {r['images_per_s']:.4g} | {r['peak_memory_gib']:.1f} | "
+            f"{r['model_gflops_per_image']:.0f} | {r['model_tflops_per_s']:.3g} | {r['share_of_peak']:.0%} |"
+        )
+    if report["ratios"]:
+        print("\n| time of | ratio |\n| --- | --- |")
+        for name, value in report["ratios"].items():
+            print(f"| {name} | {value:.3f} |")
+
+
+def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds an image of a training step at batch 8, 16, ... up to the largest that fits, interleaved."""
+    case = cases_of(args, args.combostoc_type[0])["ours"]
+    sizes, works = [], {}
+    free = available_bytes(device)
+    size = 8
+    while size <= args.max_batch_size:
+        work = training_work(replace(case, batch_size=size), args, device)
+        try:
+            peak = measure.peak_memory(work.run, size_of(work.tensors()), device)
+        except torch.OutOfMemoryError:
+            break
+        sizes.append(size)
+        works[str(size)] = work
+        if device.type == "cpu" and 2 * peak > 0.8 * free:  # the system would kill, not complain
+            break
+        size *= 2
+    seconds = measure.interleaved({n: w.run for n, w in works.items()}, args.rounds, args.repeats, device)
+    per_image = [statistics.median(seconds[str(n)]) / n for n in sizes]
+    if args.plot:
+        plot_cost(sizes, per_image, f"{case}\n{measure.environment(device)['device']}", args.plot)
+    return asdict(case) | {"batch_sizes": sizes, "seconds_per_image": [round(s, 6) for s in per_image]}
+
+
+def available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def plot_cost(sizes: Sequence[int], per_image: Sequence[float], title: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    axes.plot(sizes, [s / per_image[0] for s in per_image], marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(n) for n in sizes])
+    axes.set_ylim(0, 1.5)
+    axes.set_xlabel("batch size")
+    axes.set_ylabel(f"time an image, batch {sizes[0]} = 1")
+    axes.set_title(title, fontsize=8)
+    axes.grid(alpha=0.3)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=150)
+
+
+def sizes(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Memory and time of a training step for each size, with and without recomputing, each in a process of its own."""
+    rows = []
+    for name in SIZES:
+        for recompute in (0, 1):
+            row = in_own_process(args, name, recompute)
+            parameters = sum(p.numel() for p in meta_model(row).parameters())
+            rows.append(row | {"parameters": parameters})
+    print(
+        f"\n| training, {args.precision}, batch {args.batch_size} | parameters | recomputed | peak GiB | s an image |"
+    )
+    print("| --- | --- | --- | --- | --- |")
+    for row in rows:
+        print(
+            f"| {row['model']} {row['combostoc_type']} | {row['parameters'] / 1e6:.0f} M | "
+            f"{'every block' if row['grad_checkpointing'] else 'none'} | {row['peak_memory_gib']:.1f} | "
+            f"{1 / row['images_per_s']:.3g} |"
+        )
+    return {"results": rows}
+
+
+def in_own_process(args: argparse.Namespace, model: str, recompute: int) -> dict[str, Any]:
+    """`train` for one model, so that the memory is its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        flags = ["--model", model, "--grad-checkpointing", recompute, "--json", path, "--rounds", args.rounds]
+        flags += ["--batch-size", args.batch_size, "--precision", args.precision, "--repeats", args.repeats]
+        flags += ["--image-size", args.image_size] + ["--compile"] * args.compile
+        subprocess.run([sys.executable, __file__, "train", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
+        return json.loads(path.read_text())["results"][0]
+
+
+def meta_model(row: dict[str, Any]) -> SiT:
+    with torch.device("meta"):
+        return ModelConfig(row["model"], row["input_size"], CHANNELS, CLASSES, learn_sigma=True).build()
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = Parser(description=__doc__)
+    tasks = parser.add_subparsers(dest="what", required=True, metavar="{train,sample,batches,sizes}")
+    for what, title in (
+        ("train", "training steps"),
+        ("sample", "sampling"),
+        ("batches", "cost of an image in training against the batch size"),
+        ("sizes", "memory and time of training for all sizes of model"),
+    ):
+        sub = tasks.add_parser(what, help=title, description=title)
+        if what != "sizes":
+            sub.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
+        if what != "batches":
+            default = 2 if what == "sizes" else 32
+            sub.add_argument("--batch-size", type=positive_int, default=default, help="images at a time")
+        if what in ("train", "batches"):
+            names = [c.name for c in ComboStocType]
+            several = {"nargs": "+", "metavar": "TYPE"} if what == "train" else {"nargs": 1}
+            sub.add_argument(
+                "--combostoc-type", choices=names, default=["UNSYNC_ALL"], help=", ".join(names), **several
+            )
+            sub.add_argument(
+                "--grad-checkpointing", type=count, default=0, metavar="K", help="recompute every K-th block"
+            )
+        if what == "sample":
+            sub.add_argument("--num-sampling-steps", type=positive_int, default=250, help="model evaluations a sample")
+            sub.add_argument("--cfg-scale", type=guidance_scale, default=1.0, help="classifier-free guidance")
+        if what in ("train", "sample"):
+            sub.add_argument("--compare", action="store_true", help="also the predecessor's settings, and SiT")
+        if what == "train":
+            sub.add_argument("--data-path", help="cached latents, to measure beside synthetic ones")
+            sub.add_argument("--num-workers", type=count, default=4, help="data loading processes")
+        if what == "batches":
+            sub.add_argument("--max-batch-size", type=positive_int, default=4096, help="stop here even if more fits")
+            sub.add_argument("--plot", type=Path, help="draw the result into this PNG file")
+        sub.add_argument("--image-size", type=positive_int, default=256, help="pixels; latents have an eighth")
+        sub.add_argument("--rounds", type=positive_int, default=10 if on_gpu else 5, help="timings of each case")
+        repeats = (1 if what == "sample" else 10) if on_gpu else 1
+        sub.add_argument("--repeats", type=positive_int, default=repeats, help="runs that a timing spans")
+        sub.add_argument("--json", type=Path, help="also write the results here")
+        precision.add_speed_args(sub)
+        sub.set_defaults(data_path=None, compare=False, grad_checkpointing=0, combostoc_type=["UNSYNC_ALL"])
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = {"train": compare, "sample": compare, "batches": batches, "sizes": sizes}[args.what]
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    report = {"environment": measure.environment(device), "settings": settings} | task(args, device)
+    if args.what in ("train", "sample"):
+        print_comparison(report, {"train": "training", "sample": "sampling"}[args.what])
+    elif args.what == "batches":
+        for n, s in zip(report["batch_sizes"], report["seconds_per_image"], strict=True):
+            print(f"batch {n:5d}: {s:.4g} s an image")
+    print(f"\n{report['environment']}")
+    if args.json:
+        with replacing(args.json) as beside:
+            beside.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_program(main)
