@@ -66,7 +66,10 @@ class LatentSpace:
         with precision.autocast(self.encode_precision, images.device):
             posterior = self.vae.encode(images).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
-        return torch.stack([(mean - self.shift) * self.scale, std * self.scale], dim=1)
+        moments = torch.stack([(mean - self.shift) * self.scale, std * self.scale], dim=1)
+        return (
+            moments.contiguous()
+        )  # in one layout on every device: noise that is drawn like a tensor follows its layout
 
     def encode(self, images: Tensor, sample: bool = True) -> Tensor:
         """(N, 3, H, W) -> (N, channels, h, w), a draw from the posterior or its mean."""

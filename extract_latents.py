@@ -129,11 +129,11 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     if path.is_file():
         found = read_json(path)
+        what = {"source": "of other images", "class_names": "of other images"}
         for name, value in settings.items():
             if found.get(name) != value:
-                raise UsageError(
-                    f"--out {folder} holds an extraction with another {name.replace('_', ' ')}; give another folder"
-                )
+                difference = what.get(name, f"with another {name.replace('_', ' ')}")
+                raise UsageError(f"--out {folder} holds an extraction {difference}; give another folder")
         return
     if folder.is_dir() and any(folder.iterdir()):
         raise UsageError(f"--out {folder} is not empty and holds no extraction; give another folder")

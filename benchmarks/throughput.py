@@ -259,11 +259,11 @@ def print_comparison(report: dict[str, Any], what: str) -> None:
 
 
 def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds an image of a training step at batch 8, 16, ... up to the largest that fits, interleaved."""
+    """Seconds an image of a training step at the batch size, twice it, ... up to the largest that fits, interleaved."""
     case = cases_of(args, args.combostoc_type[0])["ours"]
     sizes, works = [], {}
     free = available_bytes(device)
-    size = 8
+    size = args.batch_size
     while size <= args.max_batch_size:
         work = training_work(replace(case, batch_size=size), args, device)
         try:
@@ -360,9 +360,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub = tasks.add_parser(what, help=title, description=title)
         if what != "sizes":
             sub.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
-        if what != "batches":
-            default = 2 if what == "sizes" else 32
-            sub.add_argument("--batch-size", type=positive_int, default=default, help="images at a time")
+        default = {"sizes": 2, "batches": 8}.get(what, 32)
+        help = "images at a time" if what != "batches" else "the smallest"
+        sub.add_argument("--batch-size", type=positive_int, default=default, help=help)
         if what in ("train", "batches"):
             names = [c.name for c in ComboStocType]
             several = {"nargs": "+", "metavar": "TYPE"} if what == "train" else {"nargs": 1}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import extract_latents
 import sample
 import sample_ddp
 import train
@@ -15,7 +16,12 @@ from models import ComboStoc_models, SiT_models
 
 from .conftest import DIGITS_ARGS, ROOT, run_cli
 
-MAIN = {"train": train.main, "sample": sample.main, "sample_ddp": sample_ddp.main}
+MAIN = {
+    "train": train.main,
+    "sample": sample.main,
+    "sample_ddp": sample_ddp.main,
+    "extract_latents": extract_latents.main,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +29,8 @@ def files(tmp_path_factory):
     """Files and folders that are not what they should be."""
     root = tmp_path_factory.mktemp("bad")
     (root / "empty").mkdir()
+    (root / "latents").mkdir()
+    (root / "latents" / "settings.json").write_text("{}")
     (root / "flat").mkdir()
     Image.new("RGB", (8, 8)).save(root / "flat" / "a.png")
     (root / "hollow" / "class").mkdir(parents=True)
@@ -87,6 +95,15 @@ CASES = [
     ("train", "--ckpt {f}/late.pt", 2, "late.pt is at step 500, beyond the 1 of"),
     ("train", "--results-dir {f}/good.pt", 1, "good.pt.*Not a directory"),
     ("train", "--num-workers -1", 2, "-1 is negative"),
+    ("train", "--precision fp16", 2, "'fp16'.*fp32.*tf32.*bf16"),
+    (
+        "train",
+        "--grad-accum 3",
+        2,
+        r"--global-batch-size 16 is not divisible by 3, the processes \(1\) times --grad-accum 3",
+    ),
+    ("train", "--max-grad-norm 0", 2, "0 is not a positive number"),
+    ("train", "--data-path {f}/latents", 1, r"the extraction to .*latents is not finished: run extract_latents\.py"),
     ("train", "--lerning-rate 1", 2, "--lerning-rate"),
     ("train", "--wandb", 2, "environment variable WANDB_KEY"),
     ("sample", "", 2, "{ODE,SDE}"),
@@ -124,6 +141,13 @@ CASES = [
         2,
         "--class-labels are for sampl",
     ),
+    ("sample", "ODE --ckpt {f}/good.pt --guidance-interval 0.8 0.2", 2, "0.8 0.2 is empty: LO must not be greater"),
+    ("sample", "ODE --ckpt {f}/good.pt --guidance-interval 0 2", 2, r"2 is not in \[0, 1]"),
+    ("sample", "ODE --ckpt {f}/good.pt --likelihood --data-path digits --precision bf16", 2, "give tf32 or fp32"),
+    ("sample", "ODE --ckpt {f}/good.pt --likelihood --data-path {f}/latents", 2, "holds cached latents"),
+    ("extract_latents", "--data-path {f}/flat --out {f}/out --vae {f}/empty", 1, "neither ema, mse, none nor a diff"),
+    ("extract_latents", "--data-path {f}/flat --out {f}/out --vae none", 2, "has no latents to extract"),
+    ("extract_latents", "--data-path {f}/flat", 2, "--out"),
     ("sample_ddp", "ODE --ckpt {f}/good.pt --data-path digits", 2, "--data-path digits is for --likelihood"),
     ("sample", "SDE --ckpt {f}/good.pt --reverse", 2, "--reverse"),
     ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
@@ -162,7 +186,7 @@ def test_a_batch_not_divisible_by_the_processes(tmp_path):
     args = [*DIGITS_ARGS, "--global-batch-size", "15"]
     result = run_cli("train.py", *args, processes=2, cwd=tmp_path, check=False)
     assert result.returncode == 1  # torchrun's own
-    line = "train.py: error: --global-batch-size 15 is not divisible by the 2 processes"
+    line = "train.py: error: --global-batch-size 15 is not divisible by 2, the processes (2) times --grad-accum 1"
     assert result.stderr.count(line) == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -20,7 +20,7 @@ def test_the_transport_stands_alone():
     assert not loaded & (ours | {"timm", "diffusers", "wandb", "accelerate", "PIL"})
 
 
-@pytest.mark.parametrize("program", ["train", "sample", "sample_ddp"])
+@pytest.mark.parametrize("program", ["train", "sample", "sample_ddp", "extract_latents"])
 def test_heavy_packages_are_imported_when_used(program):
     loaded = modules_after(f"import {program}")  # not wandb: timm imports it where it is installed
     assert program in loaded and not loaded & {"diffusers", "sklearn", "accelerate"}

@@ -2,8 +2,10 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import ComboStoc, ComboStoc_models, SiT, SiT_models
+from models import ComboStoc, ComboStoc_models, PatchTimestepEmbedder, SiT, SiT_models
 
 from .conftest import GOLDEN, golden, golden_model_config, relative_error
 
@@ -96,6 +98,118 @@ def test_one_conditioning_token_equals_one_a_token(shape, seeded):
         results.append([output.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for one, per_token in zip(*results, strict=True):
         assert relative_error(one, per_token) < 1e-6
+
+
+def outputs_and_gradients(model: SiT, x, t, y) -> list[torch.Tensor]:
+    model.zero_grad()
+    output = model(x, t, y)
+    output.square().mean().backward()
+    return [output.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("kind", ["per sample", "per channel", "segments"])
+def test_one_token_equals_one_a_token_in_float32(kind, seeded):
+    """To 1e-6, on the outputs and on the gradients as a whole: the speed costs no accuracy."""
+    model = random_model(hidden_size=96, depth=4, class_dropout_prob=0.0)
+    x, y = torch.randn(6, 4, 8, 8), torch.randint(10, (6,))
+    t = {"per sample": torch.rand(6), "per channel": torch.rand(6, 4, 1, 1)}.get(kind)
+    if t is None:
+        t = [torch.rand(2, 4, 8, 8), torch.rand(1, 4, 1, 1), torch.rand(3)]
+    parts = t if isinstance(t, list) else [t]
+    expanded = torch.cat([s.reshape(s.shape + (1,) * (4 - s.ndim)).expand(-1, 4, 8, 8) for s in parts])
+    fast, slow = outputs_and_gradients(model, x, t, y), outputs_and_gradients(model, x, expanded, y)
+    assert (fast[0] - slow[0]).norm() < 1e-6 * slow[0].norm()
+    difference, whole = (
+        torch.cat([g.flatten() for g in gradients])
+        for gradients in ([a - b for a, b in zip(fast[1:], slow[1:], strict=True)], slow[1:])
+    )
+    assert difference.norm() < 1e-6 * whole.norm()
+
+
+def test_segments_must_cover_the_batch():
+    with pytest.raises((ValueError, RuntimeError)):
+        random_model()(torch.randn(4, 4, 8, 8), [torch.rand(1), torch.rand(2)], torch.zeros(4, dtype=torch.long))
+
+
+class Shapes(TorchDispatchMode):
+    """Largest tensor, in numbers, that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.largest = max(self.largest, result.untyped_storage().nbytes() // result.element_size())
+        return result
+
+
+def test_timestep_features_never_exist_whole(seeded):
+    """Neither forward nor backward; the embedding does not depend on the chunks."""
+    embedder = PatchTimestepEmbedder(input_size=16, patch_size=2, in_channels=4, hidden_size=32)
+    t = torch.rand(8, 4, 16, 16)  # 8192 entries, 2 million features
+    whole = embedder(t)
+    whole.square().sum().backward()
+    gradients = [p.grad.clone() for p in embedder.parameters()]
+    embedder.zero_grad()
+    embedder.chunk_size = 1000
+    with Shapes() as shapes:
+        embedding = embedder(t)
+        embedding.square().sum().backward()
+    torch.testing.assert_close(embedding, whole)
+    for p, expected in zip(embedder.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-4)
+    assert shapes.largest <= 1000 * 256
+
+
+def test_the_silu_of_the_conditioning_is_taken_once(monkeypatch):
+    calls = []
+    original = F.silu
+    monkeypatch.setattr(F, "silu", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    model = random_model(depth=4)
+    model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 1]))
+    assert len(calls) == 1 + 1  # and the timestep embedder's own
+
+
+@pytest.mark.parametrize("cls", [SiT, ComboStoc])
+def test_bfloat16_autocast_leaves_times_norms_and_output_in_float32(cls, seeded):
+    model = random_model(cls)
+    x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([0.997, 0.999]), torch.tensor([0, 1])
+    exact, times = model(x, t, y), model.embed_timesteps(t, x)
+    inputs = {}
+    for name in ("norm1", "norm2"):
+        module = getattr(model.blocks[-1], name)
+        module.register_forward_hook(lambda m, i, o, name=name: inputs.update({name: (i[0].dtype, o.dtype)}))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.embed_timesteps(t, x), times)
+        output = model(x, t, y)
+    assert output.dtype == torch.float32 and set(inputs.values()) == {(torch.float32, torch.float32)}
+    assert 0 < (output - exact).norm() / exact.norm() < 0.02
+
+
+def test_compiled_equals_eager(seeded):
+    """Outputs and gradients of a half-mixed batch, and of inference."""
+    model = random_model(class_dropout_prob=0.0)
+    x, y = torch.randn(4, 4, 8, 8), torch.tensor([1, 2, 3, 9])
+    t = [torch.rand(2, 4, 8, 8), torch.rand(2, 1, 1, 1)]
+    eager = outputs_and_gradients(model, x, t, y)
+    with torch.no_grad():
+        inferred = model.eval()(x, torch.rand(4).fill_(0.3), y)
+    model.train().compile_blocks()
+    for compiled, expected in zip(outputs_and_gradients(model, x, t, y), eager, strict=True):
+        assert (compiled - expected).norm() <= 1e-4 * expected.norm().clamp_min(1e-3)
+    with torch.no_grad():
+        assert relative_error(model.eval()(x, torch.rand(4).fill_(0.3), y), inferred) < 1e-4
+    assert list(model.state_dict()) == list(random_model().state_dict())
+
+
+def test_one_compilation_serves_all_blocks(seeded):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = random_model(depth=3)
+    model.compile_blocks()
+    with torch.no_grad():
+        model(torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 1]))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_constant_times_make_one_conditioning_token():

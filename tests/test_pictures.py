@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pictures import grid, save_image, save_npz, to_uint8
+from pictures import grid, save_image, save_npz, to_uint8, to_uint8_later
 
 
 def test_to_uint8_rounds_as_the_predecessors_do():
@@ -65,3 +65,11 @@ def test_nothing_half_written_is_left(tmp_path):
     with pytest.raises(FileNotFoundError):
         save_npz([good, tmp_path / "absent.png"], tmp_path / "all.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_pictures_may_be_fetched_later():
+    images = torch.linspace(-1, 1, 24).reshape(2, 1, 3, 4)
+    expected = to_uint8(images)
+    wait = to_uint8_later(images)
+    images.zero_()  # what is fetched is what was there
+    assert np.array_equal(wait(), expected) and np.array_equal(wait(), expected)

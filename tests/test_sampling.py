@@ -3,9 +3,9 @@ import argparse
 import pytest
 import torch
 
-from sampling import ImageNoise, evaluations, guided
+from sampling import ImageNoise, evaluations, guided, guided_by, load_network, sampling_parser
 from train_utils import build_sampler
-from transport import create_transport
+from transport import Sampler, create_transport
 
 from .conftest import GaussianModel
 from .test_models import random_model
@@ -39,6 +39,46 @@ def test_guidance_is_that_of_the_model_on_a_plain_batch():
     expected = model.forward_with_cfg(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, null]), 2.5)[:3]
     torch.testing.assert_close(guided(model, 2.5)(x, t, y=y), expected)
     torch.testing.assert_close(guided(model, 1)(x, t, y=y), model(x, t, y))
+
+
+def test_guidance_in_an_interval_of_time():
+    """Inside it guidance, outside the conditional model alone, on half as many samples."""
+    model = random_model().eval()
+    batches = []
+    forward = model.forward
+    model.forward = lambda x, t, y: batches.append(len(x)) or forward(x, t, y)
+    x, y = torch.randn(3, 4, 8, 8), torch.tensor([1, 2, 3])
+    everywhere, limited = guided(model, 2.5), guided(model, 2.5, interval=(0.25, 0.5))
+    for t, inside in [(0.2, False), (0.25, True), (0.4, True), (0.5, True), (0.6, False)]:
+        t = torch.full((3,), t)
+        expected = everywhere(x, t, y) if inside else model(x, t, y)
+        batches.clear()
+        assert torch.equal(limited(x, t, y), expected)
+        assert max(batches) == (6 if inside else 3)
+    z, y = torch.randn(1, 4, 8, 8), torch.tensor([1])
+    ode = Sampler(create_transport()).sample_ode(sampling_method="euler", num_steps=5)
+    samples = [
+        ode(z, guided(model, 4.0, interval=i), y=y)[-1] for i in ((0.0, 1.0), (0.0, 0.0), (0.4, 0.6), (0.9, 1.0))
+    ]
+    assert torch.equal(samples[3], ode(z, model, y=y)[-1])  # euler's last evaluation is at 0.75
+    assert len({round(s.sum().item(), 4) for s in samples}) == 4
+
+
+def test_bf16_sampling_is_close_and_keeps_the_state_in_float32(random_checkpoint):
+    """Blocks hold bfloat16 weights, which is what autocast would make of them."""
+    fields = {}
+    for name in ("fp32", "bf16"):
+        flags = ["ODE", "--ckpt", str(random_checkpoint), "--precision", name, "--cfg-scale", "1.5"]
+        args = sampling_parser("", lambda sub: None, vae="none", cfg_scale=1.0, reverse=False).parse_args(flags)
+        network = load_network(args, torch.device("cpu"), "none")
+        fields[name] = guided_by(args, network)
+    assert network.model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+    assert network.model.t_embedder.mlp[0].weight.dtype == torch.float32
+    z, y = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
+    ode = Sampler(network.transport).sample_ode(sampling_method="heun2", num_steps=9)
+    exact, rounded = (ode(z, fields[name], y=y)[-1] for name in ("fp32", "bf16"))
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,50 @@ def test_shapes_in_any_number_of_dimensions(shape):
         assert loss.shape == (n,) and loss.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(6, 4, 8, 8), (5, 4, 8, 8), (6, 5, 3), (1, 4, 8, 8), (4, 2, 3, 4, 4)])
+@pytest.mark.parametrize("settings", [{}, {"use_halfmixing": False}, {"use_blend": False}])
+def test_segments_are_the_batch_in_its_two_kinds(kind, shape, settings, seeded):
+    """Asynchronous samples as they are, synchronous ones as one time each; joined they are the batch again."""
+    transport = create_transport(train_eps=0.01, combostoc_type=kind, **settings)
+    t, *_ = transport.sample(torch.zeros(shape))
+    segments = transport.segments(t)
+    assert torch.equal(torch.cat([s.expand(-1, *t.shape[1:]) for s in segments]), t)
+    is_mixed = "use_halfmixing" not in settings and shape[0] > 1
+    if kind in ("UNSYNC_PATCH", "UNSYNC_ALL") and is_mixed:
+        n_async = shape[0] // 2
+        ones = (1,) * (len(shape) - 1)
+        assert [s.shape for s in segments] == [(n_async, *t.shape[1:]), (shape[0] - n_async, *ones)]
+    else:
+        assert len(segments) == 1 and segments[0] is t
+
+
+@pytest.mark.parametrize(("fraction", "sizes"), [(0.0, [(4, 1, 1, 1)]), (1.0, [(4, 2, 4, 4)])])
+def test_a_batch_of_one_kind_is_one_segment(fraction, sizes):
+    transport = create_transport(combostoc_type="UNSYNC_ALL", async_fraction=fraction)
+    t, *_ = transport.sample(torch.zeros(4, 2, 4, 4))
+    assert [tuple(s.shape) for s in transport.segments(t)] == sizes
+
+
+def test_segments_reach_the_model_and_change_no_loss():
+    """A plain model gets one tensor; one that knows segments gets two, and the same targets."""
+    transport = create_transport(combostoc_type="UNSYNC_ALL")
+    x1 = torch.randn(6, 4, 8, 8)
+    seen = []
+
+    def model(x, t):
+        seen.append(t)
+        parts = [t] if isinstance(t, torch.Tensor) else t
+        return sin_model(x, torch.cat([s.expand(-1, *x.shape[1:]) for s in parts]))
+
+    losses = []
+    for in_segments in (False, True):
+        torch.manual_seed(5)
+        losses.append(transport.training_losses(model, x1, in_segments=in_segments)["loss"])
+    assert torch.equal(*losses)
+    assert isinstance(seen[0], torch.Tensor) and [s.shape for s in seen[1]] == [(3, 4, 8, 8), (3, 1, 1, 1)]
+
+
 @async_types
 def test_half_mixing_makes_exactly_the_first_half_asynchronous(kind, seeded):
     for n, fraction, n_async in [(8, 0.5, 4), (5, 0.5, 2), (8, 0.25, 2), (3, 0.0, 0), (3, 1.0, 3)]:

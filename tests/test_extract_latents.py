@@ -1,0 +1,176 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import extract_latents
+import train
+from errors import DataError, UsageError
+
+from .conftest import ROOT, run_cli
+from .test_train import metrics
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Forty pictures in two classes, one of them broken and one empty."""
+    root = tmp_path_factory.mktemp("pictures")
+    for k in range(40):
+        path = root / f"class {k % 2}" / f"{k:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.linear_gradient("L").rotate(9 * k).resize((20 + k, 24)).convert("RGB").save(path)
+    (root / "class 0" / "10.png").write_bytes(b"not a picture")
+    (root / "class 1" / "33.png").write_bytes(b"")
+    return root
+
+
+def arguments(pictures, vae, out, *more):
+    flags = ["--data-path", pictures, "--out", out, "--vae", vae, "--image-size", "16", "--batch-size", "3", *more]
+    return list(map(str, flags))
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tiny_vae, tmp_path_factory):
+    """One uninterrupted extraction, on one thread as the others, whose number is in the rounding."""
+    out = tmp_path_factory.mktemp("whole") / "latents"
+    size, threads = extract_latents.SHARD_SIZE, torch.get_num_threads()
+    extract_latents.SHARD_SIZE = 4
+    torch.set_num_threads(1)
+    try:
+        extract_latents.main(arguments(pictures, tiny_vae, out, "--num-workers", "0"))
+    finally:
+        extract_latents.SHARD_SIZE = size
+        torch.set_num_threads(threads)
+    return out
+
+
+SMALL_SHARDS = "import sys, extract_latents as e; e.SHARD_SIZE = 4; "
+
+
+def start(pictures, vae, out, slow: float = 0.0):
+    """An extraction in a process of its own, with workers, which may wait before each shard it writes."""
+    code = SMALL_SHARDS + (
+        f"import time; w = e.write_shard; e.write_shard = lambda *a: (time.sleep({slow}), w(*a)); "
+        "sys.argv[0] = 'extract_latents.py'; e.run_program(e.main)"
+    )
+    command = [sys.executable, "-c", code, *arguments(pictures, vae, out, "--num-workers", "1")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
+    out = tmp_path / "latents"
+    for shards in (2, 5):
+        process = start(pictures, tiny_vae, out, slow=0.3)
+        deadline = time.time() + 120
+        while len(list(out.glob("*.npy"))) < shards and time.time() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (out / "manifest.json").exists() and len(list(out.glob("*.npy"))) >= shards
+    (out / "00001.npy").write_bytes(b"cut")  # as a file system may leave it
+    output, _ = (process := start(pictures, tiny_vae, out)).communicate()
+    assert process.returncode == 0 and "continuing: " in output, output
+    assert files_of(out) == files_of(whole)
+
+
+def test_two_processes_write_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
+    program = tmp_path / "extract_small.py"
+    program.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {SMALL_SHARDS} e.main()")
+    result = run_cli(program, *arguments(pictures, tiny_vae, tmp_path / "latents"), processes=2, cwd=tmp_path)
+    assert "latents of 38 images in 2 classes" in result.stdout and "images/s" in result.stdout
+    assert files_of(tmp_path / "latents") == files_of(whole)
+
+
+def test_unreadable_images_are_named_counted_and_left_out(pictures, tiny_vae, tmp_path, capsys):
+    extract_latents.main(arguments(pictures, tiny_vae, tmp_path / "latents", "--num-workers", "0"))
+    captured = capsys.readouterr()
+    assert "2 images could not be read and are left out" in captured.out
+    assert captured.err.count("left out: image ") == 2 and "10.png" in captured.err and "33.png" in captured.err
+    manifest = json.loads((tmp_path / "latents" / "manifest.json").read_text())
+    assert [f"{k}.png" in reason for k, reason in zip((10, 33), manifest["unreadable"], strict=True)] == [True, True]
+    assert [label for shard in manifest["shards"] for label in shard["labels"]] == [0] * 19 + [1] * 19
+    extract_latents.main(arguments(pictures, tiny_vae, tmp_path / "latents", "--num-workers", "0"))  # nothing to do
+    assert "continuing: 1 of 1 shards are there" in capsys.readouterr().out
+
+
+def test_training_on_cached_latents_is_training_on_the_images(whole, pictures, tiny_vae, tmp_path):
+    """The same draws from the same posteriors, up to the rounding of the encoder's batches."""
+    for k in ("10", "33"):  # the same images for both
+        assert any(f"{k}.png" in line for line in json.loads((whole / "manifest.json").read_text())["unreadable"])
+    readable = tmp_path / "readable"
+    for path in pictures.rglob("*.png"):
+        if path.name not in ("10.png", "33.png"):
+            (readable / path.parent.name).mkdir(parents=True, exist_ok=True)
+            (readable / path.parent.name / path.name).symlink_to(path)
+    losses = {}
+    for name, data in (("images", readable), ("latents", whole)):
+        args = ["--data-path", data, "--vae", tiny_vae, "--image-size", "16", "--num-classes", "2", "--exp", name]
+        args += ["--model", "SiT-XS/2", "--global-batch-size", "8", "--num-workers", "0", "--max-steps", "6"]
+        args += ["--lr", "1e-2", "--log-every", "1", "--sample-every", "6", "--results-dir", tmp_path]
+        train.main(list(map(str, args)))
+        folder = tmp_path / f"SiT-XS-2-{name}"
+        losses[name] = [float(row["loss"]) for row in metrics(folder)]
+        assert (folder / "samples" / "0000006.png").is_file()
+    assert len(set(losses["images"])) == 6
+    np.testing.assert_allclose(losses["images"], losses["latents"], rtol=1e-3)
+
+
+def test_training_refuses_latents_that_do_not_fit_or_are_damaged(whole, tiny_vae, tmp_path):
+    args = ["--data-path", whole, "--num-classes", "2", "--model", "SiT-XS/2", "--global-batch-size", "8"]
+    args += ["--num-workers", "0", "--max-steps", "1", "--results-dir", tmp_path / "results"]
+    fitting = ["--vae", tiny_vae, "--image-size", "16"]
+    for flags, line in ((["--image-size", "32"], "--image-size 32, but"), (["--vae", "none"], "--vae none is not")):
+        with pytest.raises(UsageError, match=line):
+            train.main([*map(str, args + fitting), *flags])
+    shutil.copytree(whole, tmp_path / "damaged")
+    with open(tmp_path / "damaged" / "00003.npy", "r+b") as shard:
+        shard.seek(500)
+        shard.write(b"1234")
+    with pytest.raises(DataError, match=r"00003\.npy is damaged, its SHA-256 .* run extract_latents\.py again"):
+        train.main([*map(str, args + fitting), "--data-path", str(tmp_path / "damaged")])
+    assert not (tmp_path / "results").exists()
+
+
+MISTAKES = [
+    (["--vae", "none"], UsageError, "--vae none has no latents to extract"),
+    (["--image-size", "17"], UsageError, "--image-size 17 is not a multiple of the autoencoder's 2"),
+    (["--image-size", "32"], UsageError, "holds an extraction with another image size; give another folder"),
+    (["--precision", "bf16"], UsageError, "another precision; give another folder"),
+    (["--data-path", "absent"], DataError, "absent does not exist"),
+    (["--out", str(ROOT)], UsageError, "is not empty and holds no extraction"),
+]
+
+
+@pytest.mark.parametrize(("flags", "kind", "line"), MISTAKES)
+def test_mistakes_are_named_and_change_nothing(flags, kind, line, pictures, tiny_vae, whole):
+    before = files_of(whole)
+    with pytest.raises(kind, match=line):
+        extract_latents.main([*arguments(pictures, tiny_vae, whole, "--num-workers", "0"), *flags])
+    assert files_of(whole) == before
+
+
+def test_a_changed_image_folder_is_noticed(pictures, tiny_vae, whole, tmp_path):
+    (tmp_path / "class 0").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "class 0" / "00.png")
+    with pytest.raises(UsageError, match="other images; give another folder"):
+        extract_latents.main(arguments(tmp_path, tiny_vae, whole, "--num-workers", "0"))
+
+
+def test_not_one_readable_image(tiny_vae, tmp_path):
+    (tmp_path / "images" / "class").mkdir(parents=True)
+    (tmp_path / "images" / "class" / "a.png").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"not one of 1 images could be read; the first: .*a\.png"):
+        extract_latents.main(arguments(tmp_path / "images", tiny_vae, tmp_path / "out", "--num-workers", "0"))

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import extract_latents
+from autoencoder import draw_posterior, load_autoencoder
+from data import ImageFolder
+from errors import DataError, UsageError
+from latents import CachedLatents, is_latents, shard_batches, shard_ranges
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(image_folder, tiny_vae, tmp_path, monkeypatch):
+    """Latents of the twelve pictures in three shards."""
+    monkeypatch.setattr(extract_latents, "SHARD_SIZE", 5)
+    args = ["--data-path", image_folder, "--out", tmp_path / "latents", "--vae", tiny_vae, "--image-size", 16]
+    extract_latents.main([*map(str, args), "--num-workers", "0", "--batch-size", "2"])
+    return tmp_path / "latents"
+
+
+def test_an_item_is_what_encoding_gives(folder, image_folder, tiny_vae):
+    """Moments, label and mirroring of every image; the pictures themselves are not symmetric."""
+    latents, images, space = CachedLatents(folder), ImageFolder(image_folder, 16), load_autoencoder(str(tiny_vae), CPU)
+    assert len(latents) == 12 and latents.class_names == images.class_names and latents.labels == images.labels
+    for index in range(12):
+        for mirror in (False, True):
+            image, label = images[index, mirror]
+            moments, cached_label = latents[index, mirror]
+            assert moments.shape == (2, 4, 8, 8) and cached_label == label
+            torch.testing.assert_close(moments, space.moments(image[None])[0], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(latents[0, False][0], latents[0, True][0])
+
+
+def test_every_visit_draws_anew_from_the_posterior(seeded):
+    moments = torch.stack([torch.full((4000, 2, 2), 3.0), torch.full((4000, 2, 2), 0.5)])[None]
+    draws = draw_posterior(moments)
+    assert draws.shape == (1, 4000, 2, 2)
+    assert abs(draws.mean() - 3) < 0.02 and abs(draws.std() - 0.5) < 0.02
+    assert not torch.equal(draws, draw_posterior(moments))
+
+
+def test_shards_are_mapped_not_read(folder):
+    latents = CachedLatents(folder)
+    latents[7, True]
+    assert list(latents.arrays) == [1] and isinstance(latents.arrays[1], np.memmap)
+
+
+def test_damage_is_named(folder):
+    """Truncated, missing, changed; the manifest too."""
+    shard, manifest = folder / "00001.npy", folder / "manifest.json"
+    whole, text = shard.read_bytes(), manifest.read_text()
+    CachedLatents(folder).verify()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"shard .*00001\.npy has .* bytes, manifest\.json says .*delete it and run"):
+        CachedLatents(folder)
+    shard.write_bytes(whole[:-7] + bytes(7))
+    with pytest.raises(DataError, match=r"shard .*00001\.npy is damaged, its SHA-256"):
+        CachedLatents(folder).verify()
+    CachedLatents(folder).verify(rank=0, world_size=2)  # the other process's share
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard .*00001\.npy has 0 bytes"):
+        CachedLatents(folder)
+    shard.write_bytes(whole)
+    for broken in ("", "[]", "{}", text[:100], text.replace('"labels"', '"lables"')):
+        manifest.write_text(broken)
+        with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+            CachedLatents(folder)
+    manifest.unlink()
+    assert is_latents(folder)
+    with pytest.raises(DataError, match=r"is not finished: run extract_latents\.py again"):
+        CachedLatents(folder)
+
+
+def test_another_size_or_autoencoder_is_refused(folder, tiny_vae, tmp_path):
+    space = load_autoencoder(str(tiny_vae), CPU)
+    latents = CachedLatents(folder)
+    latents.check_fits(16, "x", space)
+    with pytest.raises(UsageError, match=r"--image-size 32, but .*latents holds latents of 16 pixels"):
+        latents.check_fits(32, "x", space)
+    with pytest.raises(UsageError, match=r"--vae none is not the autoencoder of the latents"):
+        latents.check_fits(16, "none", load_autoencoder("none", CPU))
+    other = load_autoencoder(str(tiny_vae), CPU)
+    next(other.vae.decoder.parameters()).data += 1
+    latents.check_fits(16, "other decoder", other)  # latents do not depend on it
+    next(other.vae.encoder.parameters()).data += 1
+    with pytest.raises(UsageError, match="--vae other is not the autoencoder"):
+        latents.check_fits(16, "other", other)
+    space.scale = 0.5
+    with pytest.raises(UsageError, match="--vae rescaled is not the autoencoder"):
+        latents.check_fits(16, "rescaled", space)
+
+
+def test_an_image_folder_is_no_cached_latents(image_folder, folder):
+    assert not is_latents(image_folder) and not is_latents("digits") and is_latents(folder)
+
+
+def test_batches_stay_within_shards():
+    shards = shard_ranges(12, 5)
+    assert [list(s) for s in shards] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
+    assert shard_batches(shards[1:], 2) == [[5, 6], [7, 8], [9], [10, 11]]
+
+
+def test_the_manifest_tells_what_the_latents_are(folder, tiny_vae):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["image_size"] == 16 and manifest["latent_shape"] == [4, 8, 8]
+    assert manifest["autoencoder"]["name"] == str(tiny_vae) and manifest["autoencoder"]["scale"] == 0.18215
+    assert [s["file"] for s in manifest["shards"]] == ["00000.npy", "00001.npy", "00002.npy"]
+    assert manifest["unreadable"] == [] and manifest["class_names"] == ["ant", "bee", "cat"]

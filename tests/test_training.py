@@ -1,0 +1,90 @@
+from copy import deepcopy
+
+import pytest
+import torch
+
+import precision
+from models import ComboStoc_models
+from training import build_optimizer, training_step, update_ema
+from transport import create_transport
+
+
+@pytest.fixture
+def job(seeded):
+    """Model, average, optimiser, transport and a batch."""
+    model = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=4, num_classes=10, class_dropout_prob=0.0)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.05)
+    ema = deepcopy(model).requires_grad_(False)
+    batch = torch.randn(8, 4, 8, 8), torch.randint(10, (8,))
+    return model, ema, build_optimizer(model, 1e-3), create_transport(combostoc_type="UNSYNC_ALL"), *batch
+
+
+def test_a_step_in_parts_is_the_step_of_their_mean(job):
+    """Gradients of each part, half-mixed by itself, averaged; then one update of model and average."""
+    model, ema, opt, transport, x1, y = job
+    expected = deepcopy(model)
+    torch.manual_seed(1)
+    losses = [transport.training_losses(expected, x1[k : k + 2], {"y": y[k : k + 2]})["loss"] for k in range(0, 8, 2)]
+    loss = torch.cat(losses).mean()
+    loss.backward()
+    build_optimizer(expected, 1e-3).step()
+    torch.manual_seed(1)
+    before = deepcopy(ema)
+    got = training_step(model, ema, opt, transport, x1, y, ema_decay=0.9, grad_accum=4)
+    torch.testing.assert_close(got, loss.detach())
+    for p, q in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # a step of AdamW is 1e-3
+    for average, old, new in zip(ema.parameters(), before.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(average, 0.9 * old + 0.1 * new.detach())
+
+
+def test_long_gradients_are_scaled_down_and_short_ones_left(job, monkeypatch):
+    model, ema, opt, transport, x1, y = job
+    norms = []
+
+    def step() -> None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+    monkeypatch.setattr(opt, "step", step)
+    for limit in (None, 1e9, 1e-3):
+        torch.manual_seed(1)
+        training_step(model, ema, opt, transport, x1, y, ema_decay=0.9, max_grad_norm=limit)
+    assert norms[0] == norms[1] > 1e-3 and norms[2] == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_weights_average_gradients_and_loss_stay_float32_in_bf16(job):
+    model, ema, opt, transport, x1, y = job
+    losses = {}
+    for name in ("fp32", "bf16"):
+        torch.manual_seed(1)
+        losses[name] = training_step(
+            deepcopy(model) if name == "fp32" else model, ema, opt, transport, x1, y, ema_decay=0.9, precision_name=name
+        )
+    assert losses["bf16"].dtype == torch.float32
+    assert 0 < abs(losses["bf16"] - losses["fp32"]) < 0.01 * losses["fp32"]
+    tensors = [*model.parameters(), *ema.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    assert {t.dtype for t in tensors} == {torch.float32}
+    assert {v.dtype for state in opt.state.values() for v in state.values()} == {torch.float32}
+
+
+def test_the_average_is_an_exponential_one():
+    average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    expected = 0.9 * average.weight.detach() + 0.1 * model.weight.detach()
+    update_ema(average, model, 0.9)
+    torch.testing.assert_close(average.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("name", precision.PRECISIONS)
+def test_precision(name):
+    """fp32 forbids TF32; bf16 is autocast and nothing else is."""
+    try:
+        precision.setup(name)
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is (name != "fp32")
+        with precision.autocast(name, torch.device("cpu")):
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
+    finally:
+        precision.setup("fp32")
