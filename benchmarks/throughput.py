@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class Work:
     """A case made ready."""
 
     run: Callable[[], None]  # does the work on one batch
+    on: Callable[[Tensor, Tensor], None]  # does it on the batch given
     flops: int  # of the model on one batch
     tensors: Callable[[], list[Tensor]]  # that live between runs
 
@@ -115,9 +117,8 @@ def training_work(case: Case, args: argparse.Namespace, device: torch.device) ->
         if case.compile:
             model.compile_blocks()
 
-    def run() -> None:
+    def on(x1: Tensor, y: Tensor) -> None:
         precision.setup(case.precision)
-        x1, y = next(batches)
         if case.predecessor:
             predecessor.training_step(model, ema, opt, transport, x1, y)
         else:
@@ -132,7 +133,7 @@ def training_work(case: Case, args: argparse.Namespace, device: torch.device) ->
     half = case.batch_size // 2
     async_shape = timestep_shape((half, *case.x_shape[1:]), ComboStocType[case.combostoc_type])
     flops = measure.model_flops(case.config, [async_shape, (case.batch_size - half,)], training=True)
-    return Work(run, flops, tensors)
+    return Work(lambda: on(*next(batches)), on, flops, tensors)
 
 
 def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
@@ -148,13 +149,13 @@ def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) ->
     sampler = Sampler(create_transport()).sample_sde(diffusion_form="sigma", num_steps=args.num_sampling_steps)
     field = guided(model, args.cfg_scale, precision_name=case.precision)
 
-    def run() -> None:
+    def on(z: Tensor, y: Tensor) -> None:
         precision.setup(case.precision)
         sampler(z, field, y=y)
 
     rows = case.batch_size * (2 if args.cfg_scale > 1 else 1)
     flops = args.num_sampling_steps * measure.model_flops(case.config, [(rows,)], training=False)
-    return Work(run, flops, lambda: list(model.parameters()))
+    return Work(lambda: on(z, y), on, flops, lambda: list(model.parameters()))
 
 
 def synthetic_batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -261,21 +262,22 @@ def print_comparison(report: dict[str, Any], what: str) -> None:
 def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Seconds an image of a training step at the batch size, twice it, ... up to the largest that fits, interleaved."""
     case = cases_of(args, args.combostoc_type[0])["ours"]
-    sizes, works = [], {}
-    free = available_bytes(device)
-    size = args.batch_size
+    work = training_work(case, args, device)
+    work.run()
+    free, size, steps = available_bytes(device), args.batch_size, {}
     while size <= args.max_batch_size:
-        work = training_work(replace(case, batch_size=size), args, device)
+        step = partial(work.on, *next(synthetic_batches(replace(case, batch_size=size), device)))
         try:
-            peak = measure.peak_memory(work.run, size_of(work.tensors()), device)
+            extra = measure.peak_memory(step, 0, device)
         except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
             break
-        sizes.append(size)
-        works[str(size)] = work
-        if device.type == "cpu" and 2 * peak > 0.8 * free:  # the system would kill, not complain
+        steps[size] = step
+        if device.type == "cpu" and 2 * extra > 0.8 * free:  # the system would kill, not complain
             break
         size *= 2
-    seconds = measure.interleaved({n: w.run for n, w in works.items()}, args.rounds, args.repeats, device)
+    seconds = measure.interleaved({str(n): step for n, step in steps.items()}, args.rounds, args.repeats, device)
+    sizes = list(steps)
     per_image = [statistics.median(seconds[str(n)]) / n for n in sizes]
     if args.plot:
         plot_cost(sizes, per_image, f"{case}\n{measure.environment(device)['device']}", args.plot)
