@@ -5,7 +5,7 @@
     python benchmarks/throughput.py sample --precision bf16 --compile --compare
     python benchmarks/throughput.py train --model ComboStoc-S/2 --batch-size 8 --precision fp32 --compare \\
         --combostoc-type UNSYNC_ALL UNSYNC_VEC                                # on a CPU: some minutes
-    python benchmarks/throughput.py train --data-path LATENTS                 # cached latents beside synthetic ones
+    python benchmarks/throughput.py train --data-path random                  # cached latents beside synthetic ones
     python benchmarks/throughput.py batches --model ComboStoc-S/2 --plot cost.png
     python benchmarks/throughput.py sizes                                     # memory and time of S, B, L, XL
 
@@ -30,10 +30,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import extract_latents
 import precision
 from autoencoder import draw_posterior
 from benchmarks import measure, predecessor
@@ -51,6 +53,7 @@ from transport import ComboStocType, Sampler, create_transport, timestep_shape
 CHANNELS, FACTOR, CLASSES = 4, 8, 1000  # SD-VAE and ImageNet
 SIZES = ("ComboStoc-S/2", "ComboStoc-B/2", "ComboStoc-L/2", "ComboStoc-XL/2")
 GIB = 2**30
+RANDOM = "random"  # instead of a folder of cached latents: random ones, in the same shards
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def synthetic_batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor
 
 def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """As train.py reads them."""
+    if args.data_path == RANDOM:
+        args.data_path = random_latents(case, args.latents_folder)
     latents = CachedLatents(args.data_path)
     if list(latents.manifest["latent_shape"]) != list(case.x_shape[1:]):
         raise UsageError(f"--data-path {args.data_path} holds latents of {latents.manifest['latent_shape']}")
@@ -173,6 +178,19 @@ def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -
     workers, on_gpu = args.num_workers, device.type == "cuda"
     loader = DataLoader(latents, batch_sampler=order, num_workers=workers, pin_memory=on_gpu)
     return feed(iter(loader), draw_posterior, device)
+
+
+def random_latents(case: Case, folder: Path) -> Path:
+    """A folder of cached latents without an autoencoder: random moments of 4,096 images in shards of the usual size."""
+    moments = (2, 2, *case.x_shape[1:])
+    generator = np.random.default_rng(0)
+    (folder / "records").mkdir()
+    for k in range(4):
+        shard = generator.standard_normal((extract_latents.SHARD_SIZE, *moments), dtype=np.float32)
+        extract_latents.write_shard(folder, k, [shard], [k] * len(shard), [])
+    settings = {"class_names": list("abcd"), "image_size": case.input_size * FACTOR, "latent_shape": case.x_shape[1:]}
+    extract_latents.write_manifest(folder, settings, 4)
+    return folder
 
 
 # ---- what is run ---------------------------------------------------------------------------------------------------
@@ -380,7 +398,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         if what in ("train", "sample"):
             sub.add_argument("--compare", action="store_true", help="also the predecessor's settings, and SiT")
         if what == "train":
-            sub.add_argument("--data-path", help="cached latents, to measure beside synthetic ones")
+            sub.add_argument("--data-path", help=f"cached latents to measure beside synthetic ones, or '{RANDOM}'")
             sub.add_argument("--num-workers", type=count, default=4, help="data loading processes")
         if what == "batches":
             sub.add_argument("--max-batch-size", type=positive_int, default=4096, help="stop here even if more fits")
@@ -400,7 +418,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = {"train": compare, "sample": compare, "batches": batches, "sizes": sizes}[args.what]
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    report = {"environment": measure.environment(device), "settings": settings} | task(args, device)
+    with tempfile.TemporaryDirectory() as folder:
+        args.latents_folder = Path(folder)
+        report = {"environment": measure.environment(device), "settings": settings} | task(args, device)
     if args.what in ("train", "sample"):
         print_comparison(report, {"train": "training", "sample": "sampling"}[args.what])
     elif args.what == "batches":

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -36,25 +37,88 @@ def test_train_and_sample_with_nccl(tmp_path):
     """torchrun on every visible GPU, a continued run, both samplers."""
     processes = min(gpus(), 2)
     args = [*DIGITS_ARGS, "--sample-every", "10", "--num-workers", "1"]
-    for steps in ("5", "10"):
-        run_cli("train.py", *args, "--max-steps", steps, processes=processes, cwd=tmp_path)
+    run_cli("train.py", *args, "--max-steps", "5", processes=processes, cwd=tmp_path)
+    fast = ["--precision", "bf16", "--compile", "--grad-accum", "2", "--max-grad-norm", "1"]
+    run_cli("train.py", *args, "--max-steps", "10", *fast, processes=processes, cwd=tmp_path)
     ckpt = tmp_path / "results" / "ComboStoc-XS-4-exp_tmp" / "ckpt.pt"
     assert checkpoint.load(ckpt)["step"] == 10
     for mode in ("ODE", "SDE"):
         run_cli("sample.py", mode, "--ckpt", ckpt, "--num-sampling-steps", "5", cwd=tmp_path)
         count = ["--num-fid-samples", "9", "--num-sampling-steps", "5"]
-        run_cli("sample_ddp.py", mode, "--ckpt", ckpt, *count, processes=processes, cwd=tmp_path)
+        run_cli("sample_ddp.py", mode, "--ckpt", ckpt, *count, *fast[:3], processes=processes, cwd=tmp_path)
+
+
+def run_code(code: str) -> None:
+    """In a process that sees the GPUs, although the tests' own modules hide them."""
+    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | ENVIRONMENT
+    prelude = "import precision, torch; torch.cuda.init(); precision.setup('fp32')\n"
+    subprocess.run([sys.executable, "-c", prelude + textwrap.dedent(code)], cwd=ROOT, env=environment, check=True)
 
 
 def test_the_golden_outputs_on_the_gpu():
     """The models' golden numbers in float32 on CUDA, and draws on the device."""
-    code = (
-        "import torch; from tests.test_models import *; from transport import *; "
-        "model = golden_model('combostoc').cuda(); "
-        "x, y, t = (G[f'combostoc/{k}'].cuda() for k in ('x', 'y', 't_full')); "
-        "out = model(x, t, y).detach().cpu(); assert relative_error(out, G['combostoc/out_t_full']) < 1e-4; "
-        "t, x0, _ = create_transport(combostoc_type='UNSYNC_ALL').sample(x); assert t.is_cuda and x0.is_cuda"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | ENVIRONMENT
-    prelude = "import os; v = os.environ.get('CUDA_VISIBLE_DEVICES'); import torch; torch.cuda.init(); "
-    subprocess.run([sys.executable, "-c", prelude + code], cwd=ROOT, env=environment, check=True)
+    run_code("""
+        from tests.test_models import *
+        from transport import create_transport
+        model = golden_model("combostoc").cuda()
+        x, y, t = (G[f"combostoc/{k}"].cuda() for k in ("x", "y", "t_full"))
+        assert relative_error(model(x, t, y).detach().cpu(), G["combostoc/out_t_full"]) < 1e-4
+        t, x0, _ = create_transport(combostoc_type="UNSYNC_ALL").sample(x)
+        assert t.is_cuda and x0.is_cuda
+    """)
+
+
+def test_a_training_step_never_waits_for_the_gpu():
+    run_code("""
+        from copy import deepcopy
+        from models import ComboStoc_models
+        from training import build_optimizer, training_step
+        from transport import create_transport
+        model = ComboStoc_models["ComboStoc-XS/2"](input_size=32, grad_checkpointing=2).cuda().train()
+        ema, opt = deepcopy(model).requires_grad_(False), build_optimizer(model, 1e-4)
+        transport = create_transport(combostoc_type="UNSYNC_ALL")
+        x1, y = torch.randn(8, 4, 32, 32, device="cuda"), torch.randint(10, (8,), device="cuda")
+        settings = dict(ema_decay=0.9, precision_name="bf16", grad_accum=2, max_grad_norm=1.0)
+        training_step(model, ema, opt, transport, x1, y, **settings)
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(3):
+            loss = training_step(model, ema, opt, transport, x1, y, **settings)
+        torch.cuda.set_sync_debug_mode("default")
+        assert loss.isfinite()
+    """)
+
+
+def test_compiled_equals_eager_on_the_gpu():
+    run_code("""
+        from tests.test_models import *
+        model = random_model(class_dropout_prob=0.0).cuda()
+        x, y = torch.randn(4, 4, 8, 8).cuda(), torch.tensor([1, 2, 3, 9]).cuda()
+        t = [torch.rand(2, 4, 8, 8).cuda(), torch.rand(2, 1, 1, 1).cuda()]
+        eager = outputs_and_gradients(model, x, t, y)
+        model.compile_blocks()
+        for compiled, expected in zip(outputs_and_gradients(model, x, t, y), eager, strict=True):
+            assert (compiled - expected).norm() <= 1e-4 * expected.norm().clamp_min(1e-3)
+    """)
+
+
+def test_what_is_fed_on_a_stream_of_its_own_is_complete_when_used():
+    run_code("""
+        from feed import feed
+        def encode(data):
+            for _ in range(200):
+                data = (data @ torch.eye(2000, device="cuda")).clone()  # longer than the host takes to go on
+            return data
+        batches = [(torch.full((2000, 2000), float(k)).pin_memory(), torch.tensor([k]).pin_memory()) for k in range(4)]
+        for k, (x, y) in enumerate(feed(iter(batches), encode, torch.device("cuda", 0))):
+            assert (x == k).all() and y.item() == k
+    """)
+
+
+def test_pictures_fetched_later_are_complete():
+    run_code("""
+        from pictures import to_uint8, to_uint8_later
+        images = torch.rand(64, 3, 256, 256) * 2 - 1
+        waits = [to_uint8_later((images.cuda() * s)) for s in (1.0, 0.5)]
+        for wait, s in zip(waits, (1.0, 0.5)):
+            assert abs(wait().astype(int) - to_uint8(images * s)).max() <= 1
+    """)
