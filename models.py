@@ -153,8 +153,13 @@ def recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, with shift and scale (N, 1 or T, D)."""
-    return x * (1 + scale) + shift
+    """x (1 + scale) + shift in one pass over memory, with shift and scale (N, 1 or T, D)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def gated_sum(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate branch in one pass over memory, with gate (N, 1 or T, D)."""
+    return torch.addcmul(x, gate, branch)
 
 
 def adaln_modulation(hidden_size: int, out_features: int) -> nn.Sequential:
@@ -176,8 +181,8 @@ class SiTBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D), after its SiLU
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = x + gate_msa * self.attn(modulate(self.norm1(x), shift_msa, scale_msa))
-        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        x = gated_sum(x, gate_msa, self.attn(modulate(self.norm1(x), shift_msa, scale_msa)))
+        return gated_sum(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Module):
@@ -301,10 +306,11 @@ class SiT(nn.Module):
 
     def transform(self, x: Tensor, t: Tensor, y_emb: Tensor) -> Tensor:
         """`forward` of embedded labels (N, D) and of one segment."""
-        c = F.silu(self.embed_timesteps(t, x) + y_emb[:, None])  # (N, 1 or T, D)
+        # A patch embedding leaves positions last in memory; unless tokens are made so, every block pays for it.
+        c = F.silu(self.embed_timesteps(t, x) + y_emb[:, None]).contiguous()  # (N, 1 or T, D)
         if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
             c = c.to(torch.get_autocast_dtype(x.device.type))  # here, or every block would do it, and keep its copy
-        x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        x = (self.x_embedder(x) + self.pos_embed).contiguous()  # (N, T, D)
         every = self.grad_checkpointing if self.training else 0
         for i, block in enumerate(self.blocks):
             x = recomputed(block, x, c) if every and i % every == 0 else block(x, c)

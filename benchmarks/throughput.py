@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import distributed
 import extract_latents
 import precision
 from autoencoder import draw_posterior
@@ -415,7 +416,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = distributed.single().device
     task = {"train": compare, "sample": compare, "batches": batches, "sizes": sizes}[args.what]
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     with tempfile.TemporaryDirectory() as folder:
