@@ -134,7 +134,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             with Image.open(path) as image:
                 tensor = to_tensor(center_crop_arr(image.convert(self.mode), self.image_size))
         except Exception as error:  # Pillow raises many kinds for a broken file
-            raise DataError(f"image {path} cannot be read: {first_line(error)}") from None
+            raise DataError(f"image {path} cannot be read: {first_line(error)}") from error
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
 
 

@@ -11,6 +11,7 @@ out, and listed in manifest.json.
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import os
@@ -32,10 +33,12 @@ from autoencoder import LatentSpace, load_autoencoder
 from data import ImageFolder
 from errors import DataError, UsageError, run_program
 from files import replacing, sha256
-from latents import MANIFEST, SETTINGS, read_json, shard_batches, shard_ranges
+from latents import ENCODER, MANIFEST, SETTINGS, encoder_of, read_json, shard_batches, shard_ranges
 from train_utils import Parser, count, positive_int
 
 SHARD_SIZE = 1024  # images
+# These speak of the machine, not of the image: the extraction stops, to be continued.
+TROUBLE = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
 class Readable(Dataset[tuple[Tensor | None, int, str]]):
@@ -48,7 +51,16 @@ class Readable(Dataset[tuple[Tensor | None, int, str]]):
         try:
             return *self.images[index, False], ""
         except DataError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in TROUBLE:
+                raise
             return None, -1, str(error)
+
+
+def collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None, list[int], list[str]]:
+    """The readable images of a batch, their labels, and the reasons of the others."""
+    images = [image for image, _, _ in items if image is not None]
+    labels = [label for image, label, _ in items if image is not None]
+    return torch.stack(images) if images else None, labels, [reason for image, _, reason in items if image is None]
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     extract(args, autoencoder, images, {k: shards[k] for k in missing[process.rank :: process.world_size]}, process)
     distributed.barrier()
     if process.is_main:
-        manifest = write_manifest(args.out, settings, len(shards))
+        manifest = write_manifest(args.out, read_json(args.out / SETTINGS), len(shards))
         total, unreadable = sum(len(s["labels"]) for s in manifest["shards"]), len(manifest["unreadable"])
         print(f"latents of {total:,} images in {len(images.class_names)} classes in {args.out}")
         if unreadable:
@@ -108,9 +120,7 @@ def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: Imag
     return {
         "autoencoder": {
             "name": args.vae,
-            "encoder_sha256": autoencoder.encoder_digest(),
-            "scale": autoencoder.scale,
-            "shift": autoencoder.shift,
+            **encoder_of(autoencoder),
         },
         "image_size": args.image_size,
         "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
@@ -131,15 +141,25 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
         found = read_json(path)
         what = {"source": "of other images", "class_names": "of other images"}
         for name, value in settings.items():
-            if found.get(name) != value:
+            if not is_same(name, found.get(name), value):
                 difference = what.get(name, f"with another {name.replace('_', ' ')}")
                 raise UsageError(f"--out {folder} holds an extraction {difference}; give another folder")
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f"--out {folder} is not empty and holds no extraction; give another folder")
-    (folder / "records").mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(settings, indent=1) + "\n")
+        for left in [*folder.glob("*.tmp"), *folder.glob("records/*.tmp")]:
+            left.unlink()  # half-written when the extraction was killed
+    else:
+        if folder.is_dir() and any(not left.name.endswith(".tmp") for left in folder.iterdir()):
+            raise UsageError(f"--out {folder} is not empty and holds no extraction; give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(settings, indent=1) + "\n")
+    (folder / "records").mkdir(exist_ok=True)
+
+
+def is_same(name: str, found: Any, value: Any) -> bool:
+    """Whether a setting is that of the extraction that is continued. An autoencoder may be named otherwise."""
+    if name == "autoencoder" and isinstance(found, dict):
+        return all(found.get(part) == value[part] for part in ENCODER)
+    return found == value
 
 
 def shard_path(folder: Path, k: int) -> Path:
@@ -172,7 +192,7 @@ def extract(
         Readable(images),
         batch_sampler=batches,
         num_workers=args.num_workers,
-        collate_fn=list,
+        collate_fn=collate,
         pin_memory=process.device.type == "cuda",
     )
     start_time, encoded = time.time(), 0
@@ -180,15 +200,15 @@ def extract(
     with progress.bar(total=sum(map(len, shards.values())) * process.world_size, desc="images") as bar:
         for k, members in shards.items():
             moments, labels, unreadable = [], [], []
-            for batch in (next(loaded) for _ in shard_batches([members], args.batch_size)):
-                readable = [image for image, _, _ in batch if image is not None]
-                labels += [label for image, label, _ in batch if image is not None]
-                unreadable += [reason for image, _, reason in batch if image is None]
-                if readable:
-                    x = torch.stack(readable).to(process.device, non_blocking=True)
+            for _ in shard_batches([members], args.batch_size):
+                readable, batch_labels, reasons = next(loaded)
+                labels += batch_labels
+                unreadable += reasons
+                if readable is not None:
+                    x = readable.to(process.device, non_blocking=True)
                     both = torch.stack([autoencoder.moments(x), autoencoder.moments(x.flip(-1))], dim=1)
                     moments.append(both.cpu().numpy())  # (n, 2, 2, C, h, w)
-                bar.update(len(batch) * process.world_size)
+                bar.update((len(batch_labels) + len(reasons)) * process.world_size)
             for reason in unreadable:
                 print(f"left out: {reason}", file=sys.stderr)
             write_shard(args.out, k, moments, labels, unreadable)

@@ -2,7 +2,7 @@
 
     manifest.json    the autoencoder, sizes, class names, and for each shard its bytes, SHA-256 and labels; written last
     00000.npy ...    float32 (images, 2, 2, C, h, w): image and mirror image, each as mean and standard deviation
-    settings.json, records/   what an extraction that is continued goes by
+    extraction.json, records/   what an extraction that is continued goes by; written first
 
 The moments are those of the scaled latent's posterior, so that every visit of an image draws anew, as encoding would.
 """
@@ -24,13 +24,14 @@ from data import Key
 from errors import DataError, UsageError, first_line
 from files import sha256
 
-MANIFEST, SETTINGS = "manifest.json", "settings.json"
+MANIFEST, SETTINGS = "manifest.json", "extraction.json"
+ENCODER = ("encoder_sha256", "scale", "shift")
 REDO = "delete it and run extract_latents.py again, which makes what is missing"
 
 
 def is_latents(folder: str | Path) -> bool:
     """Whether a folder holds cached latents, finished or not."""
-    return any((Path(folder) / name).is_file() for name in (MANIFEST, SETTINGS))
+    return (Path(folder) / SETTINGS).is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,6 +46,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no JSON object")
     return content
+
+
+def encoder_of(autoencoder: LatentSpace) -> dict[str, Any]:
+    """All that latents depend on."""
+    values = autoencoder.encoder_digest(), autoencoder.scale, autoencoder.shift
+    return dict(zip(ENCODER, values, strict=True))
 
 
 class CachedLatents(Dataset[tuple[Tensor, int]]):
@@ -63,6 +70,8 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         path = self.folder / MANIFEST
+        if not self.folder.is_dir():
+            raise DataError(f"folder of latents {folder} does not exist")
         if not path.is_file():
             raise DataError(f"the extraction to {folder} is not finished: run extract_latents.py again, it continues")
         self.manifest = read_json(path)
@@ -72,6 +81,8 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             self.shards: list[dict[str, Any]] = self.manifest["shards"]
             self.labels = [int(k) for shard in self.shards for k in shard["labels"]]
             self.starts = np.cumsum([0] + [len(shard["labels"]) for shard in self.shards])
+            self.latent_shape: tuple[int, ...] = tuple(self.manifest["latent_shape"])  # (C, h, w)
+            self.made_by = {name: self.manifest["autoencoder"][name] for name in ("name", *ENCODER)}
             sizes = [(self.folder / shard["file"], shard["bytes"]) for shard in self.shards]
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is damaged: {first_line(error)}") from None
@@ -79,7 +90,10 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             found = shard.stat().st_size if shard.is_file() else 0
             if found != size:
                 raise DataError(f"shard {shard} has {found:,} bytes, {MANIFEST} says {size:,}: {REDO}")
-        self.arrays: dict[int, np.ndarray] = {}  # opened where they are used, in the data workers
+        self.maps: dict[int, Tensor] = {}  # of the shards, made where they are used, in the data workers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"maps": {}}  # a map would be sent to a worker as what it maps
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
         """Compare the checksums of this process's share of the shards. Reads all of them.
@@ -98,19 +112,22 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             for _ in progress.bar(pool.map(check, mine), total=len(mine), desc=f"checking {self.folder}"):
                 pass
 
-    def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder) -> None:
-        """
+    def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder | None) -> None:
+        """Compare with what a program is asked for; without the autoencoder itself, by its name.
+
         Raises:
             UsageError: the latents are of another image size or another encoder.
         """
         if image_size != self.image_size:
             raise UsageError(f"--image-size {image_size}, but {self.folder} holds latents of {self.image_size} pixels")
-        made_by = self.manifest["autoencoder"]
-        digest = autoencoder.encoder_digest() if isinstance(autoencoder, LatentSpace) else ""
-        if digest != made_by["encoder_sha256"]:
+        if autoencoder is None:
+            fits = vae == self.made_by["name"]
+        else:
+            fits = isinstance(autoencoder, LatentSpace) and encoder_of(autoencoder).items() <= self.made_by.items()
+        if not fits:
             raise UsageError(
                 f"--vae {vae} is not the autoencoder of the latents in {self.folder}, which are of "
-                f"{made_by['name']}, scale {made_by['scale']:g}"
+                f"{self.made_by['name']}, scale {self.made_by['scale']:g}"
             )
 
     def __len__(self) -> int:
@@ -119,10 +136,31 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, mirror = key
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        if shard not in self.arrays:
-            self.arrays[shard] = np.load(self.folder / self.shards[shard]["file"], mmap_mode="r")
-        moments = np.array(self.arrays[shard][index - self.starts[shard], int(mirror)])  # a copy, read from the file
-        return torch.from_numpy(moments), self.labels[index]
+        if shard not in self.maps:
+            self.maps[shard] = map_shard(self.folder / self.shards[shard]["file"])
+        moments = self.maps[shard][index - self.starts[shard], int(mirror)]
+        return moments.clone(), self.labels[index]
+
+
+def map_shard(path: Path) -> Tensor:
+    """A shard mapped into memory: (images, 2, 2, C, h, w). Unlike numpy's maps it keeps no file open; there may be more
+    shards than a process may have open files.
+
+    Raises:
+        DataError: it is no array of float32.
+    """
+    try:
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("another version of the format")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            header = file.tell()
+        if dtype != np.float32:
+            raise ValueError(f"it holds {dtype}")
+        numbers = torch.from_file(str(path), shared=False, size=path.stat().st_size // 4, dtype=torch.float32)
+        return numbers[header // 4 :].view(shape)
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"shard {path} is no shard of latents: {first_line(error)}") from None
 
 
 def shard_ranges(num_images: int, shard_size: int) -> list[range]:

@@ -81,7 +81,7 @@ class PatchTimestepEmbedder(nn.Module):
         """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D)."""
         n, c, h, w = t.shape
         with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
-            codes = torch.cat([recomputed(self.codes, chunk) for chunk in t.flatten().split(self.chunk_size)])
+            codes = self.codes_in_chunks(t.flatten())
             codes = codes.view(n, c, h, w, self.code_size).permute(0, 1, 4, 2, 3)
             codes = codes.reshape(n, c * self.code_size, h, w)  # code k of channel c at 4c + k
             if c == 1:
@@ -89,6 +89,10 @@ class PatchTimestepEmbedder(nn.Module):
             if h == w == 1:
                 codes = codes.expand(-1, -1, self.patch_size, self.patch_size)  # one patch of a constant map
             return self.patchEmb.proj(codes).flatten(2).transpose(1, 2)
+
+    def codes_in_chunks(self, t: Tensor) -> Tensor:
+        """(M,) -> (M, 4), a chunk after the other."""
+        return torch.cat([recomputed(self.codes, chunk) for chunk in t.split(self.chunk_size)])
 
     def codes(self, t: Tensor) -> Tensor:
         """(M,) -> (M, 4)."""
@@ -111,7 +115,7 @@ class LabelEmbedder(nn.Module):
             drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
         else:
             drop = force_drop_ids == 1
-        return torch.where(drop, self.num_classes, labels)
+        return labels.masked_fill(drop, self.num_classes)
 
     def forward(self, labels: Tensor, train: bool, force_drop_ids: Tensor | None = None) -> Tensor:
         if (train and self.dropout_prob > 0) or force_drop_ids is not None:
@@ -270,6 +274,7 @@ class SiT(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the blocks, in which nearly all the time goes; one compilation serves all of them."""
+        torch._dynamo.config.optimize_ddp = False  # would cut a block into DDP's buckets; blocks are small enough
         for block in self.blocks:
             block.compile(dynamic=False)
 

@@ -6,8 +6,12 @@ bf16  bfloat16 products under autocast; weights, norms, timestep features, resid
 """
 
 import argparse
+import os
+import shutil
 
 import torch
+
+from errors import UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -18,8 +22,19 @@ def add_speed_args(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the blocks (a minute at the start; needs a C++ compiler on CPUs)",
+        help="compile the blocks: a minute at the start; needs a C++ compiler (g++)",
     )
+
+
+def check_compiler() -> None:
+    """What --compile generates is compiled in turn, on CPUs as C++, on GPUs by Triton with its launchers in C.
+
+    Raises:
+        UsageError: there is no compiler.
+    """
+    names = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
+    if not any(map(shutil.which, names)):
+        raise UsageError(f"--compile needs a compiler; none of {', '.join(names)} is installed")
 
 
 def setup(precision: str) -> None:

@@ -128,6 +128,8 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         UsageError: an argument contradicts the checkpoint.
         DataError: a file cannot be loaded.
     """
+    if args.compile:
+        precision.check_compiler()
     low, high = args.guidance_interval
     if low > high:
         raise UsageError(f"--guidance-interval {low:g} {high:g} is empty: LO must not be greater than HI")

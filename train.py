@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,8 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
         )
     if args.num_workers is None:
         args.num_workers = min(4, os.cpu_count() or 1)
+    if args.compile:
+        precision.check_compiler()
     if args.wandb:
         for variable in ("WANDB_KEY", "ENTITY", "PROJECT"):
             wandb_utils.required(variable)
@@ -231,6 +233,46 @@ def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt:
     return checkpoint.step(saved)
 
 
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Data:
+    """What is trained on, and the way from an item to the model's input."""
+
+    dataset: ImageDataset | CachedLatents
+    to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
+    channels: int  # of the model's input, as input_size
+    input_size: int
+    autoencoder: Autoencoder | None  # None where nothing needs it
+
+
+def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
+    """Images, to be encoded in every step."""
+    pixel_channels = native_channels(args.data_path)
+    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
+    if isinstance(autoencoder, LatentSpace):
+        autoencoder.encode_precision = "bf16" if args.encode_bf16 else args.precision.replace("bf16", "tf32")
+    elif args.encode_bf16:
+        raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
+    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
+    dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
+    return Data(dataset, autoencoder.encode, autoencoder.channels, input_size, autoencoder)
+
+
+def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data:
+    """Cached latents. The autoencoder only decodes sample pictures, and is not loaded where there will be none."""
+    if args.encode_bf16:
+        raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
+    dataset = CachedLatents(args.data_path)
+    autoencoder = load_autoencoder(args.vae, process.device) if args.sample_every else None
+    dataset.check_fits(args.image_size, args.vae, autoencoder)
+    dataset.verify(process.rank, process.world_size)
+    channels, side, _ = dataset.latent_shape
+    input_size = latent_size(args.image_size, args.image_size // side, args.model)
+    return Data(dataset, draw_posterior, channels, input_size, autoencoder)
+
+
 # ---- the run -------------------------------------------------------------------------------------------------------
 
 
@@ -241,27 +283,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_arguments(args, process)
     precision.setup(args.precision)
 
-    # Data, autoencoder, model.
-    pixel_channels = native_channels(args.data_path)
-    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
-    if isinstance(autoencoder, LatentSpace):
-        autoencoder.encode_precision = "bf16" if args.encode_bf16 else args.precision.replace("bf16", "tf32")
-    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
-    config = ModelConfig(args.model, input_size, autoencoder.channels, args.num_classes, learn_sigma=True)
+    # Data and model.
+    data = load_latents(args, process) if is_latents(args.data_path) else load_images(args, process)
+    dataset, autoencoder = data.dataset, data.autoencoder
+    config = ModelConfig(args.model, data.input_size, data.channels, args.num_classes, learn_sigma=True)
     if source:
         found = model_config(checkpoint.weights(saved, source), source)
         config = replace(config, learn_sigma=found.learn_sigma)
         if found != config:
             raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")
-    to_latents: Callable[[Tensor], Tensor] = autoencoder.encode
-    dataset: ImageDataset | CachedLatents
-    if is_latents(args.data_path):
-        dataset = CachedLatents(args.data_path)
-        dataset.check_fits(args.image_size, args.vae, autoencoder)
-        dataset.verify(process.rank, process.world_size)
-        to_latents = draw_posterior
-    else:
-        dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
     warnings += check_classes(dataset.class_names, args, saved, source)
     transport = build_transport(args, args.combostoc_type)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
@@ -285,6 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(warning)
     log(f"Experiment folder {experiment.folder}")
     log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    if args.compile:
+        log("Compiling: the first step takes a minute or so")
     log(f"{len(dataset):,} images in {len(dataset.class_names)} classes, {order.steps_per_epoch} steps an epoch")
     log(f"Continuing {source} from step {step} to {total_steps}" if source else f"Training for {total_steps} steps")
     if args.wandb and process.is_main:
@@ -301,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset, batch_sampler=order, num_workers=args.num_workers, pin_memory=process.device.type == "cuda"
     )
     loaded = iter(loader) if step < total_steps else iter(())  # here: it draws a random number
-    batches = feed(loaded, to_latents, process.device)
+    batches = feed(loaded, data.to_latents, process.device)
     window = LossWindow(process.device)
     on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
     bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
@@ -339,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 state = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step}
                 checkpoint.save(path, state | {"args": plain(args), "class_names": dataset.class_names})
                 log(f"Saved {path}")
-            if due(args.sample_every, step):
+            if due(args.sample_every, step) and autoencoder is not None:
                 picture = preview(ema, config, dataset.class_names, autoencoder, transport, args)
                 save_image(picture, experiment.picture(step))
                 log(f"Saved {experiment.picture(step)}")

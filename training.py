@@ -60,16 +60,16 @@ def compute_gradients(
     grad_accum: int,
 ) -> Tensor:
     """The gradients of the batch's mean loss, and that loss."""
+    if len(x1) % grad_accum:
+        raise ValueError(f"a batch of {len(x1)} cannot be computed in {grad_accum} equal parts")
     opt.zero_grad(set_to_none=True)
     losses = []
     parts = list(zip(x1.chunk(grad_accum), y.chunk(grad_accum), strict=True))
     for k, (x1_part, y_part) in enumerate(parts):
         is_last = k == len(parts) - 1
-        with (
-            nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync(),
-            precision.autocast(precision_name, x1.device),
-        ):
-            terms = transport.training_losses(model, x1_part, {"y": y_part}, in_segments=True)
+        with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+            with precision.autocast(precision_name, x1.device):
+                terms = transport.training_losses(model, x1_part, {"y": y_part}, in_segments=True)
             loss = terms["loss"].mean() / len(parts)
             loss.backward()
         losses.append(loss.detach())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import precision
 from models import SiT
 from train_utils import ModelConfig
 
@@ -20,6 +21,7 @@ PEAK_TFLOPS = {
     "B200": (2250, 1125, 75),
     "H200": (989, 495, 67),
     "H100 PCIe": (756, 378, 51),
+    "H100 NVL": (835, 418, 60),
     "H100": (989, 495, 67),
     "A100": (312, 156, 19.5),
     "L40S": (362, 183, 91.6),
@@ -117,6 +119,7 @@ def peak_flops(device: torch.device, precision_name: str) -> tuple[float, str]:
         for key, peaks in PEAK_TFLOPS.items():
             if all(word in name for word in key.split()):
                 return peaks[("bf16", "tf32", "fp32").index(precision_name)] * 1e12, "data sheet"
+    precision.setup(precision_name)
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision_name == "bf16" else torch.float32)
     product = torch.empty_like(a)

@@ -20,7 +20,7 @@ def condition_every_token(model: SiT) -> None:
     for block in model.blocks:
         block.adaLN_modulation.register_forward_pre_hook(repeat_silu)
     if isinstance(embedder, PatchTimestepEmbedder):
-        embedder.chunk_size = 2**62
+        embedder.codes_in_chunks = embedder.codes  # the whole map at once, and kept  # type: ignore[method-assign]
 
         def embed_map(t: Tensor, x: Tensor) -> Tensor:
             return embed(t.reshape(t.shape + (1,) * (x.ndim - t.ndim)).expand(x.shape), x)
@@ -29,7 +29,7 @@ def condition_every_token(model: SiT) -> None:
 
 
 def repeat_silu(module: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Spend what the SiLU of the conditioning costs; the model has applied it already."""
+    """Spend the forward cost of the SiLU of the conditioning, which the model has applied already."""
     F.silu(inputs[0])
 
 

@@ -1,26 +1,38 @@
 #!/usr/bin/env bash
-# All that is measured on a GPU, unattended, in about twenty minutes; a part that fails does not stop the others.
-#     bash benchmarks/run_gpu.sh [FOLDER]      (default: benchmarks/results/<name of the GPU>)
-# PYTHON=... chooses the interpreter. It needs torch, torchvision, timm, torchdiffeq, scikit-learn, pytest and matplotlib.
+# All that is measured on one GPU, unattended. A part that fails or hangs does not stop the others.
+#     bash benchmarks/run_gpu.sh [PART ...]      PARTs: tests train train-128 sample sample-cfg batches sizes; default: all
+# Results go to $OUT, by default benchmarks/results/<name of the GPU>. PYTHON chooses the interpreter; it needs torch,
+# torchvision, timm, torchdiffeq, scikit-learn, pytest and matplotlib. A part takes some minutes, ten at most (LIMIT, s).
 set -uo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-python3}
+LIMIT=${LIMIT:-600}
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 | tr -cs '[:alnum:]\n' '-') || exit 1
-out=${1:-benchmarks/results/$name}
+out=${OUT:-benchmarks/results/$name}
 mkdir -p "$out"
+export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
+failed=0
 
-measure() { # file, then the benchmark's arguments
-    local file=$1
+measure() { # part, then the benchmark's arguments
+    local part=$1
     shift
-    echo "== $file: throughput.py $*"
-    "$PYTHON" benchmarks/throughput.py "$@" --json "$out/$file.json" 2>&1 | tee "$out/$file.txt"
+    timeout "$LIMIT" "$PYTHON" benchmarks/throughput.py "$@" --json "$out/$part.json" 2>&1 | tee "$out/$part.txt"
 }
 
-"$PYTHON" -m pytest -m gpu -rs 2>&1 | tee "$out/tests.txt"
 fast="--precision bf16 --compile"
-measure train-xl-32 train $fast --compare --data-path random --batch-size 32 --combostoc-type UNSYNC_ALL UNSYNC_VEC
-measure train-xl-128 train $fast --data-path random --batch-size 128 --rounds 5
-measure sample-xl-32 sample $fast --compare --batch-size 32 --num-sampling-steps 50 --rounds 3
-measure sample-xl-32-cfg sample $fast --compare --batch-size 32 --num-sampling-steps 50 --rounds 3 --cfg-scale 1.5
-measure batches-xl batches $fast --rounds 3 --plot "$out/batches-xl.png"
-measure sizes-32 sizes $fast --batch-size 32 --rounds 3
+for part in "${@:-tests train train-128 sample sample-cfg batches sizes}"; do
+    for part in $part; do
+        echo "== $part"
+        case $part in
+        tests) timeout "$LIMIT" "$PYTHON" -m pytest -m gpu -rs 2>&1 | tee "$out/tests.txt" ;;
+        train) measure train train $fast --compare --combostoc-type UNSYNC_ALL UNSYNC_VEC --rounds 5 ;;
+        train-128) measure train-128 train $fast --data-path random --batch-size 128 --rounds 3 ;;
+        sample) measure sample sample $fast --compare --num-sampling-steps 50 --rounds 3 ;;
+        sample-cfg) measure sample-cfg sample $fast --compare --num-sampling-steps 50 --rounds 3 --cfg-scale 1.5 ;;
+        batches) measure batches batches $fast --rounds 3 --plot "$out/batches.png" ;;
+        sizes) measure sizes sizes $fast --batch-size 32 --rounds 2 ;;
+        *) echo "unknown part $part" >&2 && false ;;
+        esac || { echo "== $part failed" && failed=1; }
+    done
+done
+exit $failed

@@ -41,13 +41,13 @@ import precision
 from autoencoder import draw_posterior
 from benchmarks import measure, predecessor
 from data import BatchOrder
-from errors import UsageError, run_program
+from errors import DataError, UsageError, first_line, run_program
 from feed import feed
 from files import replacing
 from latents import CachedLatents
 from models import SiT
 from sampling import guided
-from train_utils import MODEL_NAMES, ModelConfig, Parser, count, guidance_scale, model_name, positive_int
+from train_utils import MODEL_NAMES, ModelConfig, Parser, count, guidance_scale, latent_size, model_name, positive_int
 from training import build_optimizer, training_step
 from transport import ComboStocType, Sampler, create_transport, timestep_shape
 
@@ -97,6 +97,20 @@ class Work:
     tensors: Callable[[], list[Tensor]]  # that live between runs
 
 
+@dataclass
+class Trained:
+    """What a training step changes. Cases that differ in their batches only share it: 12.6 GiB for XL/2."""
+
+    model: SiT
+    ema: SiT
+    opt: torch.optim.AdamW
+
+    def tensors(self) -> list[Tensor]:
+        states = [v for state in self.opt.state.values() for v in state.values()]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return [*self.model.parameters(), *self.ema.parameters(), *grads, *states]
+
+
 def build_model(case: Case, device: torch.device) -> SiT:
     """A model whose output depends on everything, unlike a fresh one's."""
     torch.manual_seed(0)
@@ -107,40 +121,40 @@ def build_model(case: Case, device: torch.device) -> SiT:
     return model
 
 
-def training_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
-    """A whole step: draws, loss, gradients, AdamW, average."""
+def build_trained(case: Case, device: torch.device) -> Trained:
     model = build_model(case, device).train()
     ema = deepcopy(model).requires_grad_(False).eval()
-    transport = create_transport(combostoc_type=case.combostoc_type)
-    batches = cached_batches(args, case, device) if case.cached else synthetic_batches(case, device)
     if case.predecessor:
         predecessor.condition_every_token(model)
-        opt = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0)
-    else:
-        opt = build_optimizer(model, 1e-4)
-        if case.compile:
-            model.compile_blocks()
+        return Trained(model, ema, torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0))
+    if case.compile:
+        model.compile_blocks()
+    return Trained(model, ema, build_optimizer(model, 1e-4))
+
+
+def training_work(case: Case, args: argparse.Namespace, device: torch.device, shared: dict[Case, Trained]) -> Work:
+    """A whole step: draws, loss, gradients, AdamW, average."""
+    key = replace(case, combostoc_type="", batch_size=0, cached=False)
+    trained = shared[key] = shared.get(key) or build_trained(case, device)
+    transport = create_transport(combostoc_type=case.combostoc_type)
+    batches = cached_batches(args, case, device) if case.cached else synthetic_batches(case, device)
 
     def on(x1: Tensor, y: Tensor) -> None:
         precision.setup(case.precision)
+        model, ema, opt = trained.model, trained.ema, trained.opt
         if case.predecessor:
             predecessor.training_step(model, ema, opt, transport, x1, y)
         else:
             training_step(model, ema, opt, transport, x1, y, ema_decay=0.9999, precision_name=case.precision)
 
-    def tensors() -> list[Tensor]:
-        states = [v for state in opt.state.values() for v in state.values()]
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        return [*model.parameters(), *ema.parameters(), *grads, *states]
-
     # the asynchronous half and the synchronous one, whatever the case spends on the latter
     half = case.batch_size // 2
     async_shape = timestep_shape((half, *case.x_shape[1:]), ComboStocType[case.combostoc_type])
     flops = measure.model_flops(case.config, [async_shape, (case.batch_size - half,)], training=True)
-    return Work(lambda: on(*next(batches)), on, flops, tensors)
+    return Work(lambda: on(*next(batches)), on, flops, trained.tensors)
 
 
-def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
+def sampling_work(case: Case, args: argparse.Namespace, device: torch.device, shared: dict[Case, Trained]) -> Work:
     """All model evaluations of a batch of samples."""
     model = build_model(case, device).eval().requires_grad_(False)
     if case.predecessor:
@@ -228,12 +242,16 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     kinds = args.combostoc_type if args.what == "train" else ["UNSYNC_NONE"]
     roles = {kind: cases_of(args, kind) for kind in kinds}
     cases = {str(case): case for of_kind in roles.values() for case in of_kind.values()}
-    works = {name: build(case, args, device) for name, case in cases.items()}
+    shared: dict[Case, Trained] = {}
+    works = {name: build(case, args, device, shared) for name, case in cases.items()}
     seconds = measure.interleaved({n: w.run for n, w in works.items()}, args.rounds, args.repeats, device)
     peaks = {p: measure.peak_flops(device, p) for p in {case.precision for case in cases.values()}}
     results = []
     for name, case in cases.items():
         work, median = works[name], statistics.median(seconds[name])
+        # beside others, a process's memory on the CPU says nothing about one of them
+        alone = device.type == "cuda" or len(cases) == 1
+        memory = measure.peak_memory(work.run, size_of(work.tensors()), device) if alone else None
         peak, source = peaks[case.precision]
         results.append(
             asdict(case)
@@ -241,7 +259,7 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
                 "name": name,
                 "seconds": [round(s, 6) for s in seconds[name]],
                 "images_per_s": round(case.batch_size / median, 3),
-                "peak_memory_gib": round(measure.peak_memory(work.run, size_of(work.tensors()), device) / GIB, 3),
+                "peak_memory_gib": memory and round(memory / GIB, 3),
                 "model_gflops_per_image": round(work.flops / case.batch_size / 1e9, 2),
                 "model_tflops_per_s": round(work.flops / median / 1e12, 3),
                 "share_of_peak": round(work.flops / median / peak, 4),
@@ -264,12 +282,16 @@ def size_of(tensors: list[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
+def gib(size: float | None) -> str:
+    return "-" if size is None else f"{size:.1f}"
+
+
 def print_comparison(report: dict[str, Any], what: str) -> None:
     print(f"\n| {what} | images/s | peak GiB | model GFLOP an image | TFLOP/s | of the peak |")
     print("| --- | --- | --- | --- | --- | --- |")
     for r in report["results"]:
         print(
-            f"| {r['name']}, batch {r['batch_size']} | {r['images_per_s']:.4g} | {r['peak_memory_gib']:.1f} | "
+            f"| {r['name']}, batch {r['batch_size']} | {r['images_per_s']:.4g} | {gib(r['peak_memory_gib'])} | "
             f"{r['model_gflops_per_image']:.0f} | {r['model_tflops_per_s']:.3g} | {r['share_of_peak']:.0%} |"
         )
     if report["ratios"]:
@@ -281,7 +303,7 @@ def print_comparison(report: dict[str, Any], what: str) -> None:
 def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Seconds an image of a training step at the batch size, twice it, ... up to the largest that fits, interleaved."""
     case = cases_of(args, args.combostoc_type[0])["ours"]
-    work = training_work(case, args, device)
+    work = training_work(case, args, device, {})
     work.run()
     free, size, steps = available_bytes(device), args.batch_size, {}
     while size <= args.max_batch_size:
@@ -295,7 +317,13 @@ def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         if device.type == "cpu" and 2 * extra > 0.8 * free:  # the system would kill, not complain
             break
         size *= 2
-    seconds = measure.interleaved({str(n): step for n, step in steps.items()}, args.rounds, args.repeats, device)
+    while True:
+        try:
+            seconds = measure.interleaved({str(n): s for n, s in steps.items()}, args.rounds, args.repeats, device)
+            break
+        except torch.OutOfMemoryError:  # what fits alone need not fit after the others
+            steps.popitem()
+            torch.cuda.empty_cache()
     sizes = list(steps)
     per_image = [statistics.median(seconds[str(n)]) / n for n in sizes]
     if args.plot:
@@ -333,9 +361,8 @@ def sizes(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     rows = []
     for name in SIZES:
         for recompute in (0, 1):
-            row = in_own_process(args, name, recompute)
-            parameters = sum(p.numel() for p in meta_model(row).parameters())
-            rows.append(row | {"parameters": parameters})
+            if row := in_own_process(args, name, recompute):
+                rows.append(row | {"parameters": sum(p.numel() for p in meta_model(row).parameters())})
     print(
         f"\n| training, {args.precision}, batch {args.batch_size} | parameters | recomputed | peak GiB | s an image |"
     )
@@ -349,15 +376,15 @@ def sizes(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     return {"results": rows}
 
 
-def in_own_process(args: argparse.Namespace, model: str, recompute: int) -> dict[str, Any]:
-    """`train` for one model, so that the memory is its own."""
+def in_own_process(args: argparse.Namespace, model: str, recompute: int) -> dict[str, Any] | None:
+    """`train` for one model, so that the memory is its own; None where it fails, which is said."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         flags = ["--model", model, "--grad-checkpointing", recompute, "--json", path, "--rounds", args.rounds]
         flags += ["--batch-size", args.batch_size, "--precision", args.precision, "--repeats", args.repeats]
         flags += ["--image-size", args.image_size] + ["--compile"] * args.compile
-        subprocess.run([sys.executable, __file__, "train", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
-        return json.loads(path.read_text())["results"][0]
+        subprocess.run([sys.executable, __file__, "train", *map(str, flags)], stdout=subprocess.DEVNULL)
+        return json.loads(path.read_text())["results"][0] if path.is_file() else None
 
 
 def meta_model(row: dict[str, Any]) -> SiT:
@@ -411,7 +438,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--json", type=Path, help="also write the results here")
         precision.add_speed_args(sub)
         sub.set_defaults(data_path=None, compare=False, grad_checkpointing=0, combostoc_type=["UNSYNC_ALL"])
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.what != "sizes":
+        latent_size(args.image_size, FACTOR, args.model)
+    if args.data_path:  # a timing must outlast what the workers have ready when it starts
+        args.repeats = max(args.repeats, 8 * args.num_workers)
+    if args.compile:
+        precision.check_compiler()
+        torch._dynamo.config.cache_size_limit = 64  # a case may be compiled for each of its batch sizes
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -421,7 +456,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     with tempfile.TemporaryDirectory() as folder:
         args.latents_folder = Path(folder)
-        report = {"environment": measure.environment(device), "settings": settings} | task(args, device)
+        try:
+            report = {"environment": measure.environment(device), "settings": settings} | task(args, device)
+        except torch.OutOfMemoryError as error:
+            raise DataError(f"{first_line(error)} Try a smaller --batch-size.") from None
     if args.what in ("train", "sample"):
         print_comparison(report, {"train": "training", "sample": "sampling"}[args.what])
     elif args.what == "batches":

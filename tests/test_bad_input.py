@@ -30,7 +30,7 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("bad")
     (root / "empty").mkdir()
     (root / "latents").mkdir()
-    (root / "latents" / "settings.json").write_text("{}")
+    (root / "latents" / "extraction.json").write_text("{}")
     (root / "flat").mkdir()
     Image.new("RGB", (8, 8)).save(root / "flat" / "a.png")
     (root / "hollow" / "class").mkdir(parents=True)
@@ -102,6 +102,7 @@ CASES = [
         2,
         r"--global-batch-size 16 is not divisible by 3, the processes \(1\) times --grad-accum 3",
     ),
+    ("train", "--encode-bf16", 2, "--encode-bf16 is for an autoencoder; --vae none encodes nothing"),
     ("train", "--max-grad-norm 0", 2, "0 is not a positive number"),
     ("train", "--data-path {f}/latents", 1, r"the extraction to .*latents is not finished: run extract_latents\.py"),
     ("train", "--lerning-rate 1", 2, "--lerning-rate"),

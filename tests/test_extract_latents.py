@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -81,6 +82,8 @@ def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, t
         process.communicate()
         assert not (out / "manifest.json").exists() and len(list(out.glob("*.npy"))) >= shards
     (out / "00001.npy").write_bytes(b"cut")  # as a file system may leave it
+    (out / "00009.npy.123.tmp").write_bytes(b"half")
+    (out / "records" / "00009.json.123.tmp").write_bytes(b"half")
     output, _ = (process := start(pictures, tiny_vae, out)).communicate()
     assert process.returncode == 0 and "continuing: " in output, output
     assert files_of(out) == files_of(whole)
@@ -142,6 +145,45 @@ def test_training_refuses_latents_that_do_not_fit_or_are_damaged(whole, tiny_vae
     with pytest.raises(DataError, match=r"00003\.npy is damaged, its SHA-256 .* run extract_latents\.py again"):
         train.main([*map(str, args + fitting), "--data-path", str(tmp_path / "damaged")])
     assert not (tmp_path / "results").exists()
+
+
+def test_the_autoencoder_may_be_named_otherwise(whole, pictures, tiny_vae, tmp_path, capsys):
+    shutil.copytree(tiny_vae, tmp_path / "moved")
+    shutil.copytree(whole, tmp_path / "latents")
+    (tmp_path / "latents" / "manifest.json").unlink()
+    (tmp_path / "latents" / "00002.npy").unlink()
+    original, extract_latents.SHARD_SIZE = extract_latents.SHARD_SIZE, 4
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        extract_latents.main(arguments(pictures, tmp_path / "moved", tmp_path / "latents", "--num-workers", "0"))
+    finally:
+        extract_latents.SHARD_SIZE = original
+        torch.set_num_threads(threads)
+    assert files_of(tmp_path / "latents") == files_of(whole)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_trouble_of_the_machine_stops_instead_of_dropping_images(code, pictures, tiny_vae, tmp_path, monkeypatch):
+    opened = Image.open
+
+    def fail_once(path, *args):
+        if str(path).endswith("20.png"):
+            raise OSError(code, os.strerror(code), path)
+        return opened(path, *args)
+
+    monkeypatch.setattr(Image, "open", fail_once)
+    with pytest.raises(DataError, match=r"20\.png cannot be read"):
+        extract_latents.main(arguments(pictures, tiny_vae, tmp_path / "latents", "--num-workers", "0"))
+    assert not (tmp_path / "latents" / "manifest.json").exists()
+
+
+def test_without_sample_pictures_training_needs_no_autoencoder(whole, tiny_vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "load_autoencoder", lambda *args: pytest.fail("loaded"))
+    args = ["--data-path", whole, "--vae", tiny_vae, "--image-size", "16", "--num-classes", "2", "--max-steps", "1"]
+    args += ["--model", "SiT-XS/2", "--global-batch-size", "8", "--num-workers", "0", "--sample-every", "0"]
+    train.main([*map(str, args), "--results-dir", str(tmp_path)])
+    assert (tmp_path / "SiT-XS-2-exp_tmp" / "ckpt.pt").is_file()
 
 
 MISTAKES = [

@@ -72,17 +72,23 @@ def test_a_training_step_never_waits_for_the_gpu():
     run_code("""
         from copy import deepcopy
         from models import ComboStoc_models
+        from autoencoder import draw_posterior
+        from experiment import LossWindow
+        from feed import feed
         from training import build_optimizer, training_step
         from transport import create_transport
         model = ComboStoc_models["ComboStoc-XS/2"](input_size=32, grad_checkpointing=2).cuda().train()
         ema, opt = deepcopy(model).requires_grad_(False), build_optimizer(model, 1e-4)
         transport = create_transport(combostoc_type="UNSYNC_ALL")
-        x1, y = torch.randn(8, 4, 32, 32, device="cuda"), torch.randint(10, (8,), device="cuda")
+        device = torch.device("cuda", 0)
+        loaded = [(torch.rand(8, 2, 4, 32, 32).pin_memory(), torch.randint(10, (8,)).pin_memory()) for _ in range(4)]
+        batches, window = feed(iter(loaded), draw_posterior, device), LossWindow(device)
         settings = dict(ema_decay=0.9, precision_name="bf16", grad_accum=2, max_grad_norm=1.0)
-        training_step(model, ema, opt, transport, x1, y, **settings)
-        torch.cuda.set_sync_debug_mode("error")
-        for _ in range(3):
-            loss = training_step(model, ema, opt, transport, x1, y, **settings)
+        for step in range(4):
+            torch.manual_seed(step)
+            loss = training_step(model, ema, opt, transport, *next(batches), **settings)
+            window.add(loss)
+            torch.cuda.set_sync_debug_mode("error")
         torch.cuda.set_sync_debug_mode("default")
         assert loss.isfinite()
     """)

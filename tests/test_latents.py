@@ -1,4 +1,6 @@
 import json
+import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import extract_latents
 from autoencoder import draw_posterior, load_autoencoder
 from data import ImageFolder
 from errors import DataError, UsageError
-from latents import CachedLatents, is_latents, shard_batches, shard_ranges
+from latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges
 
 CPU = torch.device("cpu")
 
@@ -45,8 +47,31 @@ def test_every_visit_draws_anew_from_the_posterior(seeded):
 
 def test_shards_are_mapped_not_read(folder):
     latents = CachedLatents(folder)
-    latents[7, True]
-    assert list(latents.arrays) == [1] and isinstance(latents.arrays[1], np.memmap)
+    moments, _ = latents[7, True]
+    assert list(latents.maps) == [1]
+    path = folder / "00001.npy"
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert torch.equal(moments, torch.from_numpy(np.load(path)[2, 1]))
+    assert pickle.loads(pickle.dumps(latents)).maps == {}  # on the way to a worker that is not forked
+
+
+def test_shards_keep_no_file_open(folder):
+    """ImageNet has more of them than a process may usually have open files."""
+    latents = CachedLatents(folder)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for index in range(12):
+        latents[index, False]
+    assert len(latents.maps) == 3 and len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_shard_that_is_no_array_is_named(folder):
+    for content in (b"", b"abc" * 100, (folder / "00001.npy").read_bytes()[:-400]):
+        (folder / "00001.npy").write_bytes(content)
+        with pytest.raises(DataError, match=r"shard .*00001\.npy is no shard of latents"):
+            map_shard(folder / "00001.npy")
+    np.save(folder / "00001.npy", np.zeros(3))
+    with pytest.raises(DataError, match="it holds float64"):
+        map_shard(folder / "00001.npy")
 
 
 def test_damage_is_named(folder):
@@ -79,6 +104,9 @@ def test_another_size_or_autoencoder_is_refused(folder, tiny_vae, tmp_path):
     space = load_autoencoder(str(tiny_vae), CPU)
     latents = CachedLatents(folder)
     latents.check_fits(16, "x", space)
+    latents.check_fits(16, str(tiny_vae), None)  # by its name
+    with pytest.raises(UsageError, match="--vae ema is not the autoencoder"):
+        latents.check_fits(16, "ema", None)
     with pytest.raises(UsageError, match=r"--image-size 32, but .*latents holds latents of 16 pixels"):
         latents.check_fits(32, "x", space)
     with pytest.raises(UsageError, match=r"--vae none is not the autoencoder of the latents"):
@@ -94,8 +122,12 @@ def test_another_size_or_autoencoder_is_refused(folder, tiny_vae, tmp_path):
         latents.check_fits(16, "rescaled", space)
 
 
-def test_an_image_folder_is_no_cached_latents(image_folder, folder):
+def test_an_image_folder_is_no_cached_latents(image_folder, folder, tmp_path):
     assert not is_latents(image_folder) and not is_latents("digits") and is_latents(folder)
+    (tmp_path / "pictures").mkdir()
+    for name in ("settings.json", "manifest.json"):  # as other tools, and sample_ddp.py, leave them
+        (tmp_path / "pictures" / name).write_text("{}")
+    assert not is_latents(tmp_path / "pictures")
 
 
 def test_batches_stay_within_shards():

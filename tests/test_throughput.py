@@ -8,6 +8,7 @@ from PIL import Image
 
 import extract_latents
 from benchmarks import measure, predecessor, throughput
+from errors import run_program
 from train_utils import ModelConfig
 
 from .test_models import random_model
@@ -68,11 +69,37 @@ def test_training_beside_the_predecessor_sit_and_cached_latents(tmp_path, image_
         report["ratios"]
     )
     for row in report["results"]:
-        assert row["images_per_s"] > 0 and 0 < row["share_of_peak"] < 1 and row["peak_memory_gib"] > 0
+        assert row["images_per_s"] > 0 and 0 < row["share_of_peak"] < 1
+        assert row["peak_memory_gib"] is None  # on a CPU, beside others, it would not be its own
     by_name = {row["name"]: row for row in report["results"]}
     ours, sit = by_name["ComboStoc-XS/4 UNSYNC_ALL, fp32"], by_name["SiT-XS/4, fp32"]
     assert ours["model_gflops_per_image"] > sit["model_gflops_per_image"]
     assert f"| {ours['name']}, batch 4 |" in capsys.readouterr().out
+
+
+def test_one_case_alone_tells_its_memory(tmp_path):
+    """At least weights, gradients, moments and average: 20 bytes a parameter."""
+    path = tmp_path / "one.json"
+    flags = "train --model ComboStoc-XS/2 --batch-size 2 --image-size 64 --precision fp32 --rounds 1".split()
+    throughput.main([*flags, "--json", str(path)])
+    (row,) = json.loads(path.read_text())["results"]
+    parameters = sum(p.numel() for p in throughput.meta_model(row).parameters())
+    assert 20 * parameters < row["peak_memory_gib"] * 2**30 < 20 * parameters + 2**29
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ("train --image-size 100", "--image-size 100 is not a multiple of 16"),
+        ("sample --model ComboStoc-XS/3", "unknown model"),
+        ("train --data-path absent --model SiT-XS/4 --rounds 1 --num-workers 0", "absent does not exist"),
+    ],
+)
+def test_mistakes(flags, line, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["throughput.py"])
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: throughput.main(flags.split()))
+    assert exit_.value.code in (1, 2) and line in capsys.readouterr().err
 
 
 def test_sampling_and_cost_against_batch_size(tmp_path):

@@ -138,9 +138,12 @@ def test_bf16_in_parts_with_a_limit_on_gradients_continues_exactly(tmp_path):
     assert any(not torch.equal(v, plain[k]) for k, v in weights.items())
 
 
-def test_compiled_training_is_training(tmp_path):
-    eager = tensors_of(run(tmp_path, "--sample-every", "2", exp="eager") / "ckpt.pt")
-    compiled = tensors_of(run(tmp_path, "--compile", "--sample-every", "2", exp="compiled") / "ckpt.pt")
+def test_compiled_training_in_two_processes_is_training(tmp_path):
+    args = [*DIGITS_ARGS, "--max-steps", "2", "--sample-every", "2"]
+    run_cli("train.py", *args, "--exp", "eager", processes=2, cwd=tmp_path)
+    run_cli("train.py", *args, "--exp", "compiled", "--compile", processes=2, cwd=tmp_path)
+    folder = tmp_path / "results"
+    eager, compiled = (tensors_of(folder / f"ComboStoc-XS-4-{exp}" / "ckpt.pt") for exp in ("eager", "compiled"))
     assert eager.keys() == compiled.keys()
     for k, v in eager.items():
         if not k.startswith("opt."):

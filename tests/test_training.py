@@ -2,8 +2,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import precision
+from errors import UsageError
 from models import ComboStoc_models
 from training import build_optimizer, training_step, update_ema
 from transport import create_transport
@@ -68,6 +70,52 @@ def test_weights_average_gradients_and_loss_stay_float32_in_bf16(job):
     tensors = [*model.parameters(), *ema.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
     assert {t.dtype for t in tensors} == {torch.float32}
     assert {v.dtype for state in opt.state.values() for v in state.values()} == {torch.float32}
+
+
+def test_bf16_rounds_no_gradient_of_what_stays_float32(job):
+    """Times and output are computed without autocast, also backwards."""
+    model, ema, opt, transport, x1, y = job
+    training_step(model, ema, opt, transport, x1, y, ema_decay=0.9, precision_name="bf16")
+    for name in ("final_layer.linear.weight", "t_embedder.mlp.0.weight", "t_embedder.patchEmb.proj.weight"):
+        grad = model.get_parameter(name).grad
+        assert not torch.equal(grad, grad.bfloat16().float()), name
+    inner = model.get_parameter("blocks.0.mlp.fc1.weight").grad
+    assert torch.equal(inner, inner.bfloat16().float())
+
+
+def test_processes_exchange_gradients_once_a_step(job, tmp_path):
+    model, ema, opt, transport, x1, y = job
+    exchanges = []
+
+    def hook(state, bucket):
+        exchanges.append(1)
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        wrapped.register_comm_hook(None, hook)
+        counts = []
+        for parts in (1, 1, 4):  # DDP arranges its buckets after the first step
+            exchanges.clear()
+            training_step(wrapped, ema, opt, transport, x1, y, ema_decay=0.9, grad_accum=parts)
+            counts.append(len(exchanges))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert counts[1] == counts[2] > 0
+
+
+def test_parts_must_be_equal(job):
+    with pytest.raises(ValueError, match="batch of 8 cannot be computed in 3 equal parts"):
+        training_step(*job, ema_decay=0.9, grad_accum=3)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UsageError, match=r"--compile needs a compiler; none of g\+\+, gcc, clang"):
+        precision.check_compiler()
 
 
 def test_the_average_is_an_exponential_one():
