@@ -187,8 +187,10 @@ def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -
     if args.data_path == RANDOM:
         args.data_path = random_latents(case, args.latents_folder)
     latents = CachedLatents(args.data_path)
-    if list(latents.manifest["latent_shape"]) != list(case.x_shape[1:]):
-        raise UsageError(f"--data-path {args.data_path} holds latents of {latents.manifest['latent_shape']}")
+    if latents.latent_shape != case.x_shape[1:]:
+        raise UsageError(
+            f"--data-path {args.data_path} holds latents of {latents.latent_shape}, not {case.x_shape[1:]}"
+        )
     order = BatchOrder(len(latents), case.batch_size, 0, 1, seed=0)
     workers, on_gpu = args.num_workers, device.type == "cuda"
     loader = DataLoader(latents, batch_sampler=order, num_workers=workers, pin_memory=on_gpu)
@@ -203,7 +205,12 @@ def random_latents(case: Case, folder: Path) -> Path:
     for k in range(4):
         shard = generator.standard_normal((extract_latents.SHARD_SIZE, *moments), dtype=np.float32)
         extract_latents.write_shard(folder, k, [shard], [k] * len(shard), [])
-    settings = {"class_names": list("abcd"), "image_size": case.input_size * FACTOR, "latent_shape": case.x_shape[1:]}
+    settings = {
+        "autoencoder": {"name": RANDOM, "encoder_sha256": "", "scale": 1.0, "shift": 0.0},
+        "image_size": case.input_size * FACTOR,
+        "latent_shape": case.x_shape[1:],
+        "class_names": list("abcd"),
+    }
     extract_latents.write_manifest(folder, settings, 4)
     return folder
 
