@@ -67,9 +67,8 @@ class LatentSpace:
             posterior = self.vae.encode(images).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
         moments = torch.stack([(mean - self.shift) * self.scale, std * self.scale], dim=1)
-        return (
-            moments.contiguous()
-        )  # in one layout on every device: noise that is drawn like a tensor follows its layout
+        # In one layout on every device: noise that is drawn like a tensor follows the tensor's layout.
+        return moments.contiguous()
 
     def encode(self, images: Tensor, sample: bool = True) -> Tensor:
         """(N, 3, H, W) -> (N, channels, h, w), a draw from the posterior or its mean."""
