@@ -174,7 +174,7 @@ def is_done(folder: Path, k: int) -> bool:
     """Whether a shard and its record, which is written after it, are there."""
     if not record_path(folder, k).is_file():
         return False
-    size = read_json(record_path(folder, k))["bytes"]
+    size = read_json(record_path(folder, k)).get("bytes")
     path = shard_path(folder, k)
     return size == (path.stat().st_size if path.is_file() else 0)
 

@@ -1,0 +1,187 @@
+"""What the benchmark runs: cases, and the work of each made ready."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import extract_latents
+import precision
+from autoencoder import draw_posterior
+from benchmarks import measure, predecessor
+from data import BatchOrder
+from errors import UsageError
+from feed import feed
+from latents import CachedLatents
+from models import SiT
+from sampling import guided
+from train_utils import ModelConfig
+from training import build_optimizer, training_step
+from transport import ComboStocType, Sampler, create_transport, timestep_shape
+
+CHANNELS, FACTOR, CLASSES = 4, 8, 1000  # SD-VAE and ImageNet
+RANDOM = "random"  # instead of a folder of cached latents: random ones, in the same shards
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of doing the work."""
+
+    model: str
+    combostoc_type: str
+    batch_size: int
+    input_size: int
+    precision: str
+    compile: bool
+    grad_checkpointing: int = 0
+    predecessor: bool = False  # under the predecessor's settings
+    cached: bool = False  # latents of --data-path instead of synthetic ones
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(self.model, self.input_size, CHANNELS, CLASSES, learn_sigma=True)
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        return self.batch_size, CHANNELS, self.input_size, self.input_size
+
+    def __str__(self) -> str:
+        words = [self.model if self.model.startswith("SiT") else f"{self.model} {self.combostoc_type}"]
+        words += ["predecessor's settings"] * self.predecessor + [self.precision] + ["compiled"] * self.compile
+        words += [f"recomputing every {self.grad_checkpointing}. block"] * (self.grad_checkpointing > 1)
+        words += ["recomputing every block"] * (self.grad_checkpointing == 1 and not self.predecessor)
+        return ", ".join(words + ["cached latents"] * self.cached)
+
+
+@dataclass
+class Work:
+    """A case made ready."""
+
+    run: Callable[[], None]  # does the work on one batch
+    on: Callable[[Tensor, Tensor], None]  # does it on the batch given
+    flops: int  # of the model on one batch
+    tensors: Callable[[], list[Tensor]]  # that live between runs
+
+
+@dataclass
+class Trained:
+    """What a training step changes. Cases that differ in their batches only share it: 12.6 GiB for XL/2."""
+
+    model: SiT
+    ema: SiT
+    opt: torch.optim.AdamW
+
+    def tensors(self) -> list[Tensor]:
+        states = [v for state in self.opt.state.values() for v in state.values()]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return [*self.model.parameters(), *self.ema.parameters(), *grads, *states]
+
+
+def build_model(case: Case, device: torch.device) -> SiT:
+    """A model whose output depends on everything, unlike a fresh one's."""
+    torch.manual_seed(0)
+    model = case.config.build(grad_checkpointing=case.grad_checkpointing).to(device)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.02)
+    return model
+
+
+def build_trained(case: Case, device: torch.device) -> Trained:
+    model = build_model(case, device).train()
+    ema = deepcopy(model).requires_grad_(False).eval()
+    if case.predecessor:
+        predecessor.condition_every_token(model)
+        return Trained(model, ema, torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0))
+    if case.compile:
+        model.compile_blocks()
+    return Trained(model, ema, build_optimizer(model, 1e-4))
+
+
+def training_work(case: Case, args: argparse.Namespace, device: torch.device, shared: dict[Case, Trained]) -> Work:
+    """A whole step: draws, loss, gradients, AdamW, average."""
+    key = replace(case, combostoc_type="", batch_size=0, cached=False)
+    trained = shared[key] = shared.get(key) or build_trained(case, device)
+    transport = create_transport(combostoc_type=case.combostoc_type)
+    batches = cached_batches(args, case, device) if case.cached else synthetic_batches(case, device)
+
+    def on(x1: Tensor, y: Tensor) -> None:
+        precision.setup(case.precision)
+        model, ema, opt = trained.model, trained.ema, trained.opt
+        if case.predecessor:
+            predecessor.training_step(model, ema, opt, transport, x1, y)
+        else:
+            training_step(model, ema, opt, transport, x1, y, ema_decay=0.9999, precision_name=case.precision)
+
+    # the asynchronous half and the synchronous one, whatever the case spends on the latter
+    half = case.batch_size // 2
+    async_shape = timestep_shape((half, *case.x_shape[1:]), ComboStocType[case.combostoc_type])
+    flops = measure.model_flops(case.config, [async_shape, (case.batch_size - half,)], training=True)
+    return Work(lambda: on(*next(batches)), on, flops, trained.tensors)
+
+
+def sampling_work(case: Case, args: argparse.Namespace, device: torch.device, shared: dict[Case, Trained]) -> Work:
+    """All model evaluations of a batch of samples."""
+    model = build_model(case, device).eval().requires_grad_(False)
+    if case.predecessor:
+        predecessor.condition_every_token(model)
+    elif case.precision == "bf16":
+        model.blocks.to(torch.bfloat16)
+    if case.compile:
+        model.compile_blocks()
+    z, y = next(synthetic_batches(case, device))
+    sampler = Sampler(create_transport()).sample_sde(diffusion_form="sigma", num_steps=args.num_sampling_steps)
+    field = guided(model, args.cfg_scale, precision_name=case.precision)
+
+    def on(z: Tensor, y: Tensor) -> None:
+        precision.setup(case.precision)
+        sampler(z, field, y=y)
+
+    rows = case.batch_size * (2 if args.cfg_scale > 1 else 1)
+    flops = args.num_sampling_steps * measure.model_flops(case.config, [(rows,)], training=False)
+    return Work(lambda: on(z, y), on, flops, lambda: list(model.parameters()))
+
+
+def synthetic_batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    x1, y = torch.randn(case.x_shape, device=device), torch.randint(CLASSES, (case.batch_size,), device=device)
+    while True:
+        yield x1, y
+
+
+def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """As train.py reads them."""
+    if args.data_path == RANDOM:
+        args.data_path = random_latents(case, args.latents_folder)
+    latents = CachedLatents(args.data_path)
+    if latents.latent_shape != case.x_shape[1:]:
+        raise UsageError(
+            f"--data-path {args.data_path} holds latents of {latents.latent_shape}, not {case.x_shape[1:]}"
+        )
+    order = BatchOrder(len(latents), case.batch_size, 0, 1, seed=0)
+    workers, on_gpu = args.num_workers, device.type == "cuda"
+    loader = DataLoader(latents, batch_sampler=order, num_workers=workers, pin_memory=on_gpu)
+    return feed(iter(loader), draw_posterior, device)
+
+
+def random_latents(case: Case, folder: Path) -> Path:
+    """A folder of cached latents without an autoencoder: random moments of 4,096 images in shards of the usual size."""
+    moments = (2, 2, *case.x_shape[1:])
+    generator = np.random.default_rng(0)
+    (folder / "records").mkdir()
+    for k in range(4):
+        shard = generator.standard_normal((extract_latents.SHARD_SIZE, *moments), dtype=np.float32)
+        extract_latents.write_shard(folder, k, [shard], [k] * len(shard), [])
+    settings = {
+        "autoencoder": {"name": RANDOM, "encoder_sha256": "", "scale": 1.0, "shift": 0.0},
+        "image_size": case.input_size * FACTOR,
+        "latent_shape": case.x_shape[1:],
+        "class_names": list("abcd"),
+    }
+    extract_latents.write_manifest(folder, settings, 4)
+    return folder
