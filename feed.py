@@ -1,9 +1,55 @@
-"""Batches on their way to the model: from the loader to the device, and from images or moments to latents."""
+"""From --data-path to the model's input: images or cached latents, and their batches on the way to the device."""
 
+import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+import distributed
+from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
+from data import ImageDataset, load_dataset, native_channels
+from errors import UsageError
+from latents import CachedLatents
+from train_utils import latent_size
+
+
+@dataclass
+class Data:
+    """What is trained on, and the way from an item to the model's input."""
+
+    dataset: ImageDataset | CachedLatents
+    to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
+    channels: int  # of the model's input, as input_size
+    input_size: int
+    autoencoder: Autoencoder | None  # None where nothing needs it
+
+
+def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
+    """Images, to be encoded in every step."""
+    pixel_channels = native_channels(args.data_path)
+    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
+    if isinstance(autoencoder, LatentSpace):
+        autoencoder.encode_precision = "bf16" if args.encode_bf16 else args.precision.replace("bf16", "tf32")
+    elif args.encode_bf16:
+        raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
+    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
+    dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
+    return Data(dataset, autoencoder.encode, autoencoder.channels, input_size, autoencoder)
+
+
+def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data:
+    """Cached latents. The autoencoder only decodes sample pictures, and is not loaded where there will be none."""
+    if args.encode_bf16:
+        raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
+    dataset = CachedLatents(args.data_path)
+    autoencoder = load_autoencoder(args.vae, process.device) if args.sample_every else None
+    dataset.check_fits(args.image_size, args.vae, autoencoder)
+    dataset.verify(process.rank, process.world_size)
+    channels, side, _ = dataset.latent_shape
+    input_size = latent_size(args.image_size, args.image_size // side, args.model)
+    return Data(dataset, draw_posterior, channels, input_size, autoencoder)
 
 
 def feed(

@@ -15,16 +15,16 @@ it would have been.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -35,12 +35,12 @@ import download
 import precision
 import progress
 import wandb_utils
-from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
-from data import DIGITS, BatchOrder, ImageDataset, load_dataset, native_channels
+from autoencoder import Autoencoder
+from data import DIGITS, BatchOrder
 from errors import DataError, UsageError, run_program
 from experiment import Experiment, LossWindow, plain
-from feed import feed
-from latents import CachedLatents, is_latents
+from feed import feed, load_images, load_latents
+from latents import is_latents
 from models import SiT
 from pictures import grid, save_image, to_uint8
 from sampling import ImageNoise, guided
@@ -51,7 +51,6 @@ from train_utils import (
     build_transport,
     count,
     guidance_scale,
-    latent_size,
     load_weights,
     model_config,
     model_name,
@@ -231,46 +230,6 @@ def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
     return checkpoint.step(saved)
-
-
-# ---- data ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Data:
-    """What is trained on, and the way from an item to the model's input."""
-
-    dataset: ImageDataset | CachedLatents
-    to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
-    channels: int  # of the model's input, as input_size
-    input_size: int
-    autoencoder: Autoencoder | None  # None where nothing needs it
-
-
-def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
-    """Images, to be encoded in every step."""
-    pixel_channels = native_channels(args.data_path)
-    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
-    if isinstance(autoencoder, LatentSpace):
-        autoencoder.encode_precision = "bf16" if args.encode_bf16 else args.precision.replace("bf16", "tf32")
-    elif args.encode_bf16:
-        raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
-    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
-    dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
-    return Data(dataset, autoencoder.encode, autoencoder.channels, input_size, autoencoder)
-
-
-def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data:
-    """Cached latents. The autoencoder only decodes sample pictures, and is not loaded where there will be none."""
-    if args.encode_bf16:
-        raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
-    dataset = CachedLatents(args.data_path)
-    autoencoder = load_autoencoder(args.vae, process.device) if args.sample_every else None
-    dataset.check_fits(args.image_size, args.vae, autoencoder)
-    dataset.verify(process.rank, process.world_size)
-    channels, side, _ = dataset.latent_shape
-    input_size = latent_size(args.image_size, args.image_size // side, args.model)
-    return Data(dataset, draw_posterior, channels, input_size, autoencoder)
 
 
 # ---- the run -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import extract_latents
+import feed
 import train
 from errors import DataError, UsageError
 
@@ -179,7 +180,7 @@ def test_trouble_of_the_machine_stops_instead_of_dropping_images(code, pictures,
 
 
 def test_without_sample_pictures_training_needs_no_autoencoder(whole, tiny_vae, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "load_autoencoder", lambda *args: pytest.fail("loaded"))
+    monkeypatch.setattr(feed, "load_autoencoder", lambda *args: pytest.fail("loaded"))
     args = ["--data-path", whole, "--vae", tiny_vae, "--image-size", "16", "--num-classes", "2", "--max-steps", "1"]
     args += ["--model", "SiT-XS/2", "--global-batch-size", "8", "--num-workers", "0", "--sample-every", "0"]
     train.main([*map(str, args), "--results-dir", str(tmp_path)])
