@@ -34,7 +34,7 @@ from data import ImageFolder
 from errors import DataError, UsageError, run_program
 from files import replacing, sha256
 from latents import ENCODER, MANIFEST, SETTINGS, encoder_of, read_json, shard_batches, shard_ranges
-from train_utils import Parser, count, positive_int
+from train_utils import Parser, add_workers_arg, positive_int
 
 SHARD_SIZE = 1024  # images
 # These speak of the machine, not of the image: the extraction stops, to be continued.
@@ -71,13 +71,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
     parser.add_argument("--precision", choices=precision.PRECISIONS, default="tf32", help="of the encoder's products")
-    parser.add_argument(
-        "--num-workers", type=count, help="data loading processes for each process; default: 4, or the CPUs if fewer"
-    )
-    args = parser.parse_args(argv)
-    if args.num_workers is None:
-        args.num_workers = min(4, os.cpu_count() or 1)
-    return args
+    add_workers_arg(parser)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,10 +113,7 @@ def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: Imag
     for path, label in zip(images.paths, images.labels, strict=True):
         listing.update(f"{os.path.relpath(path, args.data_path)}\0{label}\0".encode(errors="surrogateescape"))
     return {
-        "autoencoder": {
-            "name": args.vae,
-            **encoder_of(autoencoder),
-        },
+        "autoencoder": {"name": args.vae, **encoder_of(autoencoder)},
         "image_size": args.image_size,
         "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
         "precision": args.precision,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import distributed
 from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
-from data import ImageDataset, load_dataset, native_channels
+from data import BatchOrder, ImageDataset, load_dataset, native_channels
 from errors import UsageError
 from latents import CachedLatents
 from train_utils import latent_size
@@ -31,7 +32,8 @@ def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
     pixel_channels = native_channels(args.data_path)
     autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
     if isinstance(autoencoder, LatentSpace):
-        autoencoder.encode_precision = "bf16" if args.encode_bf16 else args.precision.replace("bf16", "tf32")
+        if args.encode_bf16:
+            autoencoder.encode_precision = "bf16"
     elif args.encode_bf16:
         raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
     input_size = latent_size(args.image_size, autoencoder.factor, args.model)
@@ -50,6 +52,14 @@ def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data
     channels, side, _ = dataset.latent_shape
     input_size = latent_size(args.image_size, args.image_size // side, args.model)
     return Data(dataset, draw_posterior, channels, input_size, autoencoder)
+
+
+def load_batches(
+    dataset: Dataset[tuple[Tensor, int]], order: BatchOrder, num_workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Items and labels in the order given, loaded by workers. They start now, which draws a random number."""
+    pin_memory = device.type == "cuda"
+    return iter(DataLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory))
 
 
 def feed(

@@ -13,7 +13,6 @@ it would have been.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -26,7 +25,6 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoint
@@ -39,7 +37,7 @@ from autoencoder import Autoencoder
 from data import DIGITS, BatchOrder
 from errors import DataError, UsageError, run_program
 from experiment import Experiment, LossWindow, plain
-from feed import feed, load_images, load_latents
+from feed import feed, load_batches, load_images, load_latents
 from latents import is_latents
 from models import SiT
 from pictures import grid, save_image, to_uint8
@@ -48,6 +46,7 @@ from train_utils import (
     MODEL_NAMES,
     ModelConfig,
     Parser,
+    add_workers_arg,
     build_transport,
     count,
     guidance_scale,
@@ -87,9 +86,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
     group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
     group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
-    group.add_argument(
-        "--num-workers", type=count, help="data loading processes for each process; default: 4, or the CPUs if fewer"
-    )
+    add_workers_arg(group)
 
     group = parser.add_argument_group("training")
     group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
@@ -151,8 +148,6 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
             f"--global-batch-size {args.global_batch_size} is not divisible by {parts}, "
             f"the processes ({process.world_size}) times --grad-accum {args.grad_accum}"
         )
-    if args.num_workers is None:
-        args.num_workers = min(4, os.cpu_count() or 1)
     if args.compile:
         precision.check_compiler()
     if args.wandb:
@@ -288,10 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if process.world_size > 1:
         device_ids = [process.local_rank] if process.device.type == "cuda" else None
         wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    loader = DataLoader(
-        dataset, batch_sampler=order, num_workers=args.num_workers, pin_memory=process.device.type == "cuda"
-    )
-    loaded = iter(loader) if step < total_steps else iter(())  # here: it draws a random number
+    loaded = load_batches(dataset, order, args.num_workers, process.device) if step < total_steps else iter(())
     batches = feed(loaded, data.to_latents, process.device)
     window = LossWindow(process.device)
     on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell

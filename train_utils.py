@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,6 +98,16 @@ def guidance_scale(value: str) -> float:
     if not 1 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{value} is less than 1, which is no guidance")
     return number
+
+
+def add_workers_arg(parser: argparse._ActionsContainer) -> None:
+    """Add --num-workers."""
+    parser.add_argument(
+        "--num-workers",
+        type=count,
+        default=min(4, os.cpu_count() or 1),
+        help="data loading processes for each process; default: 4, or the CPUs if fewer",
+    )
 
 
 def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool = False) -> None:

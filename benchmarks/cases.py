@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 import extract_latents
 import precision
@@ -17,7 +16,7 @@ from autoencoder import draw_posterior
 from benchmarks import measure, predecessor
 from data import BatchOrder
 from errors import UsageError
-from feed import feed
+from feed import feed, load_batches
 from latents import CachedLatents
 from models import SiT
 from sampling import guided
@@ -126,7 +125,7 @@ def training_work(case: Case, args: argparse.Namespace, device: torch.device, sh
     return Work(lambda: on(*next(batches)), on, flops, trained.tensors)
 
 
-def sampling_work(case: Case, args: argparse.Namespace, device: torch.device, shared: dict[Case, Trained]) -> Work:
+def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
     """All model evaluations of a batch of samples."""
     model = build_model(case, device).eval().requires_grad_(False)
     if case.predecessor:
@@ -164,9 +163,7 @@ def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -
             f"--data-path {args.data_path} holds latents of {latents.latent_shape}, not {case.x_shape[1:]}"
         )
     order = BatchOrder(len(latents), case.batch_size, 0, 1, seed=0)
-    workers, on_gpu = args.num_workers, device.type == "cuda"
-    loader = DataLoader(latents, batch_sampler=order, num_workers=workers, pin_memory=on_gpu)
-    return feed(iter(loader), draw_posterior, device)
+    return feed(load_batches(latents, order, args.num_workers, device), draw_posterior, device)
 
 
 def random_latents(case: Case, folder: Path) -> Path:

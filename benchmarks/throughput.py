@@ -35,7 +35,7 @@ from torch import Tensor
 import distributed
 import precision
 from benchmarks import measure
-from benchmarks.cases import FACTOR, RANDOM, Case, Trained, sampling_work, synthetic_batches, training_work
+from benchmarks.cases import FACTOR, RANDOM, Case, sampling_work, synthetic_batches, training_work
 from errors import DataError, first_line, run_program
 from files import replacing
 from models import SiT
@@ -76,12 +76,11 @@ def cases_of(args: argparse.Namespace, combostoc_type: str) -> dict[str, Case]:
 
 def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Measure all cases of the arguments, interleaved."""
-    build = training_work if args.what == "train" else sampling_work
+    build = partial(training_work, shared={}) if args.what == "train" else sampling_work
     kinds = args.combostoc_type if args.what == "train" else ["UNSYNC_NONE"]
     roles = {kind: cases_of(args, kind) for kind in kinds}
     cases = {str(case): case for of_kind in roles.values() for case in of_kind.values()}
-    shared: dict[Case, Trained] = {}
-    works = {name: build(case, args, device, shared) for name, case in cases.items()}
+    works = {name: build(case, args, device) for name, case in cases.items()}
     seconds = measure.interleaved({n: w.run for n, w in works.items()}, args.rounds, args.repeats, device)
     peaks = {p: measure.peak_flops(device, p) for p in {case.precision for case in cases.values()}}
     results = []
@@ -254,12 +253,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         if what in ("train", "batches"):
             names = [c.name for c in ComboStocType]
             several = {"nargs": "+", "metavar": "TYPE"} if what == "train" else {"nargs": 1}
-            sub.add_argument(
-                "--combostoc-type", choices=names, default=["UNSYNC_ALL"], help=", ".join(names), **several
-            )
-            sub.add_argument(
-                "--grad-checkpointing", type=count, default=0, metavar="K", help="recompute every K-th block"
-            )
+            sub.add_argument("--combostoc-type", choices=names, help=", ".join(names), **several)
+            sub.add_argument("--grad-checkpointing", type=count, metavar="K", help="recompute every K-th block")
         if what == "sample":
             sub.add_argument("--num-sampling-steps", type=positive_int, default=250, help="model evaluations a sample")
             sub.add_argument("--cfg-scale", type=guidance_scale, default=1.0, help="classifier-free guidance")

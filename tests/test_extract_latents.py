@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -43,18 +44,25 @@ def files_of(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.fixture(scope="module")
-def whole(pictures, tiny_vae, tmp_path_factory):
-    """One uninterrupted extraction, on one thread as the others, whose number is in the rounding."""
-    out = tmp_path_factory.mktemp("whole") / "latents"
+@contextmanager
+def small_shards_on_one_thread():
+    """As in the processes that are started here: the number of threads is in the rounding."""
     size, threads = extract_latents.SHARD_SIZE, torch.get_num_threads()
     extract_latents.SHARD_SIZE = 4
     torch.set_num_threads(1)
     try:
-        extract_latents.main(arguments(pictures, tiny_vae, out, "--num-workers", "0"))
+        yield
     finally:
         extract_latents.SHARD_SIZE = size
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tiny_vae, tmp_path_factory):
+    """One uninterrupted extraction."""
+    out = tmp_path_factory.mktemp("whole") / "latents"
+    with small_shards_on_one_thread():
+        extract_latents.main(arguments(pictures, tiny_vae, out, "--num-workers", "0"))
     return out
 
 
@@ -153,14 +161,8 @@ def test_the_autoencoder_may_be_named_otherwise(whole, pictures, tiny_vae, tmp_p
     shutil.copytree(whole, tmp_path / "latents")
     (tmp_path / "latents" / "manifest.json").unlink()
     (tmp_path / "latents" / "00002.npy").unlink()
-    original, extract_latents.SHARD_SIZE = extract_latents.SHARD_SIZE, 4
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with small_shards_on_one_thread():
         extract_latents.main(arguments(pictures, tmp_path / "moved", tmp_path / "latents", "--num-workers", "0"))
-    finally:
-        extract_latents.SHARD_SIZE = original
-        torch.set_num_threads(threads)
     assert files_of(tmp_path / "latents") == files_of(whole)
 
 
