@@ -1,11 +1,18 @@
-"""Checkpoints: written whole or not at all, read without running code from them.
+"""Checkpoints: written whole or not at all, verified, and read without running code from them.
 
-A checkpoint is a dict {"model", "ema", "opt", "step", "args", "class_names"}. The predecessors' files have no step and
-hold their arguments as an argparse.Namespace; EMA-only files and .safetensors hold nothing but tensors.
+A checkpoint is a dict {"model", "ema", "opt", "step", "args", "class_names", "progress"}. The predecessors' files have
+no step and hold their arguments as an argparse.Namespace; EMA-only files hold nothing but tensors. A .safetensors file
+that `export` wrote holds the averaged weights, and their configuration in its header.
+
+A .pt file is a zip archive with a CRC-32 of each of its records; `export` adds a SHA-256. Both are compared in reading.
 """
 
 import argparse
+import hashlib
+import json
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +24,105 @@ from files import replacing
 StateDict = dict[str, torch.Tensor]
 
 
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint; the file at `path` is complete at any moment."""
-    with replacing(path) as beside:
-        torch.save(checkpoint, beside)
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    """Read a .pt or .safetensors file onto the CPU. Never unpickles code.
+    """Write a checkpoint; the file at `path` is complete at any moment.
 
     Raises:
-        DataError: the file is missing, truncated, or holds anything but tensors and plain values.
+        OSError: it cannot be written; what was at `path` is still there.
+    """
+    with replacing(path) as beside, open(beside, "wb") as file:
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:  # torch hides the reason, a full disk for instance
+            reason = error.__context__
+            if isinstance(reason, OSError):
+                raise reason from None
+            raise
+
+
+def export(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write the averaged weights as .safetensors, with their step, arguments, class names and checksum in the header.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint["ema"].items()}
+    header = {name: json.dumps(checkpoint[name]) for name in ("step", "args", "class_names")}
+    data = to_bytes(tensors, {"format": "pt", **header, "sha256": digest(tensors)})
+    with replacing(path) as beside:
+        beside.write_bytes(data)
+
+
+def digest(tensors: StateDict) -> str:
+    """SHA-256 of names, shapes and bytes of tensors."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def to_host(value: Any) -> Any:
+    """A copy of all tensors in nested dicts and lists, in host memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {k: to_host(v) for k, v in value.items()}
+    return [to_host(v) for v in value] if isinstance(value, list) else value
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own: the run waits while its state is copied to host memory, not longer."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.job: Future[None] | None = None
+
+    def submit(self, write: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+        """Copy the checkpoint and let `write` have the copy; waits if the one before is still being written."""
+        self.wait()
+        self.job = self.pool.submit(write, to_host(checkpoint))
+
+    def check(self) -> None:
+        """Raise what went wrong, if something did."""
+        if self.job is not None and self.job.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all is written, and raise what went wrong."""
+        job, self.job = self.job, None
+        if job is not None:
+            job.result()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
+    """Read a .pt or .safetensors file onto the CPU. Never unpickles code.
+
+    Args:
+        path: the file.
+        verify: compare checksums, which reads all of it; else only what is used of the .pt file is read.
+
+    Raises:
+        DataError: the file is missing, truncated, damaged, or holds anything but tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"checkpoint {path} does not exist")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # mapped, not read: eight processes that resume XL/2 would each hold 11 GB otherwise
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, verify)
+    except DataError:
+        raise
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         reason = first_line(error)
         if "GLOBAL" in str(error) or "global" in str(error):
@@ -49,7 +132,68 @@ def load(path: str | Path) -> dict[str, Any]:
         raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path} holds a {type(content).__name__}, not a dict of tensors")
+    check_layout(content, path)
     return content
+
+
+def load_pickle(path: Path, verify: bool) -> Any:
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and verify:
+        check_crc(path)
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        # mapped, not read: eight processes that resume XL/2 would each hold 11 GB otherwise
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+
+
+def check_crc(path: Path) -> None:
+    """Compare the CRC-32 of every record of a .pt file; torch itself does not."""
+
+    def read(record: zipfile.ZipInfo) -> None:
+        with archive.open(record) as file:
+            while file.read(1 << 20):
+                pass  # a record that was read to its end has been compared
+
+    with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(read, archive.infolist()):
+            pass
+
+
+def load_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
+        header = file.metadata() or {}
+    if "sha256" not in header:
+        return tensors
+    if digest(tensors) != header["sha256"]:
+        raise DataError(f"checkpoint {path} is damaged: its tensors have not the SHA-256 of its header")
+    return {"ema": tensors} | {k: json.loads(header[k]) for k in ("step", "args", "class_names") if k in header}
+
+
+def check_layout(content: dict[str, Any], path: Path) -> None:
+    """
+    Raises:
+        DataError: a value of a training checkpoint is not of its kind.
+    """
+
+    def is_names(value: Any) -> bool:
+        return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "model": lambda v: isinstance(v, dict),
+        "ema": lambda v: isinstance(v, dict),
+        "opt": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict),
+        "step": lambda v: type(v) is int and v >= 0,
+        "args": lambda v: isinstance(v, dict | argparse.Namespace),
+        "class_names": is_names,
+        "progress": lambda v: isinstance(v, dict),
+    }
+    if not {"model", "ema"} & content.keys():
+        return  # weights alone
+    for name, is_of_its_kind in kinds.items():
+        if name in content and not is_of_its_kind(content[name]):
+            raise DataError(f"checkpoint {path} is damaged: its {name!r} is not what it should be")
 
 
 def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> StateDict:
@@ -60,9 +204,18 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
     """
     other = "model" if prefer == "ema" else "ema"
     state = checkpoint.get(prefer, checkpoint.get(other, checkpoint))
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(is_weight(v) for v in state.values()):
         raise DataError(f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors)")
     return state
+
+
+def is_weight(value: Any) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+    )
 
 
 def training_args(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -3,21 +3,32 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 import progress
 from distributed import seed_for
-from errors import DataError, first_line
+from errors import DataError
+from images import MAX_PIXELS, UnreadableImage, read_image
 
 DIGITS = "digits"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 Key = tuple[int, bool]  # (index of the image, whether to mirror it)
+
+
+class Items(Protocol):
+    """What is trained on: tensors with labels."""
+
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]: ...
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
@@ -26,6 +37,8 @@ def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
         pil_image = pil_image.resize((pil_image.width // 2, pil_image.height // 2), Image.Resampling.BOX)
     scale = image_size / min(pil_image.size)
     size = round(pil_image.width * scale), round(pil_image.height * scale)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{pil_image.width} x {pil_image.height} pixels are too long for a crop of {image_size}")
     pil_image = pil_image.resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
     return pil_image.crop((left, top, left + image_size, top + image_size))
@@ -130,15 +143,47 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, mirror = key
         path = self.paths[index]
+        image = read_image(path, self.mode)
         try:
-            with Image.open(path) as image:
-                tensor = to_tensor(center_crop_arr(image.convert(self.mode), self.image_size))
-        except Exception as error:  # Pillow raises many kinds for a broken file
-            raise DataError(f"image {path} cannot be read: {first_line(error)}") from error
+            tensor = to_tensor(center_crop_arr(image, self.image_size))
+        except ValueError as error:
+            raise UnreadableImage(f"image {path} cannot be read: {error}") from None
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
 
 
 ImageDataset = Digits | ImageFolder
+
+
+class Skipping(Dataset[tuple[Tensor, int, dict[int, str]]]):
+    """A data set in which the next readable item takes the place of one that cannot be read.
+
+    An item comes with the reasons of those that could not be read in its place, by index. Which item takes the place
+    depends on the files alone, so that a continued run sees the same.
+
+    Raises:
+        DataError: none of `LONGEST` items in a row can be read.
+    """
+
+    LONGEST = 1000
+
+    def __init__(self, items: Items) -> None:
+        self.items = items
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, dict[int, str]]:
+        (start, mirror), reasons = key, {}
+        for k in range(min(len(self.items), self.LONGEST)):
+            index = (start + k) % len(self.items)
+            try:
+                return *self.items[index, mirror], reasons
+            except UnreadableImage as error:
+                reasons[index] = str(error)
+        raise DataError(f"{len(reasons)} images in a row cannot be read; the last: {reasons[index]}")
+
+
+def collate(items: list[tuple[Tensor, int, dict[int, str]]]) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """A batch of items and labels, and the reasons of all that were skipped."""
+    x, y = default_collate([item[:2] for item in items])
+    return x, y, {k: v for *_, reasons in items for k, v in reasons.items()}
 
 
 def native_channels(data_path: str) -> int:

@@ -7,11 +7,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from errors import DataError, UsageError
+
+T = TypeVar("T")
+
+# Long enough for one process to write what all wait for: an .npz, a checkpoint on slow storage.
+TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Process:
         return self.rank == 0
 
 
+_hosts: dist.ProcessGroup | None = None  # over which hosts talk without waiting for GPUs; None: the only group
+
+
 def setup() -> Process:
     """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one."""
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
@@ -42,14 +51,16 @@ def setup() -> Process:
         device = torch.device("cpu")
         keep_freed_memory()
     on_gpu = device.type == "cuda"
-    # Long enough for one process to write what all wait for: an .npz, a checkpoint on slow storage.
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(hours=2),
+        timeout=TIMEOUT,
         device_id=device if on_gpu else None,
     )
+    if on_gpu:
+        global _hosts
+        _hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)
     return Process(rank, local_rank, world_size, device)
 
 
@@ -79,6 +90,11 @@ def cleanup() -> None:
         dist.destroy_process_group()
 
 
+def is_main() -> bool:
+    """Whether this is the first process, or the only one."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
@@ -92,29 +108,44 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def from_main(make: Callable[[], str]) -> str:
-    """A string that the first process makes and all get."""
+def greatest(values: list[int]) -> list[int]:
+    """The greatest of each number over all processes. Between hosts: a GPU's work is not waited for."""
+    if not dist.is_initialized():
+        return values
+    tensor = torch.tensor(values)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_hosts)
+    return tensor.tolist()
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_hosts)
+    return values
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What the first process makes and all get."""
     if not dist.is_initialized():
         return make()
-    values = [make() if dist.get_rank() == 0 else None]
+    values: list[Any] = [make() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(values)
-    return str(values[0])
+    return values[0]
 
 
-def check_agreement(value: int, what: str, device: torch.device) -> None:
+def check_agreement(value: int, what: str) -> None:
     """Make sure that all processes have the same value.
 
     Raises:
         DataError: they do not, for instance because nodes do not share a file system.
     """
-    if dist.is_initialized():
-        extremes = torch.tensor([value, -value], device=device)
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        highest, lowest = extremes[0].item(), -extremes[1].item()
-        if highest != lowest:
-            raise DataError(
-                f"the processes disagree on {what}, from {lowest} to {highest}: do all nodes see one folder?"
-            )
+    highest, negative_lowest = greatest([value, -value])
+    if highest != -negative_lowest:
+        raise DataError(
+            f"the processes disagree on {what}, from {-negative_lowest} to {highest}: do all nodes see one folder?"
+        )
 
 
 def seed_for(*parts: int | str) -> int:

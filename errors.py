@@ -14,6 +14,10 @@ class DataError(Exception):
     """A file or folder that is missing or is not what it should be. Exit code 1."""
 
 
+# What gloo and NCCL say when a process they talk to is gone.
+LOST_PROCESS = ("by peer", "gloo/transport", "remote worker", "ncclRemoteError", "ncclSystemError")
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line."""
     text = str(error).strip()
@@ -29,15 +33,19 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(report(name, str(error), 2))
     except DataError as error:
         # A data-loading worker wraps the message in its traceback; the last line is ours.
-        sys.exit(report(name, str(error).strip().splitlines()[-1].removeprefix("errors.DataError: "), 1))
+        message = str(error).strip()
+        sys.exit(report(name, message.rpartition("\nerrors.DataError: ")[2], 1))
     except OSError as error:
         if not error.filename:
             raise
         sys.exit(report(name, f"{error.filename}: {error.strerror}", 1))
     except RuntimeError as error:
-        if "Connection closed by peer" not in str(error):
-            raise
-        sys.exit(report(name, "another process has failed", 1))
+        text = str(error)
+        if any(words in text for words in LOST_PROCESS):
+            sys.exit(report(name, "another process has failed, or does not answer", 1))
+        if "DataLoader worker" in text and "killed by signal" in text:
+            sys.exit(report(name, f"{first_line(error)} (is there too little memory?)", 1))
+        raise
     except KeyboardInterrupt:
         sys.exit(report(name, "interrupted", 130))
 
@@ -50,5 +58,6 @@ def report(name: str, message: str, code: int) -> int:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)
+    message = message.replace("\n", "\\n")  # a file's name may have any character
     print(f"{name}: error: {message}", file=sys.stderr, flush=True)
     return code

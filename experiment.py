@@ -1,17 +1,23 @@
-"""The folder of one training run: log.txt, metrics.csv, args.json, ckpt.pt, checkpoints/, samples/."""
+"""The folder of one training run: log.txt, metrics.csv, args.json, checkpoints, samples/. One run at a time."""
 
 import argparse
 import csv
+import errno
+import fcntl
 import json
 import logging
-import time
+import os
+import socket
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import torch
-
+import checkpoint
 import distributed
-from files import replacing
+from errors import DataError, UsageError
+from files import flush, link, replacing
+
+NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -19,91 +25,178 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
-class Experiment:
-    """The folder `<results-dir>/<model with - for />-<exp>`, written by the main process only."""
+def folder_for(args: argparse.Namespace) -> Path:
+    """`<results-dir>/<model with - for />-<exp>`."""
+    return args.results_dir / f"{args.model.replace('/', '-')}-{args.exp}"
 
-    def __init__(self, folder: Path, process: distributed.Process) -> None:
-        self.folder = folder
-        self.process = process
+
+# ---- what a folder holds to continue from --------------------------------------------------------------------------
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint of the highest step that can be read whole, and warnings that name those that cannot.
+
+    Raises:
+        DataError: there are checkpoints, and not one can be read.
+    """
+    found, warnings = [], []
+    for path in [folder / name for name in (NEWEST, NEXT, PREVIOUS)]:
+        if path.is_file():
+            try:
+                found.append((checkpoint.step(checkpoint.load(path, verify=False)), path))
+            except DataError as error:
+                warnings.append(f"Warning: {error}")
+    found += [(int(path.stem), path) for path in (folder / "checkpoints").glob("*.pt") if path.stem.isdigit()]
+    for _, path in sorted(found, key=lambda entry: entry[0], reverse=True):  # stable: the rolling ones first
+        try:
+            checkpoint.load(path)
+        except DataError as error:
+            warnings.append(f"Warning: {error}")
+        else:
+            return path, warnings
+    if warnings:
+        raise DataError(f"{folder} holds no checkpoint that can be read; {warnings[0].removeprefix('Warning: ')}")
+    return None, []
+
+
+# ---- the folder of the run -----------------------------------------------------------------------------------------
+
+
+class Experiment:
+    """The folder while a run writes to it, which is the main process of one run.
+
+    Raises:
+        UsageError: another run is in it.
+    """
+
+    def __init__(self, args: argparse.Namespace, process: distributed.Process, start_step: int) -> None:
+        self.folder = folder_for(args)
+        self.is_main = process.is_main
         self.logger = logging.getLogger("train")
         self.logger.handlers.clear()
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO if process.is_main else logging.CRITICAL)
-
-    @staticmethod
-    def path_for(args: argparse.Namespace) -> Path:
-        return args.results_dir / f"{args.model.replace('/', '-')}-{args.exp}"
-
-    @staticmethod
-    def rolling_checkpoint(folder: Path) -> Path:
-        return folder / "ckpt.pt"
-
-    def kept_checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"{step:07d}.pt"
-
-    def picture(self, step: int) -> Path:
-        return self.folder / "samples" / f"{step:07d}.png"
-
-    def open(self, args: argparse.Namespace, start_step: int) -> None:
-        """Make the folder and start the logs; rows of metrics.csv after start_step are dropped."""
-        if not self.process.is_main:
+        self.saver = checkpoint.Saver()
+        self.lock = -1
+        if not process.is_main:
             return
         for sub in ("checkpoints", "samples"):
             (self.folder / sub).mkdir(parents=True, exist_ok=True)
+        self.lock = take_lock(self.folder)
+        for left in self.folder.rglob("*.tmp"):
+            left.unlink()  # half-written when a run was killed
         formatter = logging.Formatter("[%(asctime)s] %(message)s", "%Y-%m-%d %H:%M:%S")
-        for handler in (logging.StreamHandler(), logging.FileHandler(self.folder / "log.txt")):
+        for handler in (logging.StreamHandler(), LogFile(self.folder / "log.txt")):
             handler.setFormatter(formatter)
             self.logger.addHandler(handler)
         with replacing(self.folder / "args.json") as beside:
             beside.write_text(json.dumps(plain(args), indent=1) + "\n")
+        self._cut_metrics(start_step)
+
+    def _cut_metrics(self, start_step: int) -> None:
+        """Drop the rows of metrics.csv after start_step."""
         metrics = self.folder / "metrics.csv"
         if metrics.is_file():
             header, *rows = metrics.read_text().splitlines(keepends=True) or [""]
             steps = [(row.partition(",")[0], row) for row in rows if row.endswith("\n")]  # a crash may cut the last
+            kept = [row for k, row in steps if k.isdigit() and int(k) <= start_step]
             with replacing(metrics) as beside:
-                beside.write_text(header + "".join(row for k, row in steps if k.isdigit() and int(k) <= start_step))
+                beside.write_text(header + "".join(kept))
+            if not kept:
+                metrics.unlink()  # a header may be cut, too
 
-    def log_metrics(self, row: dict[str, float]) -> None:
-        """One log line and one row of metrics.csv."""
+    def __enter__(self) -> "Experiment":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.saver.close()
+        for handler in self.logger.handlers:
+            handler.close()
+        self.logger.handlers.clear()
+        if self.lock >= 0:
+            os.close(self.lock)
+
+    def log_metrics(self, row: dict[str, float], steps_per_sec: float, images_per_sec: float) -> None:
+        """One log line, and one row of metrics.csv, which holds nothing that depends on time."""
+        skipped = f", {row['bad_steps']} bad steps skipped" if row["bad_steps"] else ""
         self.logger.info(
-            f"(step={row['step']:07d}) loss {row['loss']:.4f}, {row['steps_per_sec']:.2f} steps/s, "
-            f"{row['images_per_sec']:.1f} images/s"
+            f"(step={row['step']:07d}) loss {row['loss']:.4f}, {steps_per_sec:.2f} steps/s, "
+            f"{images_per_sec:.1f} images/s{skipped}"
         )
-        if self.process.is_main:
+        if self.is_main:
             metrics = self.folder / "metrics.csv"
             is_new = not metrics.is_file()
             with open(metrics, "a", newline="") as file:
-                writer = csv.DictWriter(file, row.keys())
+                writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
                 if is_new:
                     writer.writeheader()
                 writer.writerow(row)
+            flush(metrics)
+
+    def picture(self, step: int) -> Path:
+        return self.folder / "samples" / f"{step:07d}.png"
+
+    def save(self, content: dict[str, Any], *, rolling: bool, kept: bool, kept_format: str = "pt") -> None:
+        """Write a checkpoint beside the training that goes on: ckpt.pt, or checkpoints/<step>, or both.
+
+        What was ckpt.pt becomes ckpt-previous.pt.
+        """
+
+        def write(copy: dict[str, Any]) -> None:
+            newest, previous, following = (self.folder / name for name in (NEWEST, PREVIOUS, NEXT))
+            stem = self.folder / "checkpoints" / f"{copy['step']:07d}"
+            whole = [stem.with_suffix(".pt")] * (kept and kept_format == "pt") + [following] * rolling
+            for path in whole[:1]:
+                checkpoint.save(path, copy)
+            for path in whole[1:]:
+                link(whole[0], path)
+            if kept and kept_format == "safetensors":
+                checkpoint.export(stem.with_suffix(".safetensors"), copy)
+            if rolling:
+                if newest.is_file():
+                    link(newest, previous)
+                os.replace(following, newest)
+                flush(self.folder)
+            names = [str(stem.with_suffix(f".{kept_format}"))] * kept + [str(newest)] * rolling
+            self.logger.info(f"Saved {' and '.join(names)}")
+
+        self.saver.submit(write, content)
 
 
-class LossWindow:
-    """Mean loss and speed since the last log line. Losses stay on the device until then."""
+class LogFile(logging.FileHandler):
+    """A log file that names itself when it cannot be written, as on a full disk."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.restart()
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
-    def restart(self) -> None:
-        self.total = torch.zeros(2, dtype=torch.float64, device=self.device)  # sum of losses, steps
-        self.start_time = time.time()
+    def handleError(self, record: logging.LogRecord) -> None:
+        try:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
-    def add(self, loss: torch.Tensor) -> None:
-        self.total[0] += loss.detach()
-        self.total[1] += 1
 
-    def close(self, step: int, epoch: int, global_batch_size: int) -> dict[str, float]:
-        """A row of metrics over all processes; the window starts anew."""
-        steps = self.total[1].item()
-        loss_sum, count = distributed.sum_over_processes(self.total).tolist()  # waits for the device
-        rate = steps / (time.time() - self.start_time)
-        self.restart()
-        return {
-            "step": step,
-            "epoch": epoch,
-            "loss": round(loss_sum / count, 6),
-            "steps_per_sec": round(rate, 3),
-            "images_per_sec": round(rate * global_batch_size, 1),
-        }
+def take_lock(folder: Path) -> int:
+    """Lock a folder for this process, which the system undoes when the process ends, however it does.
+
+    Returns:
+        An open file, to be kept open, or -1 where the file system knows no locks.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    # A POSIX lock: not inherited by data workers, which outlive a killed run for seconds, and kept on NFS as well.
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        owner = os.read(file, 200).decode(errors="replace").strip()
+        os.close(file)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UsageError(f"experiment {folder} is being trained by {owner}; give another --exp") from None
+        return -1
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return file

@@ -11,7 +11,6 @@ out, and listed in manifest.json.
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import os
@@ -33,12 +32,11 @@ from autoencoder import LatentSpace, load_autoencoder
 from data import ImageFolder
 from errors import DataError, UsageError, run_program
 from files import replacing, sha256
+from images import UnreadableImage
 from latents import ENCODER, MANIFEST, SETTINGS, encoder_of, read_json, shard_batches, shard_ranges
-from train_utils import Parser, add_workers_arg, positive_int
+from train_utils import Parser, add_bad_images_arg, add_workers_arg, check_readable, positive_int
 
 SHARD_SIZE = 1024  # images
-# These speak of the machine, not of the image: the extraction stops, to be continued.
-TROUBLE = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
 
 
 class Readable(Dataset[tuple[Tensor | None, int, str]]):
@@ -50,9 +48,7 @@ class Readable(Dataset[tuple[Tensor | None, int, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, str]:
         try:
             return *self.images[index, False], ""
-        except DataError as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in TROUBLE:
-                raise
+        except UnreadableImage as error:
             return None, -1, str(error)
 
 
@@ -71,6 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
     parser.add_argument("--precision", choices=precision.PRECISIONS, default="tf32", help="of the encoder's products")
+    add_bad_images_arg(parser)
     add_workers_arg(parser)
     return parser.parse_args(argv)
 
@@ -99,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     extract(args, autoencoder, images, {k: shards[k] for k in missing[process.rank :: process.world_size]}, process)
     distributed.barrier()
     if process.is_main:
-        manifest = write_manifest(args.out, read_json(args.out / SETTINGS), len(shards))
+        manifest = write_manifest(args.out, read_json(args.out / SETTINGS), len(shards), args.max_bad_images)
         total, unreadable = sum(len(s["labels"]) for s in manifest["shards"]), len(manifest["unreadable"])
         print(f"latents of {total:,} images in {len(images.class_names)} classes in {args.out}")
         if unreadable:
@@ -187,7 +184,7 @@ def extract(
         collate_fn=collate,
         pin_memory=process.device.type == "cuda",
     )
-    start_time, encoded = time.time(), 0
+    start_time, encoded, left_out = time.time(), 0, []
     loaded = iter(loader)
     with progress.bar(total=sum(map(len, shards.values())) * process.world_size, desc="images") as bar:
         for k, members in shards.items():
@@ -203,6 +200,8 @@ def extract(
                 bar.update((len(batch_labels) + len(reasons)) * process.world_size)
             for reason in unreadable:
                 print(f"left out: {reason}", file=sys.stderr)
+            left_out += unreadable
+            check_readable(left_out, len(images), args.max_bad_images)
             write_shard(args.out, k, moments, labels, unreadable)
             encoded += len(labels)
     if process.is_main and encoded:
@@ -221,14 +220,15 @@ def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[in
         beside.write_text(json.dumps(record))
 
 
-def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int) -> dict[str, Any]:
+def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_bad_images: float) -> dict[str, Any]:
     """Join the records; from here on the folder is complete.
 
     Raises:
-        DataError: not one image could be read.
+        DataError: too many images could not be read.
     """
     records = [read_json(record_path(folder, k)) for k in range(num_shards)]
     unreadable = [reason for record in records for reason in record["unreadable"]]
+    check_readable(unreadable, settings["source"]["images"], max_bad_images)
     shards = [
         {"file": shard_path(folder, k).name, **{name: record[name] for name in ("bytes", "sha256", "labels")}}
         for k, record in enumerate(records)

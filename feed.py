@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import distributed
+import signals
 from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
-from data import BatchOrder, ImageDataset, load_dataset, native_channels
+from data import BatchOrder, Items, Skipping, collate, load_dataset, native_channels
 from errors import UsageError
 from latents import CachedLatents
 from train_utils import latent_size
@@ -20,7 +21,7 @@ from train_utils import latent_size
 class Data:
     """What is trained on, and the way from an item to the model's input."""
 
-    dataset: ImageDataset | CachedLatents
+    dataset: Items
     to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
     channels: int  # of the model's input, as input_size
     input_size: int
@@ -55,11 +56,35 @@ def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data
 
 
 def load_batches(
-    dataset: Dataset[tuple[Tensor, int]], order: BatchOrder, num_workers: int, device: torch.device
+    dataset: Items,
+    order: BatchOrder,
+    num_workers: int,
+    device: torch.device,
+    unreadable: dict[int, str] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Items and labels in the order given, loaded by workers. They start now, which draws a random number."""
-    pin_memory = device.type == "cuda"
-    return iter(DataLoader(dataset, batch_sampler=order, num_workers=num_workers, pin_memory=pin_memory))
+    """Items and labels in the order given, loaded by workers. They start now, which draws a random number.
+
+    Args:
+        unreadable: gets, when a batch is taken, the reasons of images that could not be read, by their index; the next
+            readable ones are in their place.
+    """
+    loader = DataLoader(
+        Skipping(dataset),
+        batch_sampler=order,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=collate,
+    )
+    with signals.blocked():
+        loaded = iter(loader)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y, reasons in loaded:
+            if unreadable is not None:
+                unreadable.update(reasons)
+            yield x, y
+
+    return batches()
 
 
 def feed(

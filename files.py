@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,36 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
+        flush(beside)
         os.replace(beside, path)
+        flush(path.parent)  # the name, too, is on the disk now
     except OSError as error:
         if error.filename is None:  # a full disk does not say which file it was
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file or a folder as it is now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some file systems cannot flush a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of what had it; a copy where the file system has no hard links."""
+    with replacing(name) as beside:
+        try:
+            os.link(path, beside)
+        except OSError:
+            shutil.copyfile(path, beside)
 
 
 def sha256(path: Path) -> str:

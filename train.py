@@ -14,65 +14,57 @@ it would have been.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import checkpoint
 import distributed
-import download
 import precision
 import progress
+import signals
 import wandb_utils
-from autoencoder import Autoencoder
+from bookkeeping import Bookkeeping
 from data import DIGITS, BatchOrder
 from errors import DataError, UsageError, run_program
-from experiment import Experiment, LossWindow, plain
-from feed import feed, load_batches, load_images, load_latents
+from experiment import Experiment, plain
+from feed import Data, feed, load_batches, load_images, load_latents
 from latents import is_latents
 from models import SiT
 from pictures import grid, save_image, to_uint8
+from resume import check_classes, find_start, initialize_from, restore_state
 from sampling import ImageNoise, guided
 from train_utils import (
     MODEL_NAMES,
     ModelConfig,
     Parser,
+    add_bad_images_arg,
     add_workers_arg,
     build_transport,
+    check_readable,
     count,
+    decay,
     guidance_scale,
-    load_weights,
     model_config,
     model_name,
     parse_transport_args,
     positive_float,
     positive_int,
-    typed_arguments,
 )
 from training import build_optimizer, training_step
 from transport import ComboStocType, Sampler, Transport
 
 PREVIEW_IMAGES = 16
 
-# What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
-RESTORED = (
-    *("model", "image_size", "num_classes", "vae", "combostoc_type"),
-    *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
-    *("global_batch_size", "global_seed", "lr", "ema_decay", "max_grad_norm", "grad_accum", "precision"),
-)
 
-
-def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]]:
-    """The arguments, and the names of those typed on the command line."""
+def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     types = [c.name for c in ComboStocType]
 
@@ -86,6 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
     group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
     group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
+    add_bad_images_arg(group)
     add_workers_arg(group)
 
     group = parser.add_argument_group("training")
@@ -98,8 +91,15 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
     group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
     group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW, constant")
-    group.add_argument("--ema-decay", type=float, default=0.9999, help="decay a step of the averaged weights")
+    group.add_argument("--ema-decay", type=decay, default=0.9999, help="decay a step of the averaged weights")
     group.add_argument("--max-grad-norm", type=positive_float, help="scale longer gradients down; default: never")
+    group.add_argument(
+        "--max-bad-steps",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="steps whose loss or gradients are not finite are skipped; stop after so many in a row",
+    )
     precision.add_speed_args(group)
     group.add_argument(
         "--grad-accum",
@@ -115,7 +115,16 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group = parser.add_argument_group("experiment")
     group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
     group.add_argument("--exp", default="exp_tmp", help="name of the experiment")
-    group.add_argument("--ckpt", help="begin from this checkpoint: a file, a published name, or hf://owner/repo/file")
+    group.add_argument("--ckpt", help="continue this checkpoint: a file, a published name, or hf://owner/repo/file")
+    group.add_argument(
+        "--init-from", metavar="CKPT", help="begin a fresh run from the weights of this checkpoint that fit"
+    )
+    group.add_argument(
+        "--ckpt-format",
+        choices=["pt", "safetensors"],
+        default="pt",
+        help="of kept checkpoints: pt, with all that continuing takes, or safetensors, averaged weights for sample.py",
+    )
     group.add_argument("--log-every", type=count, default=100, help="steps between log lines; 0 is never")
     group.add_argument("--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints")
     group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
@@ -124,10 +133,7 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, set[str]
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY, ENTITY, PROJECT)")
 
     parse_transport_args(parser)
-    args = parser.parse_args(argv)
-    if not 0 <= args.ema_decay < 1:
-        parser.error(f"argument --ema-decay: {args.ema_decay} is not in [0, 1)")
-    return args, typed_arguments(parser, argv)
+    return parser
 
 
 def check_arguments(args: argparse.Namespace, process: distributed.Process) -> None:
@@ -148,6 +154,10 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
             f"--global-batch-size {args.global_batch_size} is not divisible by {parts}, "
             f"the processes ({process.world_size}) times --grad-accum {args.grad_accum}"
         )
+    if args.ckpt and args.init_from:
+        raise UsageError(
+            f"--ckpt {args.ckpt} continues a run, --init-from {args.init_from} begins one: give one of them"
+        )
     if args.compile:
         precision.check_compiler()
     if args.wandb:
@@ -155,210 +165,206 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
             wandb_utils.required(variable)
 
 
-# ---- continuing ----------------------------------------------------------------------------------------------------
-
-
-def find_start(args: argparse.Namespace, typed: set[str]) -> tuple[dict[str, Any], str, list[str]]:
-    """What to continue: the experiment's own rolling checkpoint if there is one, else --ckpt, else nothing.
-
-    Returns:
-        The checkpoint ({} for none), where it came from, and warnings. `args` has taken over its configuration.
-    """
-    own = Experiment.rolling_checkpoint(Experiment.path_for(args))
-    if args.ckpt and not own.is_file():
-        saved = checkpoint.load(download.locate(args.ckpt))
-        warnings = restore_arguments(args, typed, saved, args.ckpt)
-        own = Experiment.rolling_checkpoint(Experiment.path_for(args))  # the model, and so the folder, may be restored
-        if not own.is_file():
-            return saved, args.ckpt, warnings
-    if not own.is_file():
-        return {}, "", []
-    saved = checkpoint.load(own)
-    warnings = restore_arguments(args, typed, saved, str(own))
-    if args.ckpt:
-        warnings.append(f"Warning: this experiment has begun: continuing {own}, not --ckpt {args.ckpt}")
-    return saved, str(own), warnings
-
-
-def restore_arguments(args: argparse.Namespace, typed: set[str], saved: dict[str, Any], source: str) -> list[str]:
-    """Take over the training configuration of a checkpoint; a typed argument wins. Returns lines that say so."""
-    trained = checkpoint.training_args(saved)
-    restored, warnings = [], []
-    for name in RESTORED:
-        if name not in trained or getattr(args, name) == trained[name]:
-            continue
-        flag, given = "--" + name.replace("_", "-"), getattr(args, name)
-        if name not in typed:
-            setattr(args, name, trained[name])
-            restored.append(f"{flag} {trained[name]}")
-        elif name == "model":
-            raise UsageError(f"--model {given}, but checkpoint {source} holds {trained[name]}")
-        else:
-            warnings.append(f"Warning: {flag} {given} instead of the checkpoint's {trained[name]}")
-    return [f"From the checkpoint: {', '.join(restored)}", *warnings] if restored else warnings
-
-
-def check_classes(class_names: list[str], args: argparse.Namespace, saved: dict[str, Any], source: str) -> list[str]:
-    """Classes of the data against those of the model and of the checkpoint; returns warnings."""
-    if len(class_names) > args.num_classes:
-        raise UsageError(f"--num-classes {args.num_classes} is less than the data's {len(class_names)} classes")
-    trained = saved.get("class_names", class_names)
-    if trained != class_names:
-        raise UsageError(
-            f"checkpoint {source} was trained on {len(trained)} classes, {trained[0]} ...; "
-            f"--data-path {args.data_path} has {len(class_names)}, {class_names[0]} ..."
-        )
-    if len(class_names) == args.num_classes:
-        return []
-    return [f"Warning: the data have {len(class_names)} of --num-classes {args.num_classes}; the others stay untrained"]
-
-
-def restore_state(saved: dict[str, Any], source: str, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> int:
-    """Load model, EMA and optimiser from a checkpoint, or what of them it has, and return its step."""
-    load_weights(model, checkpoint.weights(saved, source, prefer="model"), source)
-    load_weights(ema, checkpoint.weights(saved, source), source)
-    if "opt" in saved:
-        settings = {k: v for k, v in opt.state_dict()["param_groups"][0].items() if k != "params"}  # the run's own
-        try:
-            groups = [group | settings for group in saved["opt"]["param_groups"]]
-            opt.load_state_dict(saved["opt"] | {"param_groups": groups})
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
-    return checkpoint.step(saved)
-
-
 # ---- the run -------------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args, typed = parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
     process = distributed.setup()
-    saved, source, warnings = find_start(args, typed)
+    start = find_start(args, parser, argv)
     check_arguments(args, process)
     precision.setup(args.precision)
 
     # Data and model.
     data = load_latents(args, process) if is_latents(args.data_path) else load_images(args, process)
-    dataset, autoencoder = data.dataset, data.autoencoder
+    dataset = data.dataset
     config = ModelConfig(args.model, data.input_size, data.channels, args.num_classes, learn_sigma=True)
-    if source:
-        found = model_config(checkpoint.weights(saved, source), source)
+    if start.source:
+        found = model_config(checkpoint.weights(start.saved, start.source), start.source)
         config = replace(config, learn_sigma=found.learn_sigma)
         if found != config:
-            raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")
-    warnings += check_classes(dataset.class_names, args, saved, source)
+            raise UsageError(f"checkpoint {start.source} holds {found}; the arguments describe {config}")
+    lines = start.lines + check_classes(dataset.class_names, args, start)
     transport = build_transport(args, args.combostoc_type)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
     opt = build_optimizer(model, args.lr)
-    step = restore_state(saved, source, model, ema, opt) if source else 0
-    saved.clear()
-    distributed.check_agreement(step, "the step to continue from", process.device)
+    if start.source:
+        step = restore_state(start, model, ema, opt)
+    else:
+        step = 0
+        lines += initialize_from(args.init_from, model, ema) if args.init_from else []
+    books = Bookkeeping(
+        process,
+        dataset,
+        max_bad_steps=args.max_bad_steps,
+        saved=start.saved.get("progress", {}),
+        source=start.source,
+    )
+    start.saved.clear()
+    distributed.check_agreement(step, "the step to continue from")
     order = BatchOrder(len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step)
     total_steps = args.epochs * order.steps_per_epoch
     total_steps = min(total_steps, args.max_steps or total_steps)
     if step > total_steps:
-        raise UsageError(f"checkpoint {source} is at step {step}, beyond the {total_steps} of --epochs and --max-steps")
+        raise UsageError(
+            f"checkpoint {start.source} is at step {step}, beyond the {total_steps} of --epochs and --max-steps"
+        )
 
-    # All that can be refused has been; from here on files are written.
-    experiment = Experiment(Experiment.path_for(args), process)
-    experiment.open(args, step)
-    log = experiment.logger.info
-    for warning in warnings:
-        log(warning)
-    log(f"Experiment folder {experiment.folder}")
-    log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    if args.compile:
-        log("Compiling: the first step takes a minute or so")
-    log(f"{len(dataset):,} images in {len(dataset.class_names)} classes, {order.steps_per_epoch} steps an epoch")
-    log(f"Continuing {source} from step {step} to {total_steps}" if source else f"Training for {total_steps} steps")
-    if args.wandb and process.is_main:
-        names = wandb_utils.required("ENTITY"), experiment.folder.name, wandb_utils.required("PROJECT")
-        wandb_utils.initialize(args, *names)
-
-    wrapped: nn.Module = model.train()
-    if args.compile:
-        model.compile_blocks()
-    if process.world_size > 1:
-        device_ids = [process.local_rank] if process.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-    loaded = load_batches(dataset, order, args.num_workers, process.device) if step < total_steps else iter(())
-    batches = feed(loaded, data.to_latents, process.device)
-    window = LossWindow(process.device)
-    on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
-    bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
-    with logging_redirect_tqdm([experiment.logger]):
-        while step < total_steps:
-            torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
-            x1, y = next(batches)
-            loss = training_step(
-                wrapped,
-                ema,
-                opt,
-                transport,
-                x1,
-                y,
-                ema_decay=args.ema_decay,
-                precision_name=args.precision,
-                grad_accum=args.grad_accum,
-                max_grad_norm=args.max_grad_norm,
-            )
-            window.add(loss)
-            step += 1
-            bar.update()
-
-            if due(args.log_every, step):
-                row = window.close(step, (step - 1) // order.steps_per_epoch, args.global_batch_size)
-                experiment.log_metrics(row)
-                if args.wandb and process.is_main:
-                    wandb_utils.log(row, step=step)
-            if not process.is_main:
-                continue
-            paths = [experiment.kept_checkpoint(step)] if due(args.ckpt_every, step) else []
-            if due(args.reckpt_every, step) or step == total_steps:
-                paths.append(Experiment.rolling_checkpoint(experiment.folder))
-            for path in paths:
-                state = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "step": step}
-                checkpoint.save(path, state | {"args": plain(args), "class_names": dataset.class_names})
-                log(f"Saved {path}")
-            if due(args.sample_every, step) and autoencoder is not None:
-                picture = preview(ema, config, dataset.class_names, autoencoder, transport, args)
-                save_image(picture, experiment.picture(step))
-                log(f"Saved {experiment.picture(step)}")
-                if args.wandb:
-                    wandb_utils.log_image(np.asarray(picture), step=step)
-    bar.close()
-    log("Done")
-    distributed.barrier()
-    if args.wandb and process.is_main:
-        wandb_utils.finish()
+    # All that can be refused has been; from here on files are written, and signals ask to stop.
+    with Experiment(args, process, step) as experiment, signals.StopRequest() as request:
+        log = experiment.logger.info
+        for line in lines:
+            log(line)
+        log(f"Experiment folder {experiment.folder}")
+        log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
+        if args.compile:
+            log("Compiling: the first step takes a minute or so")
+        log(f"{len(dataset):,} images in {len(dataset.class_names)} classes, {order.steps_per_epoch} steps an epoch")
+        begun = f"Continuing {start.source} from step {step} to {total_steps}"
+        log(begun if start.source else f"Training for {total_steps} steps")
+        if args.wandb and process.is_main:
+            names = wandb_utils.required("ENTITY"), experiment.folder.name, wandb_utils.required("PROJECT")
+            wandb_utils.initialize(args, *names)
+        run = Run(args, process, experiment, books, data, config, transport, model, ema, opt)
+        signum = run.train(order, step, total_steps, request)
+        if args.wandb and process.is_main:
+            wandb_utils.finish()
     distributed.cleanup()
+    if signum:
+        sys.exit(128 + signum)
+
+
+@dataclass
+class Run:
+    """A run that has been made ready."""
+
+    args: argparse.Namespace
+    process: distributed.Process
+    experiment: Experiment
+    books: Bookkeeping
+    data: Data
+    config: ModelConfig
+    transport: Transport
+    model: SiT
+    ema: SiT
+    opt: torch.optim.Optimizer
+
+    def train(self, order: BatchOrder, step: int, total_steps: int, request: signals.StopRequest) -> int:
+        """Train from one step to another, or until a signal asks to stop, and save.
+
+        Returns:
+            The signal's number, or 0.
+
+        Raises:
+            DataError: loss or gradients were not finite for too long, or too many images cannot be read.
+        """
+        args, process, log = self.args, self.process, self.experiment.logger.info
+        wrapped: nn.Module = self.model.train()
+        if args.compile:
+            self.model.compile_blocks()
+        if process.world_size > 1:
+            device_ids = [process.local_rank] if process.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+        loaded: Iterator[tuple[Tensor, Tensor]] = iter(())
+        if step < total_steps:
+            loaded = load_batches(self.data.dataset, order, args.num_workers, process.device, self.books.found)
+        batches = feed(loaded, self.data.to_latents, process.device)
+        on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
+        bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
+        signum, too_many = 0, False
+        with bar, logging_redirect_tqdm([self.experiment.logger]):
+            while step < total_steps and not (signum or too_many):
+                torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
+                x1, y = next(batches)
+                result = training_step(
+                    wrapped,
+                    self.ema,
+                    self.opt,
+                    self.transport,
+                    x1,
+                    y,
+                    ema_decay=args.ema_decay,
+                    precision_name=args.precision,
+                    grad_accum=args.grad_accum,
+                    max_grad_norm=args.max_grad_norm,
+                )
+                step += 1
+                bar.update()
+                self.books.add(result)
+                signum, diverged, unreadable = self.books.agree(request.signum)
+                if diverged:
+                    raise DataError(
+                        f"loss or gradients were not finite in {args.max_bad_steps} steps in a row (--max-bad-steps), "
+                        f"up to step {step}; the checkpoints in {self.experiment.folder} are of before"
+                    )
+                for reason in unreadable.values():
+                    log(f"Warning: {reason}; the next one takes its place")
+                total = len(self.data.dataset)
+                too_many = bool(unreadable) and len(self.books.unreadable) > args.max_bad_images * total
+
+                if due(args.log_every, step):
+                    self.log_row(step, order.steps_per_epoch)
+                if due(args.sample_every, step) and process.is_main and self.data.autoencoder is not None:
+                    self.draw_preview(step)
+                # Last, so that a run that is continued from here has all of the above behind it.
+                is_end = bool(signum) or too_many or step == total_steps
+                rolling, kept = due(args.reckpt_every, step) or is_end, due(args.ckpt_every, step)
+                kept |= args.ckpt_format == "safetensors" and step == total_steps
+                if rolling or kept:
+                    self.save(step, rolling=rolling, kept=kept, is_end=is_end)
+                self.experiment.saver.check()
+        self.experiment.saver.wait()
+        distributed.barrier()  # nobody leaves before all is written: torchrun would end the others
+        if too_many:
+            check_readable(self.books.unreadable.values(), total, args.max_bad_images)
+        log(f"Stopped by {signals.name(signum)} at step {step}; the same command continues" if signum else "Done")
+        return signum
+
+    def log_row(self, step: int, steps_per_epoch: int) -> None:
+        loss, rate = self.books.window.close()
+        bad_steps = int(self.books.bad_steps.counts[1])
+        row = {"step": step, "epoch": (step - 1) // steps_per_epoch, "loss": loss, "bad_steps": bad_steps}
+        speed = {"steps_per_sec": round(rate, 3), "images_per_sec": round(rate * self.args.global_batch_size, 1)}
+        self.experiment.log_metrics(row, **speed)
+        if self.args.wandb and self.process.is_main:
+            wandb_utils.log(row | speed, step=step)
+
+    def save(self, step: int, *, rolling: bool, kept: bool, is_end: bool) -> None:
+        """Save the state after a step; not in the middle of bad steps, which may have begun with a last good one."""
+        progress = self.books.state()
+        if progress["bad_steps"][0] and not is_end:
+            self.experiment.logger.info(f"Not saved at step {step}, which was a bad one")
+        elif self.process.is_main:
+            modules = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "opt": self.opt.state_dict()}
+            about = {"args": plain(self.args), "class_names": self.data.dataset.class_names, "progress": progress}
+            content = {**modules, "step": step, **about}
+            self.experiment.save(content, rolling=rolling, kept=kept, kept_format=self.args.ckpt_format)
+
+    def draw_preview(self, step: int) -> None:
+        """A grid of samples of the averaged weights by the default ODE, from the same noise every time."""
+        config, class_names, autoencoder = self.config, self.data.dataset.class_names, self.data.autoencoder
+        assert autoencoder is not None
+        device, path = self.process.device, self.experiment.picture(step)
+        noise = ImageNoise(self.args.global_seed, range(PREVIEW_IMAGES))
+        z = noise.randn((config.in_channels, config.input_size, config.input_size), device)
+        spread = [k * len(class_names) // PREVIEW_IMAGES for k in range(PREVIEW_IMAGES)]  # ImageNet's thousand
+        labels = spread if len(class_names) > PREVIEW_IMAGES else [k % len(class_names) for k in range(PREVIEW_IMAGES)]
+        y = torch.tensor(labels, device=device)
+        model = guided(self.ema, self.args.cfg_scale, precision_name=self.args.precision)
+        x = Sampler(self.transport).sample_ode()(z, model, y=y)[-1]
+        picture = grid(to_uint8(autoencoder.decode(x)), [class_names[k] for k in labels])
+        save_image(picture, path)
+        self.experiment.logger.info(f"Saved {path}")
+        if self.args.wandb:
+            wandb_utils.log_image(np.asarray(picture), step=step)
 
 
 def due(every: int, step: int) -> bool:
     """Whether what happens every so many steps happens now; 0 is never."""
     return every > 0 and step % every == 0
-
-
-def preview(
-    ema: SiT,
-    config: ModelConfig,
-    class_names: list[str],
-    autoencoder: Autoencoder,
-    transport: Transport,
-    args: argparse.Namespace,
-) -> Image.Image:
-    """A grid of samples of the averaged weights by the default ODE, from the same noise every time."""
-    device = next(ema.parameters()).device
-    noise = ImageNoise(args.global_seed, range(PREVIEW_IMAGES))
-    z = noise.randn((config.in_channels, config.input_size, config.input_size), device)
-    spread = [k * len(class_names) // PREVIEW_IMAGES for k in range(PREVIEW_IMAGES)]  # ImageNet's thousand
-    labels = spread if len(class_names) > PREVIEW_IMAGES else [k % len(class_names) for k in range(PREVIEW_IMAGES)]
-    y = torch.tensor(labels, device=device)
-    model = guided(ema, args.cfg_scale, precision_name=args.precision)
-    x = Sampler(transport).sample_ode()(z, model, y=y)[-1]
-    return grid(to_uint8(autoencoder.decode(x)), [class_names[k] for k in labels])
 
 
 if __name__ == "__main__":

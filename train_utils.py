@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -93,6 +93,13 @@ def unit_float(value: str) -> float:
     return number
 
 
+def decay(value: str) -> float:
+    number = float(value)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
+    return number
+
+
 def guidance_scale(value: str) -> float:
     number = float(value)
     if not 1 <= number < math.inf:
@@ -108,6 +115,30 @@ def add_workers_arg(parser: argparse._ActionsContainer) -> None:
         default=min(4, os.cpu_count() or 1),
         help="data loading processes for each process; default: 4, or the CPUs if fewer",
     )
+
+
+def add_bad_images_arg(parser: argparse._ActionsContainer) -> None:
+    """Add --max-bad-images."""
+    parser.add_argument(
+        "--max-bad-images",
+        type=unit_float,
+        default=0.001,
+        metavar="SHARE",
+        help="stop when more than this share of the images cannot be read; fewer are named and left out",
+    )
+
+
+def check_readable(reasons: Collection[str], total: int, max_bad_images: float) -> None:
+    """
+    Raises:
+        DataError: more images than the share allowed cannot be read.
+    """
+    if len(reasons) > max_bad_images * total:
+        *_, last = reasons
+        raise DataError(
+            f"{len(reasons):,} of {total:,} images cannot be read, more than --max-bad-images {max_bad_images:g} "
+            f"allows; the last: {last}"
+        )
 
 
 def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool = False) -> None:

@@ -1,14 +1,21 @@
 """One step of training: loss and gradients in parts, AdamW, the moving average. Nothing in it waits for a GPU."""
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import precision
 from transport import Transport
+
+
+class Step(NamedTuple):
+    """What came of a step, as scalars on the device."""
+
+    loss: Tensor  # the mean over this process's share of the batch
+    bad: Tensor  # bool: loss or gradients were not finite in some process, and nothing was updated
 
 
 def build_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
@@ -28,8 +35,11 @@ def training_step(
     precision_name: str = "fp32",
     grad_accum: int = 1,
     max_grad_norm: float | None = None,
-) -> Tensor:
-    """Update model and average by one batch.
+) -> Step:
+    """Update model and average by one batch, unless a loss or a gradient is not finite.
+
+    All processes decide alike: each spoils its own gradients where its loss is not finite, and the gradients' average
+    over processes, which DistributedDataParallel makes, is then spoilt in every one.
 
     Args:
         model: a `SiT`, or one in DistributedDataParallel, which averages gradients once a step.
@@ -37,16 +47,16 @@ def training_step(
         precision_name: one of `precision.PRECISIONS`; parameters, gradients and loss are float32 in all of them.
         grad_accum: parts the batch is computed in, one after the other, for less memory. Each is half-mixed.
         max_grad_norm: scale longer gradients down to this norm.
-
-    Returns:
-        The mean loss, a scalar on the device.
     """
     loss = compute_gradients(model, opt, transport, x1, y, precision_name=precision_name, grad_accum=grad_accum)
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    bad = ~norm.isfinite()
     if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+        nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
+    opt.found_inf = bad.float()  # 1: the fused kernel leaves parameters and moments alone, as GradScaler has it
     opt.step()
-    update_ema(ema, model, ema_decay)
-    return loss
+    update_ema(ema, model, ema_decay, bad)
+    return Step(loss, bad)
 
 
 def compute_gradients(
@@ -71,12 +81,14 @@ def compute_gradients(
             with precision.autocast(precision_name, x1.device):
                 terms = transport.training_losses(model, x1_part, {"y": y_part}, in_segments=True)
             loss = terms["loss"].mean() / len(parts)
-            loss.backward()
+            loss.backward(torch.where(loss.isfinite(), 1.0, torch.nan))
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) model, for all parameters at once."""
-    get_ema_multi_avg_fn(decay)(list(ema.parameters()), list(model.parameters()), None)
+def update_ema(ema: nn.Module, model: nn.Module, decay: float, bad: Tensor) -> None:
+    """ema <- decay ema + (1 - decay) model, or nothing after a bad step."""
+    weight = torch.where(bad, 0.0, 1 - decay)  # on the device: to branch would be to wait for it
+    for average, parameter in zip(ema.parameters(), model.parameters(), strict=True):
+        average.lerp_(parameter, weight)

@@ -77,7 +77,7 @@ CASES = [
     ("train", "--global-batch-size 0", 2, "0 is not a positive whole number"),
     ("train", "--log-every -1", 2, "-1 is negative"),
     ("train", "--lr 0", 2, "0 is not a positive number"),
-    ("train", "--ema-decay 1", 2, "1.0 is not in"),
+    ("train", "--ema-decay 1", 2, r"1 is not in \[0, 1\)"),
     ("train", "--train-eps 0.9", 2, "train_eps must lie in .*0.9"),
     (
         "train",
@@ -202,8 +202,10 @@ def test_a_broken_picture_is_named_without_a_traceback(workers, processes, tmp_p
     result = run_cli("train.py", *args, processes=processes, cwd=tmp_path, check=False)
     assert result.returncode == 1
     assert f'{ROOT / "train.py"}", line' not in result.stderr, result.stderr  # torchrun has a traceback of its own
-    lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: image ")]
-    assert len(lines) == 1 and "4.png cannot be read" in lines[0]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: ")]
+    assert len(lines) == 1
+    assert "1 of 5 images cannot be read, more than --max-bad-images 0.001 allows; the last: image " in lines[0]
+    assert "4.png cannot be read" in lines[0]
 
 
 def test_a_mistake_all_processes_make_is_said_once(tmp_path):

@@ -36,7 +36,8 @@ def pictures(tmp_path_factory):
 
 
 def arguments(pictures, vae, out, *more):
-    flags = ["--data-path", pictures, "--out", out, "--vae", vae, "--image-size", "16", "--batch-size", "3", *more]
+    flags = ["--data-path", pictures, "--out", out, "--vae", vae, "--image-size", "16", "--batch-size", "3"]
+    flags += ["--max-bad-images", "0.05", *more]  # two of forty
     return list(map(str, flags))
 
 
@@ -170,10 +171,10 @@ def test_the_autoencoder_may_be_named_otherwise(whole, pictures, tiny_vae, tmp_p
 def test_trouble_of_the_machine_stops_instead_of_dropping_images(code, pictures, tiny_vae, tmp_path, monkeypatch):
     opened = Image.open
 
-    def fail_once(path, *args):
+    def fail_once(path, **kwargs):
         if str(path).endswith("20.png"):
             raise OSError(code, os.strerror(code), path)
-        return opened(path, *args)
+        return opened(path, **kwargs)
 
     monkeypatch.setattr(Image, "open", fail_once)
     with pytest.raises(DataError, match=r"20\.png cannot be read"):
@@ -217,5 +218,17 @@ def test_a_changed_image_folder_is_noticed(pictures, tiny_vae, whole, tmp_path):
 def test_not_one_readable_image(tiny_vae, tmp_path):
     (tmp_path / "images" / "class").mkdir(parents=True)
     (tmp_path / "images" / "class" / "a.png").write_bytes(b"no")
+    flags = ["--num-workers", "0", "--max-bad-images", "1"]
     with pytest.raises(DataError, match=r"not one of 1 images could be read; the first: .*a\.png"):
-        extract_latents.main(arguments(tmp_path / "images", tiny_vae, tmp_path / "out", "--num-workers", "0"))
+        extract_latents.main(arguments(tmp_path / "images", tiny_vae, tmp_path / "out", *flags))
+
+
+def test_too_many_unreadable_images(pictures, tiny_vae, tmp_path):
+    """The extraction stops, and goes on when more are allowed."""
+    flags = ["--num-workers", "0", "--max-bad-images", "0.04"]
+    line = r"2 of 40 images cannot be read, more than --max-bad-images 0.04 allows; the last: image .*33\.png"
+    with pytest.raises(DataError, match=line):
+        extract_latents.main(arguments(pictures, tiny_vae, tmp_path, *flags))
+    assert not (tmp_path / "manifest.json").exists()
+    extract_latents.main(arguments(pictures, tiny_vae, tmp_path, "--num-workers", "0"))
+    assert (tmp_path / "manifest.json").exists()

@@ -73,7 +73,8 @@ def test_a_training_step_never_waits_for_the_gpu():
         from copy import deepcopy
         from models import ComboStoc_models
         from autoencoder import draw_posterior
-        from experiment import LossWindow
+        from bookkeeping import Bookkeeping
+        from distributed import single
         from feed import feed
         from training import build_optimizer, training_step
         from transport import create_transport
@@ -82,15 +83,17 @@ def test_a_training_step_never_waits_for_the_gpu():
         transport = create_transport(combostoc_type="UNSYNC_ALL")
         device = torch.device("cuda", 0)
         loaded = [(torch.rand(8, 2, 4, 32, 32).pin_memory(), torch.randint(10, (8,)).pin_memory()) for _ in range(4)]
-        batches, window = feed(iter(loaded), draw_posterior, device), LossWindow(device)
+        batches = feed(iter(loaded), draw_posterior, device)
+        books = Bookkeeping(single(), [], max_bad_steps=10, saved={}, source="")
         settings = dict(ema_decay=0.9, precision_name="bf16", grad_accum=2, max_grad_norm=1.0)
         for step in range(4):
             torch.manual_seed(step)
-            loss = training_step(model, ema, opt, transport, *next(batches), **settings)
-            window.add(loss)
+            result = training_step(model, ema, opt, transport, *next(batches), **settings)
+            books.add(result)
+            assert not books.agree(0).diverged
             torch.cuda.set_sync_debug_mode("error")
         torch.cuda.set_sync_debug_mode("default")
-        assert loss.isfinite()
+        assert result.loss.isfinite() and not result.bad
     """)
 
 

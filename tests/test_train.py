@@ -45,17 +45,17 @@ def assert_equal_bit_for_bit(a, b):
 def test_a_run_through_torchrun_leaves_what_it_should(trained):
     files = {str(p.relative_to(trained)) for p in trained.rglob("*") if p.is_file()}
     assert files == {
-        *("ckpt.pt", "log.txt", "metrics.csv", "args.json", "samples/0000020.png"),
+        *("ckpt.pt", "log.txt", "metrics.csv", "args.json", "samples/0000020.png", ".lock"),
         *("checkpoints/0000010.pt", "checkpoints/0000020.pt"),
     }
     content = checkpoint.load(trained / "ckpt.pt")
-    assert list(content) == ["model", "ema", "opt", "step", "args", "class_names"]
+    assert list(content) == ["model", "ema", "opt", "step", "args", "class_names", "progress"]
     assert content["step"] == 20 and content["args"]["combostoc_type"] == "UNSYNC_ALL"
     assert content["args"] == json.loads((trained / "args.json").read_text())
     assert model_config(content["ema"], "x").name == "ComboStoc-XS/4"
     rows = metrics(trained)
     assert [int(r["step"]) for r in rows] == [5, 10, 15, 20]
-    assert all(float(r["images_per_sec"]) > 0 and 0 < float(r["loss"]) < 5 for r in rows)
+    assert all(r["bad_steps"] == "0" and 0 < float(r["loss"]) < 5 for r in rows)
     log = (trained / "log.txt").read_text()
     for row in rows:
         assert f"(step={int(row['step']):07d}) loss {float(row['loss']):.4f}" in log
@@ -284,4 +284,4 @@ def test_training_learns(tmp_path):
 def test_an_interval_of_zero_is_never(tmp_path):
     flags = [f for name in ("log", "ckpt", "reckpt", "sample") for f in (f"--{name}-every", "0")]
     folder = run(tmp_path, *flags, steps=2)
-    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["args.json", "ckpt.pt", "log.txt"]
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == [".lock", "args.json", "ckpt.pt", "log.txt"]

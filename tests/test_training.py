@@ -1,4 +1,5 @@
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ def test_a_step_in_parts_is_the_step_of_their_mean(job):
     torch.manual_seed(1)
     before = deepcopy(ema)
     got = training_step(model, ema, opt, transport, x1, y, ema_decay=0.9, grad_accum=4)
-    torch.testing.assert_close(got, loss.detach())
+    torch.testing.assert_close(got.loss, loss.detach())
+    assert not got.bad
     for p, q in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # a step of AdamW is 1e-3
     for average, old, new in zip(ema.parameters(), before.parameters(), model.parameters(), strict=True):
@@ -62,9 +64,8 @@ def test_weights_average_gradients_and_loss_stay_float32_in_bf16(job):
     losses = {}
     for name in ("fp32", "bf16"):
         torch.manual_seed(1)
-        losses[name] = training_step(
-            deepcopy(model) if name == "fp32" else model, ema, opt, transport, x1, y, ema_decay=0.9, precision_name=name
-        )
+        trained = deepcopy(model) if name == "fp32" else model
+        losses[name] = training_step(trained, ema, opt, transport, x1, y, ema_decay=0.9, precision_name=name).loss
     assert losses["bf16"].dtype == torch.float32
     assert 0 < abs(losses["bf16"] - losses["fp32"]) < 0.01 * losses["fp32"]
     tensors = [*model.parameters(), *ema.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
@@ -121,8 +122,37 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 def test_the_average_is_an_exponential_one():
     average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     expected = 0.9 * average.weight.detach() + 0.1 * model.weight.detach()
-    update_ema(average, model, 0.9)
+    update_ema(average, model, 0.9, bad=torch.tensor(False))
     torch.testing.assert_close(average.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(job, where, parts, monkeypatch):
+    """Not even the optimiser's count of steps; the step after it is as if it had not been."""
+    model, ema, opt, transport, x1, y = job
+    step = partial(training_step, model, ema, opt, transport, ema_decay=0.9, grad_accum=parts, max_grad_norm=1.0)
+    assert not step(x1=x1, y=y).bad
+    before = deepcopy((model.state_dict(), ema.state_dict(), opt.state_dict()))
+    if where == "gradient":
+        final = model.final_layer.linear.weight
+        handle = final.register_hook(lambda grad: grad * torch.inf)
+        assert step(x1=x1, y=y).bad
+        handle.remove()
+    else:  # of one part only, and no gradient of it need be affected
+        original = transport.training_losses
+
+        def losses(model, x, kwargs, **settings):
+            terms = original(model, x, kwargs, **settings)
+            return terms | {"loss": torch.where(x.flatten(1).sum(1) == x1[-1].sum(), torch.inf, terms["loss"])}
+
+        monkeypatch.setattr(transport, "training_losses", losses)
+        assert step(x1=x1, y=y).bad
+        monkeypatch.undo()
+    for old, new in zip(before, (model.state_dict(), ema.state_dict(), opt.state_dict()), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0)
+    assert not step(x1=x1, y=y).bad
+    assert opt.state[model.final_layer.linear.weight]["step"] == 2
 
 
 @pytest.mark.parametrize("name", precision.PRECISIONS)

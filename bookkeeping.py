@@ -1,0 +1,156 @@
+"""What a run knows of itself beside model and optimiser: losses not yet logged, bad steps, images that cannot be read.
+
+All of it goes into a checkpoint, and nothing of it waits for a GPU between two log lines.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import distributed
+from data import Items
+from errors import DataError, first_line
+from images import UnreadableImage
+from training import Step
+
+
+class LossWindow:
+    """Mean loss and speed since the last log line. Losses stay on the device until then."""
+
+    def __init__(self, device: torch.device, total: Sequence[float] = (0.0, 0.0)) -> None:
+        self.device = device
+        self.restart(total)
+
+    def restart(self, total: Sequence[float] = (0.0, 0.0)) -> None:
+        self.total = torch.tensor(total, dtype=torch.float64, device=self.device)  # sum of losses, steps
+        self.start_time, self.timed_steps = time.time(), 0
+
+    def add(self, loss: Tensor, bad: Tensor) -> None:
+        """A step's loss; that of a bad step does not count."""
+        one = torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+        self.total += torch.where(bad, 0.0, one)
+        self.timed_steps += 1
+
+    def close(self) -> tuple[float, float]:
+        """The mean loss over all processes, nan if all steps were bad, and steps a second; the window starts anew."""
+        loss_sum, steps = distributed.sum_over_processes(self.total).tolist()  # waits for the device
+        rate = self.timed_steps / (time.time() - self.start_time)
+        self.restart()
+        return round(loss_sum / steps, 6) if steps else float("nan"), rate
+
+
+class BadSteps:
+    """Counts steps that were skipped, on the device; the host reads along without waiting for a GPU.
+
+    Attributes:
+        counts: (2,) in a row up to now, and in all.
+    """
+
+    def __init__(self, device: torch.device, counts: Sequence[int] = (0, 0)) -> None:
+        self.counts = torch.tensor(counts, dtype=torch.int64, device=device)
+        self.after_good = torch.tensor([0, 1], device=device)
+        self.seen = self.counts.cpu()  # as of a step not long ago
+        if device.type == "cuda":
+            self.seen = self.seen.pin_memory()
+
+    def add(self, bad: Tensor) -> None:
+        self.counts = torch.where(bad, self.counts + 1, self.counts * self.after_good)
+        self.seen.copy_(self.counts, non_blocking=True)
+
+    @property
+    def seen_in_a_row(self) -> int:
+        return int(self.seen[0])
+
+
+class Agreement(NamedTuple):
+    """What all processes know after a step."""
+
+    signum: int  # of a signal that asks to stop, 0 for none
+    diverged: bool  # there have been too many bad steps in a row
+    unreadable: dict[int, str]  # images that have just turned out to be unreadable, with the reasons
+
+
+class Bookkeeping:
+    """The books of a run.
+
+    Args:
+        process: one of the run's.
+        dataset: what it is trained on.
+        max_bad_steps: so many bad steps in a row are too many.
+        saved: what `state` returned, from a checkpoint; {} for a fresh run.
+        source: of the checkpoint, for messages.
+
+    Raises:
+        DataError: `saved` is not what `state` returns.
+    """
+
+    def __init__(
+        self,
+        process: distributed.Process,
+        dataset: Items,
+        *,
+        max_bad_steps: int,
+        saved: dict[str, Any],
+        source: str,
+    ) -> None:
+        self.max_bad_steps = max_bad_steps
+        try:
+            self.window = LossWindow(process.device, share(saved.get("window", []), process))
+            self.bad_steps = BadSteps(process.device, saved.get("bad_steps", [0, 0]))
+            self.unreadable = still_unreadable(saved.get("unreadable", []), dataset)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"checkpoint {source}: its progress is damaged: {first_line(error)}") from None
+        self.found: dict[int, str] = {}  # by this process's data workers, since the last agreement
+
+    def add(self, step: Step) -> None:
+        self.window.add(step.loss, step.bad)
+        self.bad_steps.add(step.bad)
+
+    def agree(self, signum: int) -> Agreement:
+        """Tell the other processes what happened here in this step, and hear what happened there.
+
+        Args:
+            signum: of a signal that this process has received, or 0.
+        """
+        for known in self.found.keys() & self.unreadable.keys():
+            del self.found[known]
+        diverged = self.bad_steps.seen_in_a_row >= self.max_bad_steps
+        signum, any_diverged, any_found = distributed.greatest([signum, int(diverged), len(self.found)])
+        new: dict[int, str] = {}
+        if any_found:
+            for found in distributed.gather(self.found):
+                new |= found
+            self.unreadable |= new
+            self.found.clear()
+        return Agreement(signum, bool(any_diverged), new)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; all processes call it. Waits for the device."""
+        return {
+            "window": distributed.gather(self.window.total.tolist()),
+            "bad_steps": self.bad_steps.counts.tolist(),
+            "unreadable": sorted(self.unreadable),
+        }
+
+
+def share(totals: list[list[float]], process: distributed.Process) -> Sequence[float]:
+    """What a process takes over of a checkpoint's loss windows, one a process: its own, or on another number of
+    processes, the first one takes all."""
+    if len(totals) == process.world_size:
+        return totals[process.rank]
+    return [sum(column) for column in zip(*totals, strict=True)] if totals and process.is_main else [0.0, 0.0]
+
+
+def still_unreadable(indices: Sequence[int], dataset: Items) -> dict[int, str]:
+    """Of the images that could not be read, those that still cannot be, with the reasons."""
+    found = {}
+    for index in indices:
+        try:
+            if index < len(dataset):
+                dataset[index, False]
+        except UnreadableImage as error:
+            found[index] = str(error)
+    return found

@@ -1,0 +1,79 @@
+"""Picture files as they are found: decoded to what a viewer shows, or refused by name."""
+
+import errno
+import os
+import stat
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from errors import DataError, first_line
+
+# By content, whatever the name says. Nothing that Pillow would hand to another program, as it does EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
+MAX_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb: half a GiB as RGB
+MAX_BYTES = 2**31
+# These speak of the machine, not of the picture.
+TROUBLE = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
+
+
+class UnreadableImage(DataError):
+    """A file that is no picture, or not one that is understood."""
+
+
+def read_image(path: str, mode: str) -> Image.Image:
+    """A picture upright as its EXIF orientation says, in 8 bits, transparent parts on white.
+
+    Args:
+        path: of the file.
+        mode: "RGB" or "L".
+
+    Raises:
+        UnreadableImage: the file is at fault.
+        DataError: the machine is: the next try may succeed.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large pictures below the limit, and EXIF that is garbled
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                turn_upright(image)
+                return flatten(image, mode)
+    except Exception as error:  # Pillow raises many kinds
+        reason = f"image {path} cannot be read: {first_line(error)}"
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TROUBLE):
+            raise DataError(reason) from error
+        raise UnreadableImage(reason) from error
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Rotate or mirror a picture as its EXIF orientation says; EXIF that cannot be read says nothing."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # struct.error, SyntaxError, KeyError, ...: the picture itself has been decoded
+        return
+
+
+def flatten(image: Image.Image, mode: str) -> Image.Image:
+    """Any of Pillow's modes to "RGB" or "L"."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(to_8_bits(np.asarray(image)))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    """Integers of 16 bits to the nearest of 8; Pillow would cut off all above 255."""
+    if pixels.min() < 0 or pixels.max() >= 2**16:
+        raise ValueError("integer pixels beyond 16 bits have no known range")
+    return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)

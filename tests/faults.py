@@ -1,0 +1,174 @@
+"""Runs of train.py that are killed at a chosen moment.
+
+They are forked from a server that has everything imported, so that a start takes a fraction of a second instead of ten;
+from there on they are processes like any other, with data workers and a process group of their own.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import sklearn.datasets  # noqa: F401 -- for the server
+import torch
+
+import checkpoint
+import distributed
+import experiment
+import files
+import train
+import training
+from errors import run_program
+
+ROOT = Path(__file__).parent.parent
+MOMENTS = ("step", "half a file", "before renaming", "after renaming", "log")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal that a process sends itself.
+
+    Attributes:
+        signum: SIGKILL kills itself, others its process group, data workers included.
+        moment: one of `MOMENTS`, the first such after the step has begun: between optimiser and average, in the middle
+            of writing a checkpoint, before or after a file gets its name, after a line of metrics.csv.
+        step: of the run, or later where that one is past.
+        rank: the process that does.
+    """
+
+    signum: int
+    moment: str
+    step: int
+    rank: int = 0
+
+
+def strike(fault: Fault) -> None:
+    if fault.signum == signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.killpg(os.getpgid(0), fault.signum)
+
+
+def arm(fault: Fault) -> None:
+    """Put the fault into this process."""
+    state = {"armed": False, "done": False}
+
+    def hit(moment: str) -> None:
+        if state["armed"] and not state["done"] and moment == fault.moment:
+            state["done"] = True
+            strike(fault)
+
+    def seed_for(*parts: int | str, original=distributed.seed_for) -> int:
+        if parts[1] == "step" and int(parts[2]) >= fault.step:
+            state["armed"] = True
+        return original(*parts)
+
+    def update_ema(*args, original=training.update_ema) -> None:
+        hit("step")
+        original(*args)
+
+    def save(content, file, original=torch.save) -> None:
+        if state["armed"] and not state["done"] and fault.moment == "half a file":
+            original(content, file)
+            file.truncate(file.tell() // 2)
+            file.flush()
+            hit("half a file")
+            file.seek(0)
+            file.truncate()
+        original(content, file)
+
+    def replace(source, target, original=os.replace) -> None:
+        is_checkpoint = str(target).endswith(".pt")
+        if is_checkpoint:
+            hit("before renaming")
+        original(source, target)
+        if is_checkpoint:
+            hit("after renaming")
+
+    def flush(path, original=files.flush) -> None:
+        original(path)
+        if path.name == "metrics.csv":
+            hit("log")
+
+    distributed.seed_for, training.update_ema, torch.save, os.replace = seed_for, update_ema, save, replace
+    experiment.flush = flush
+
+
+def run(rank: int, world_size: int, port: int, argv: list[str], log: str, fault: Fault | None) -> None:
+    """One process of a run, in the forked child."""
+    os.setpgid(0, 0)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    if world_size > 1:
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in numbers.items()}}
+    sys.argv = ["train.py"]
+    if fault is not None and fault.rank == rank:
+        arm(fault)
+    run_program(lambda: train.main(argv))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(argv: list[str], log: Path, *, world_size: int = 1, fault: Fault | None = None) -> list[int]:
+    """Train until the end or the fault, and return the exit codes. When a process is killed, so are the others."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults"])
+    port = free_port()
+    processes = [
+        context.Process(target=run, args=(rank, world_size, port, argv, str(log), fault)) for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + 120
+    while any(p.exitcode is None for p in processes):
+        if any(p.exitcode == -signal.SIGKILL for p in processes) or time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.01)
+    for process in processes:
+        process.join()
+    return [p.exitcode or 0 for p in processes]
+
+
+def faults(signum: int, count: int, steps: int, world_size: int, seed: int) -> list[Fault]:
+    """Random moments in ascending steps."""
+    rng = random.Random(seed)
+    moments = [MOMENTS[k % len(MOMENTS)] for k in range(count)]
+    rng.shuffle(moments)
+    chosen = sorted(rng.sample(range(1, steps - 12), count))  # the last save that is sure to be before the end
+    # Files are written by the first process.
+    return [
+        Fault(signum, moment, step, rng.randrange(world_size) if moment == "step" else 0)
+        for moment, step in zip(moments, chosen, strict=True)
+    ]
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    """Model, average and optimiser of a checkpoint, by name."""
+    content = checkpoint.load(path)
+    opt = {f"opt.{k}.{name}": v for k, s in content["opt"]["state"].items() for name, v in s.items()}
+    return {f"{part}.{k}": v for part in ("model", "ema") for k, v in content[part].items()} | opt
+
+
+def differences(a: Path, b: Path) -> list[str]:
+    """What two experiment folders differ in: tensors of ckpt.pt, or metrics.csv."""
+    first, second = tensors_of(a / "ckpt.pt"), tensors_of(b / "ckpt.pt")
+    names = [k for k in first.keys() | second.keys() if k not in first or k not in second]
+    names += [k for k in first.keys() & second.keys() if not torch.equal(first[k], second[k])]
+    same_log = (a / "metrics.csv").read_bytes() == (b / "metrics.csv").read_bytes()
+    return sorted(names) + ["metrics.csv"] * (not same_log)
