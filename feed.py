@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +56,15 @@ def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data
     return Data(dataset, draw_posterior, channels, input_size, autoencoder)
 
 
+@contextmanager
 def load_batches(
     dataset: Items,
     order: BatchOrder,
     num_workers: int,
     device: torch.device,
     unreadable: dict[int, str] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Items and labels in the order given, loaded by workers. They start now, which draws a random number.
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Items and labels in the order given, loaded by workers, which start now and are stopped at the end.
 
     Args:
         unreadable: gets, when a batch is taken, the reasons of images that could not be read, by their index; the next
@@ -76,7 +78,7 @@ def load_batches(
         collate_fn=collate,
     )
     with signals.blocked():
-        loaded = iter(loader)
+        loaded = iter(loader)  # draws a random number
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for x, y, reasons in loaded:
@@ -84,7 +86,12 @@ def load_batches(
                 unreadable.update(reasons)
             yield x, y
 
-    return batches()
+    try:
+        yield batches()
+    finally:
+        # They ignore the signal by which Python would end them at exit, where it then waits for them.
+        if num_workers:
+            loaded._shutdown_workers()
 
 
 def feed(

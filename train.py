@@ -14,14 +14,14 @@ it would have been.
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -268,14 +268,12 @@ class Run:
         if process.world_size > 1:
             device_ids = [process.local_rank] if process.device.type == "cuda" else None
             wrapped = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
-        loaded: Iterator[tuple[Tensor, Tensor]] = iter(())
-        if step < total_steps:
-            loaded = load_batches(self.data.dataset, order, args.num_workers, process.device, self.books.found)
-        batches = feed(loaded, self.data.to_latents, process.device)
         on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
         bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
         signum, too_many = 0, False
-        with bar, logging_redirect_tqdm([self.experiment.logger]):
+        loading = load_batches(self.data.dataset, order, args.num_workers, process.device, self.books.found)
+        with loading as loaded, bar, logging_redirect_tqdm([self.experiment.logger]):
+            batches = feed(loaded, self.data.to_latents, process.device)
             while step < total_steps and not (signum or too_many):
                 torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
                 x1, y = next(batches)

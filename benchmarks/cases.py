@@ -163,7 +163,8 @@ def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -
             f"--data-path {args.data_path} holds latents of {latents.latent_shape}, not {case.x_shape[1:]}"
         )
     order = BatchOrder(len(latents), case.batch_size, 0, 1, seed=0)
-    return feed(load_batches(latents, order, args.num_workers, device), draw_posterior, device)
+    with load_batches(latents, order, args.num_workers, device) as loaded:
+        yield from feed(loaded, draw_posterior, device)
 
 
 def random_latents(case: Case, folder: Path) -> Path:
@@ -179,6 +180,7 @@ def random_latents(case: Case, folder: Path) -> Path:
         "image_size": case.input_size * FACTOR,
         "latent_shape": case.x_shape[1:],
         "class_names": list("abcd"),
+        "source": {"images": 4 * extract_latents.SHARD_SIZE},
     }
-    extract_latents.write_manifest(folder, settings, 4)
+    extract_latents.write_manifest(folder, settings, 4, max_bad_images=0)
     return folder
