@@ -12,7 +12,7 @@ from torch import Tensor
 
 import distributed
 from data import Items
-from errors import DataError, first_line
+from errors import DataError
 from images import UnreadableImage
 from training import Step
 
@@ -26,7 +26,7 @@ class LossWindow:
 
     def restart(self, total: Sequence[float] = (0.0, 0.0)) -> None:
         self.total = torch.tensor(total, dtype=torch.float64, device=self.device)  # sum of losses, steps
-        self.start_time, self.timed_steps = time.time(), 0
+        self.start_time, self.timed_steps = time.monotonic(), 0
 
     def add(self, loss: Tensor, bad: Tensor) -> None:
         """A step's loss; that of a bad step does not count."""
@@ -37,7 +37,7 @@ class LossWindow:
     def close(self) -> tuple[float, float]:
         """The mean loss over all processes, nan if all steps were bad, and steps a second; the window starts anew."""
         loss_sum, steps = distributed.sum_over_processes(self.total).tolist()  # waits for the device
-        rate = self.timed_steps / (time.time() - self.start_time)
+        rate = self.timed_steps / (time.monotonic() - self.start_time)
         self.restart()
         return round(loss_sum / steps, 6) if steps else float("nan"), rate
 
@@ -97,12 +97,18 @@ class Bookkeeping:
         source: str,
     ) -> None:
         self.max_bad_steps = max_bad_steps
-        try:
-            self.window = LossWindow(process.device, share(saved.get("window", []), process))
-            self.bad_steps = BadSteps(process.device, saved.get("bad_steps", [0, 0]))
-            self.unreadable = still_unreadable(saved.get("unreadable", []), dataset)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"checkpoint {source}: its progress is damaged: {first_line(error)}") from None
+        window, bad_steps = saved.get("window", []), saved.get("bad_steps", [0, 0])
+        unreadable = saved.get("unreadable", [])
+        if not (
+            (are(list, window) and all(len(total) == 2 and are(float, total) for total in window))
+            and (are(int, bad_steps) and len(bad_steps) == 2)
+            and (are(int, unreadable) and min(unreadable, default=0) >= 0)
+        ):
+            raise DataError(f"checkpoint {source} is damaged: its progress is not what it should be")
+        self.window = LossWindow(process.device, share(window, process))
+        self.bad_steps = BadSteps(process.device, bad_steps)
+        # By one process for all: a file system may not show all of them the same.
+        self.unreadable = distributed.from_main(lambda: still_unreadable(unreadable, dataset))
         self.found: dict[int, str] = {}  # by this process's data workers, since the last agreement
 
     def add(self, step: Step) -> None:
@@ -134,6 +140,11 @@ class Bookkeeping:
             "bad_steps": self.bad_steps.counts.tolist(),
             "unreadable": sorted(self.unreadable),
         }
+
+
+def are(kind: type, values: object) -> bool:
+    """Whether values is a list of a kind, and none of them beyond 64 bits."""
+    return isinstance(values, list) and all(type(v) is kind and (kind is list or abs(v) < 2**63) for v in values)
 
 
 def share(totals: list[list[float]], process: distributed.Process) -> Sequence[float]:

@@ -10,6 +10,8 @@ A .pt file is a zip archive with a CRC-32 of each of its records; `export` adds 
 import argparse
 import hashlib
 import json
+import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +24,7 @@ from errors import DataError, first_line
 from files import replacing
 
 StateDict = dict[str, torch.Tensor]
+EXPORTED = ("step", "args", "class_names")
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -52,15 +55,15 @@ def export(path: Path, checkpoint: dict[str, Any]) -> None:
     from safetensors.torch import save as to_bytes
 
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["ema"].items()}
-    header = {name: json.dumps(checkpoint[name]) for name in ("step", "args", "class_names")}
-    data = to_bytes(tensors, {"format": "pt", **header, "sha256": digest(tensors)})
+    header = {name: json.dumps(checkpoint[name]) for name in EXPORTED}
+    data = to_bytes(tensors, {"format": "pt", **header, "sha256": digest(tensors, header)})
     with replacing(path) as beside:
         beside.write_bytes(data)
 
 
-def digest(tensors: StateDict) -> str:
-    """SHA-256 of names, shapes and bytes of tensors."""
-    sha = hashlib.sha256()
+def digest(tensors: StateDict, header: dict[str, str]) -> str:
+    """SHA-256 of names, shapes and bytes of tensors, and of a header."""
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         sha.update(tensor.flatten().view(torch.uint8).numpy())
@@ -124,9 +127,13 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
     except DataError:
         raise
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
+        if isinstance(error, OSError) and error.filename:
+            raise  # it cannot be opened
         reason = first_line(error)
         if "GLOBAL" in str(error) or "global" in str(error):
             reason = "it holds Python objects, which are not loaded"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "its pickle is damaged"
         elif path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
             reason = "it is truncated or no PyTorch checkpoint"
         raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
@@ -140,7 +147,8 @@ def load_pickle(path: Path, verify: bool) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip and verify:
         check_crc(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what a damaged pickle has in it
         # mapped, not read: eight processes that resume XL/2 would each hold 11 GB otherwise
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
@@ -164,11 +172,12 @@ def load_safetensors(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
         header = file.metadata() or {}
-    if "sha256" not in header:
+    ours = {name: header[name] for name in EXPORTED if name in header}
+    if not ours:
         return tensors
-    if digest(tensors) != header["sha256"]:
-        raise DataError(f"checkpoint {path} is damaged: its tensors have not the SHA-256 of its header")
-    return {"ema": tensors} | {k: json.loads(header[k]) for k in ("step", "args", "class_names") if k in header}
+    if digest(tensors, ours) != header.get("sha256"):
+        raise DataError(f"checkpoint {path} is damaged: it has not the SHA-256 that its header tells")
+    return {"ema": tensors} | {name: json.loads(value) for name, value in ours.items()}
 
 
 def check_layout(content: dict[str, Any], path: Path) -> None:
@@ -184,11 +193,13 @@ def check_layout(content: dict[str, Any], path: Path) -> None:
         "model": lambda v: isinstance(v, dict),
         "ema": lambda v: isinstance(v, dict),
         "opt": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict),
-        "step": lambda v: type(v) is int and v >= 0,
+        "step": lambda v: type(v) is int and is_count(v),
         "args": lambda v: isinstance(v, dict | argparse.Namespace),
         "class_names": is_names,
         "progress": lambda v: isinstance(v, dict),
     }
+    if any(not isinstance(key, str) for key in content):
+        raise DataError(f"checkpoint {path} is damaged: it has a key that is no name")
     if not {"model", "ema"} & content.keys():
         return  # weights alone
     for name, is_of_its_kind in kinds.items():
@@ -204,17 +215,19 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
     """
     other = "model" if prefer == "ema" else "ema"
     state = checkpoint.get(prefer, checkpoint.get(other, checkpoint))
-    if not isinstance(state, dict) or not state or not all(is_weight(v) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(type(k) is str and is_weight(v) for k, v in state.items()):
         raise DataError(f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors)")
     return state
 
 
 def is_weight(value: Any) -> bool:
+    """Whether it is a plain tensor of numbers that are all there, not one that is repeated without end."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
-        and value.is_floating_point()
+        and value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
     )
 
 
@@ -226,7 +239,14 @@ def training_args(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def step(checkpoint: dict[str, Any]) -> int:
     """Training steps taken; from the optimiser's own count in the predecessors' files, 0 where nothing says."""
-    if "step" in checkpoint:
-        return int(checkpoint["step"])
-    states = checkpoint.get("opt", {}).get("state", {})
-    return max((int(s["step"]) for s in states.values() if "step" in s), default=0)
+    if isinstance(checkpoint.get("step"), int):
+        return checkpoint["step"]
+    states = checkpoint.get("opt", {}).get("state", {}).values()
+    steps = [float(s["step"]) for s in states if isinstance(s, dict) and is_count(s.get("step"))]
+    return int(max(steps, default=0))
+
+
+def is_count(value: Any) -> bool:
+    if isinstance(value, torch.Tensor) and value.numel() == 1 and is_weight(value):
+        value = value.item()
+    return type(value) in (int, float) and 0 <= value < 2**62

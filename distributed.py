@@ -4,6 +4,8 @@ import ctypes
 import hashlib
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +18,9 @@ from errors import DataError, UsageError
 
 T = TypeVar("T")
 
-# Long enough for one process to write what all wait for: an .npz, a checkpoint on slow storage.
-TIMEOUT = timedelta(minutes=30)
+# How long a process waits for another. In training: as long as a picture or a save may take. In other programs: as long
+# as the largest part of the work that a process does alone.
+TIMEOUT, LONG_TIMEOUT = timedelta(minutes=30), timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Process:
 _hosts: dist.ProcessGroup | None = None  # over which hosts talk without waiting for GPUs; None: the only group
 
 
-def setup() -> Process:
+def setup(timeout: timedelta = LONG_TIMEOUT) -> Process:
     """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one."""
     if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
         return single()
@@ -51,17 +54,48 @@ def setup() -> Process:
         device = torch.device("cpu")
         keep_freed_memory()
     on_gpu = device.type == "cuda"
+    store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
+        store=fresh_part(store, rank, world_size, timeout),
         rank=rank,
         world_size=world_size,
-        timeout=TIMEOUT,
+        timeout=timeout,
         device_id=device if on_gpu else None,
     )
     if on_gpu:
         global _hosts
-        _hosts = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        _hosts = dist.new_group(backend="gloo", timeout=timeout)
     return Process(rank, local_rank, world_size, device)
+
+
+def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta = TIMEOUT) -> dist.Store:
+    """A part of a store that no earlier attempt has written to.
+
+    torchrun keeps its store when it restarts processes, and with it the addresses of those that died, to which the new
+    ones would try to connect. So the first process names a part, and tells each other process that asks, under the
+    name that one has given itself in this attempt.
+
+    Raises:
+        DataError: a process did not turn up in time.
+    """
+    me = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"ask/{rank}", me)
+        name = store.get(f"answer/{me}").decode()
+        store.set(f"heard/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    missing, deadline = set(range(1, world_size)), time.monotonic() + timeout.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", me)
+            if store.check([f"heard/{me}/{other}"]):
+                missing.discard(other)
+        if time.monotonic() > deadline:
+            raise DataError(f"{len(missing)} of {world_size} processes did not turn up within {timeout}")
+        time.sleep(0.01)
+    return dist.PrefixStore(me, store)
 
 
 def single() -> Process:
@@ -98,7 +132,7 @@ def is_main() -> bool:
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_hosts)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
@@ -127,12 +161,20 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the first process makes and all get."""
+    """What the first process makes and all get; what it raises, all raise."""
     if not dist.is_initialized():
         return make()
-    values: list[Any] = [make() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(values)
-    return values[0]
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, group=_hosts)
+    value, raised = outcome
+    if raised is not None:
+        raise raised
+    return value
 
 
 def check_agreement(value: int, what: str) -> None:

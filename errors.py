@@ -36,15 +36,14 @@ def run_program(main: Callable[[], None]) -> None:
         message = str(error).strip()
         sys.exit(report(name, message.rpartition("\nerrors.DataError: ")[2], 1))
     except OSError as error:
-        if not error.filename:
-            raise
-        sys.exit(report(name, f"{error.filename}: {error.strerror}", 1))
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        sys.exit(report(name, what, 1))
     except RuntimeError as error:
         text = str(error)
         if any(words in text for words in LOST_PROCESS):
             sys.exit(report(name, "another process has failed, or does not answer", 1))
-        if "DataLoader worker" in text and "killed by signal" in text:
-            sys.exit(report(name, f"{first_line(error)} (is there too little memory?)", 1))
+        if text.startswith("DataLoader worker"):
+            sys.exit(report(name, f"{first_line(error)} (was there too little memory?)", 1))
         raise
     except KeyboardInterrupt:
         sys.exit(report(name, "interrupted", 130))

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,10 @@ from errors import DataError, UsageError
 from files import flush, link, replacing
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
+
+
+COLUMNS = ("step", "epoch", "loss", "bad_steps")  # of metrics.csv
+Stamps = dict[str, int]
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -59,17 +64,18 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
+def stamps(folder: Path) -> Stamps:
+    """When each checkpoint was written, in nanoseconds."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*.pt"))}
+
+
 # ---- the folder of the run -----------------------------------------------------------------------------------------
 
 
 class Experiment:
-    """The folder while a run writes to it, which is the main process of one run.
+    """The folder while a run writes to it, which is the main process of one run."""
 
-    Raises:
-        UsageError: another run is in it.
-    """
-
-    def __init__(self, args: argparse.Namespace, process: distributed.Process, start_step: int) -> None:
+    def __init__(self, args: argparse.Namespace, process: distributed.Process) -> None:
         self.folder = folder_for(args)
         self.is_main = process.is_main
         self.logger = logging.getLogger("train")
@@ -78,11 +84,25 @@ class Experiment:
         self.logger.setLevel(logging.INFO if process.is_main else logging.CRITICAL)
         self.saver = checkpoint.Saver()
         self.lock = -1
-        if not process.is_main:
-            return
+
+    def open(self, args: argparse.Namespace, start_step: int, source: str, seen: Stamps) -> None:
+        """Make the folder ready, in the main process.
+
+        Args:
+            start_step, source: what the run continues.
+            seen: `stamps` of when that was decided.
+
+        Raises:
+            UsageError: another run is in it, or has been since.
+        """
         for sub in ("checkpoints", "samples"):
             (self.folder / sub).mkdir(parents=True, exist_ok=True)
         self.lock = take_lock(self.folder)
+        if stamps(self.folder) != seen:
+            raise UsageError(f"another run has saved to {self.folder} in this moment: start again")
+        newest = self.folder / NEWEST
+        if Path(source).parent in (self.folder, self.folder / "checkpoints") and Path(source) != newest:
+            link(Path(source), newest)  # it has a name of its own only because a run was killed
         for left in self.folder.rglob("*.tmp"):
             left.unlink()  # half-written when a run was killed
         formatter = logging.Formatter("[%(asctime)s] %(message)s", "%Y-%m-%d %H:%M:%S")
@@ -98,6 +118,9 @@ class Experiment:
         metrics = self.folder / "metrics.csv"
         if metrics.is_file():
             header, *rows = metrics.read_text().splitlines(keepends=True) or [""]
+            if rows and header.strip() != ",".join(COLUMNS):
+                os.replace(metrics, metrics.with_name("metrics-of-an-older-version.csv"))
+                return
             steps = [(row.partition(",")[0], row) for row in rows if row.endswith("\n")]  # a crash may cut the last
             kept = [row for k, row in steps if k.isdigit() and int(k) <= start_step]
             with replacing(metrics) as beside:
@@ -113,10 +136,12 @@ class Experiment:
     ) -> None:
         self.saver.close()
         for handler in self.logger.handlers:
-            handler.close()
+            with suppress(OSError):  # a full disk, which has been told
+                handler.close()
         self.logger.handlers.clear()
         if self.lock >= 0:
             os.close(self.lock)
+            self.lock = -1
 
     def log_metrics(self, row: dict[str, float], steps_per_sec: float, images_per_sec: float) -> None:
         """One log line, and one row of metrics.csv, which holds nothing that depends on time."""
@@ -128,12 +153,15 @@ class Experiment:
         if self.is_main:
             metrics = self.folder / "metrics.csv"
             is_new = not metrics.is_file()
-            with open(metrics, "a", newline="") as file:
-                writer = csv.DictWriter(file, row.keys(), lineterminator="\n")
-                if is_new:
-                    writer.writeheader()
-                writer.writerow(row)
-            flush(metrics)
+            try:
+                with open(metrics, "a", newline="") as file:
+                    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                    if is_new:
+                        writer.writeheader()
+                    writer.writerow(row)
+                flush(metrics)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(metrics)) from None
 
     def picture(self, step: int) -> Path:
         return self.folder / "samples" / f"{step:07d}.png"
@@ -148,12 +176,12 @@ class Experiment:
             newest, previous, following = (self.folder / name for name in (NEWEST, PREVIOUS, NEXT))
             stem = self.folder / "checkpoints" / f"{copy['step']:07d}"
             whole = [stem.with_suffix(".pt")] * (kept and kept_format == "pt") + [following] * rolling
+            if kept and kept_format == "safetensors":
+                checkpoint.export(stem.with_suffix(".safetensors"), copy)
             for path in whole[:1]:
                 checkpoint.save(path, copy)
             for path in whole[1:]:
                 link(whole[0], path)
-            if kept and kept_format == "safetensors":
-                checkpoint.export(stem.with_suffix(".safetensors"), copy)
             if rolling:
                 if newest.is_file():
                     link(newest, previous)
@@ -197,6 +225,7 @@ def take_lock(folder: Path) -> int:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise UsageError(f"experiment {folder} is being trained by {owner}; give another --exp") from None
         return -1
-    os.ftruncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    with suppress(OSError):
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file

@@ -33,7 +33,7 @@ from data import ImageFolder
 from errors import DataError, UsageError, run_program
 from files import replacing, sha256
 from images import UnreadableImage
-from latents import ENCODER, MANIFEST, SETTINGS, encoder_of, read_json, shard_batches, shard_ranges
+from latents import ENCODER, MANIFEST, SETTINGS, encoder_of, read_json, shard_batches, shard_ranges, signed
 from train_utils import Parser, add_bad_images_arg, add_workers_arg, check_readable, positive_int
 
 SHARD_SIZE = 1024  # images
@@ -236,7 +236,7 @@ def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_
     ]
     if not shards:
         raise DataError(f"not one of {len(unreadable)} images could be read; the first: {unreadable[0]}")
-    manifest = settings | {"unreadable": unreadable, "shards": shards}
+    manifest = signed(settings | {"unreadable": unreadable, "shards": shards})
     with replacing(folder / MANIFEST) as beside:
         beside.write_text(json.dumps(manifest) + "\n")
     return manifest

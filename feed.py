@@ -92,6 +92,8 @@ def load_batches(
         # They ignore the signal by which Python would end them at exit, where it then waits for them.
         if num_workers:
             loaded._shutdown_workers()
+            for worker in loaded._workers:
+                worker.kill()  # one that is stuck in a read
 
 
 def feed(

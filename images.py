@@ -1,6 +1,7 @@
 """Picture files as they are found: decoded to what a viewer shows, or refused by name."""
 
 import errno
+import logging
 import os
 import stat
 import warnings
@@ -16,6 +17,8 @@ MAX_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb: half a G
 MAX_BYTES = 2**31
 # These speak of the machine, not of the picture.
 TROUBLE = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it says what is wrong with a file a second time
 
 
 class UnreadableImage(DataError):
@@ -42,6 +45,8 @@ def read_image(path: str, mode: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures below the limit, and EXIF that is garbled
             with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:  # older versions of Pillow are more generous
+                    raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
                 image.load()
                 turn_upright(image)
                 return flatten(image, mode)
@@ -63,7 +68,8 @@ def turn_upright(image: Image.Image) -> None:
 def flatten(image: Image.Image, mode: str) -> Image.Image:
     """Any of Pillow's modes to "RGB" or "L"."""
     if image.mode.startswith("I"):
-        image = Image.fromarray(to_8_bits(np.asarray(image)))
+        pixels = np.asarray(image)
+        image = Image.fromarray(np.where(pixels == image.info.get("transparency", -1), 255, to_8_bits(pixels)))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.has_transparency_data:

@@ -7,8 +7,9 @@
 The moments are those of the scaled latent's posterior, so that every visit of an image draws anew, as encoding would.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,58 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no JSON object")
     return content
+
+
+def signed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the SHA-256 of all else in it."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"sha256": digest}
+
+
+def check_kinds(manifest: dict[str, Any], path: Path) -> None:
+    """
+    Raises:
+        DataError: a value of a manifest is not of its kind; it is named.
+    """
+    classes = manifest.get("class_names")
+
+    def is_shard(entry: Any) -> bool:
+        return (
+            isinstance(entry, dict)
+            and isinstance(name := entry.get("file"), str)
+            and Path(name).name == name  # in the folder itself
+            and type(entry.get("bytes")) is int
+            and isinstance(entry.get("sha256"), str)
+            and isinstance(labels := entry.get("labels"), list)
+            and all(type(k) is int and 0 <= k < len(classes) for k in labels)
+        )
+
+    def is_autoencoder(value: Any) -> bool:
+        if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
+            return False
+        return isinstance(value.get("encoder_sha256"), str) and all(
+            type(value.get(name)) in (int, float) for name in ("scale", "shift")
+        )
+
+    def is_size(value: Any) -> bool:
+        return type(value) is int and value > 0
+
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "class_names": lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
+        "image_size": is_size,
+        "latent_shape": lambda v: isinstance(v, list) and len(v) == 3 and all(map(is_size, v)),
+        "autoencoder": is_autoencoder,
+        "shards": lambda v: isinstance(v, list) and bool(v) and all(map(is_shard, v)),
+    }
+    for name, is_of_its_kind in kinds.items():
+        if not is_of_its_kind(manifest.get(name)):
+            raise DataError(f"{path} is damaged: its {name!r} is not what it should be")
 
 
 def encoder_of(autoencoder: LatentSpace) -> dict[str, Any]:
@@ -75,17 +123,17 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         if not path.is_file():
             raise DataError(f"the extraction to {folder} is not finished: run extract_latents.py again, it continues")
         self.manifest = read_json(path)
-        try:
-            self.class_names: list[str] = self.manifest["class_names"]
-            self.image_size: int = self.manifest["image_size"]
-            self.shards: list[dict[str, Any]] = self.manifest["shards"]
-            self.labels = [int(k) for shard in self.shards for k in shard["labels"]]
-            self.starts = np.cumsum([0] + [len(shard["labels"]) for shard in self.shards])
-            self.latent_shape: tuple[int, ...] = tuple(self.manifest["latent_shape"])  # (C, h, w)
-            self.made_by = {name: self.manifest["autoencoder"][name] for name in ("name", *ENCODER)}
-            sizes = [(self.folder / shard["file"], shard["bytes"]) for shard in self.shards]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is damaged: {first_line(error)}") from None
+        if self.manifest != signed(self.manifest):
+            raise DataError(f"{path} is damaged, or of an older version: run extract_latents.py again, which mends it")
+        check_kinds(self.manifest, path)
+        self.class_names: list[str] = self.manifest["class_names"]
+        self.image_size: int = self.manifest["image_size"]
+        self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        self.labels: list[int] = [k for shard in self.shards for k in shard["labels"]]
+        self.starts = np.cumsum([0] + [len(shard["labels"]) for shard in self.shards])
+        self.latent_shape: tuple[int, ...] = tuple(self.manifest["latent_shape"])  # (C, h, w)
+        self.made_by = {name: self.manifest["autoencoder"][name] for name in ("name", *ENCODER)}
+        sizes = [(self.folder / shard["file"], shard["bytes"]) for shard in self.shards]
         for shard, size in sizes:
             found = shard.stat().st_size if shard.is_file() else 0
             if found != size:
@@ -137,17 +185,19 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         index, mirror = key
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         if shard not in self.maps:
-            self.maps[shard] = map_shard(self.folder / self.shards[shard]["file"])
+            entry = self.shards[shard]
+            shape = len(entry["labels"]), 2, 2, *self.latent_shape
+            self.maps[shard] = map_shard(self.folder / entry["file"], shape)
         moments = self.maps[shard][index - self.starts[shard], int(mirror)]
         return moments.clone(), self.labels[index]
 
 
-def map_shard(path: Path) -> Tensor:
-    """A shard mapped into memory: (images, 2, 2, C, h, w). Unlike numpy's maps it keeps no file open; there may be more
-    shards than a process may have open files.
+def map_shard(path: Path, expected: tuple[int, ...]) -> Tensor:
+    """A shard mapped into memory: (images, 2, 2, C, h, w), as expected. Unlike numpy's maps it keeps no file open:
+    there may be more shards than a process may have open files.
 
     Raises:
-        DataError: it is no array of float32.
+        DataError: it is no such array of float32, or gone.
     """
     try:
         with open(path, "rb") as file:
@@ -157,9 +207,11 @@ def map_shard(path: Path) -> Tensor:
             header = file.tell()
         if dtype != np.float32:
             raise ValueError(f"it holds {dtype}")
+        if shape != expected:
+            raise ValueError(f"it is {shape}, not {expected}")
         numbers = torch.from_file(str(path), shared=False, size=path.stat().st_size // 4, dtype=torch.float32)
         return numbers[header // 4 :].view(shape)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise DataError(f"shard {path} is no shard of latents: {first_line(error)}") from None
 
 

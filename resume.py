@@ -11,7 +11,7 @@ import checkpoint
 import distributed
 import download
 from errors import DataError, UsageError
-from experiment import folder_for, newest_valid
+from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
 from train_utils import load_weights, typed_arguments
 
@@ -24,11 +24,12 @@ RESTORED = (
 
 
 class Start(NamedTuple):
-    """What to continue: a checkpoint ({} for none), where it came from, and lines to log."""
+    """What to continue: a checkpoint ({} for none), where it came from, lines to log, and the folder as it was then."""
 
     saved: dict[str, Any]
     source: str
     lines: list[str]
+    seen: Stamps
 
 
 def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Start:
@@ -41,28 +42,34 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser, argv: 
         DataError: a checkpoint cannot be read.
     """
     typed = typed_arguments(parser, argv)
-    own, lines = newest_own(args)
+    own, lines, seen = newest_own(args)
     if args.ckpt and own is None:
         source = args.ckpt
         saved = checkpoint.load(download.locate(source), verify=distributed.is_main())
         restored = restore_arguments(args, parser, typed, saved, source)
-        own, lines = newest_own(args)  # the model, and so the folder, may be the checkpoint's
+        own, lines, seen = newest_own(args)  # the model, and so the folder, may be the checkpoint's
         if own is None:
-            return Start(saved, source, restored)
+            return Start(saved, source, restored, seen)
     if own is None:
-        return Start({}, "", [])
+        return Start({}, "", [], seen)
     saved = checkpoint.load(own, verify=False)  # newest_own has
     lines += restore_arguments(args, parser, typed, saved, str(own))
     for flag in ("ckpt", "init_from"):
         if given := getattr(args, flag):
             name = flag.replace("_", "-")
             lines.append(f"Warning: this experiment has begun: continuing {own}, not --{name} {given}")
-    return Start(saved, str(own), lines)
+    return Start(saved, str(own), lines, seen)
 
 
-def newest_own(args: argparse.Namespace) -> tuple[Path | None, list[str]]:
-    """The experiment's checkpoint that all processes continue from, which the first one has looked for and verified."""
-    return distributed.from_main(lambda: newest_valid(folder_for(args)))
+def newest_own(args: argparse.Namespace) -> tuple[Path | None, list[str], Stamps]:
+    """The experiment's checkpoint that all processes continue from, which the first one has looked for and verified,
+    warnings, and the folder as it was."""
+
+    def look() -> tuple[Path | None, list[str], Stamps]:
+        seen = stamps(folder_for(args))
+        return *newest_valid(folder_for(args)), seen
+
+    return distributed.from_main(look)
 
 
 def restore_arguments(
@@ -92,8 +99,10 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
         DataError: a value is none that the command line would take.
     """
     for action in parser._actions:
-        value = trained.get(action.dest)
-        if action.dest not in RESTORED or value is None:
+        if action.dest not in RESTORED or action.dest not in trained:
+            continue
+        value = trained[action.dest]
+        if value is None and (action.default is None or action.dest == "loss_weight"):
             continue
         try:
             convert = action.type if callable(action.type) else str
@@ -129,7 +138,7 @@ def check_classes(class_names: list[str], args: argparse.Namespace, start: Start
 
 
 def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> int:
-    """Load model, EMA and optimiser from a checkpoint, or what of them it has, and return its step.
+    """Load model, EMA and optimiser from a checkpoint and return its step; from weights alone a run starts at step 0.
 
     Raises:
         DataError: something does not fit the model.
@@ -137,32 +146,46 @@ def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer
     saved, source = start.saved, start.source
     load_weights(model, checkpoint.weights(saved, source, prefer="model"), source)
     load_weights(ema, checkpoint.weights(saved, source), source)
-    if "opt" in saved:
-        settings = {k: v for k, v in opt.state_dict()["param_groups"][0].items() if k != "params"}  # the run's own
-        try:
-            groups = [group | settings for group in saved["opt"]["param_groups"]]
-            state = checkpoint.to_host(saved["opt"]["state"])  # nothing depends on the file from here on
-            opt.load_state_dict({"state": state, "param_groups": groups})
-            check_moments(opt)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
+    if "opt" not in saved:
+        return 0
+    settings = {k: v for k, v in opt.state_dict()["param_groups"][0].items() if k != "params"}  # the run's own
+    try:
+        groups = [group | settings for group in saved["opt"]["param_groups"]]
+        for moments in saved["opt"]["state"].values():
+            check_moments(moments)
+        opt.load_state_dict({"state": saved["opt"]["state"], "param_groups": groups})
+        fit_moments(opt)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
     return checkpoint.step(saved)
 
 
-def check_moments(opt: torch.optim.Optimizer) -> None:
-    """AdamW itself takes moments of any shape, and reads beyond their end.
+def check_moments(moments: dict[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        ValueError: they are not what AdamW keeps of a parameter.
+    """
+    if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or not all(map(checkpoint.is_weight, moments.values())):
+        raise ValueError(f"moments of {', '.join(map(str, moments))}")
+    if moments["step"].numel() != 1:
+        raise ValueError(f"a step of shape {tuple(moments['step'].shape)}")
+
+
+def fit_moments(opt: torch.optim.Optimizer) -> None:
+    """Copy moments from the file into the memory layout of their parameters, which the fused kernel takes for granted.
 
     Raises:
-        ValueError: they are not of the parameters' shapes.
+        ValueError: they are of other shapes, or not all there.
     """
-    for p, state in opt.state.items():
-        if state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
-            raise ValueError(f"it holds {', '.join(map(str, state))}")
+    parameters = [p for p in opt.param_groups[0]["params"] if p.requires_grad]
+    if opt.state and any(p not in opt.state for p in parameters):
+        raise ValueError(f"it has moments of {len(opt.state)} of {len(parameters)} parameters")
+    for p, moments in opt.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
-            if state[name].shape != p.shape or state[name].dtype != p.dtype:
-                raise ValueError(f"{name} of shape {tuple(state[name].shape)} for {tuple(p.shape)}")
-        if state["step"].numel() != 1 or not state["step"].is_floating_point():
-            raise ValueError(f"step {state['step']}")
+            if moments[name].shape != p.shape:
+                raise ValueError(f"{name} of shape {tuple(moments[name].shape)} for {tuple(p.shape)}")
+            moments[name] = torch.empty_like(p).copy_(moments[name])
+        moments["step"] = moments["step"].float().clone()
 
 
 def initialize_from(source: str, model: SiT, ema: SiT) -> list[str]:

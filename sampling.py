@@ -15,7 +15,7 @@ import download
 import precision
 from autoencoder import Autoencoder, load_autoencoder
 from distributed import seed_for
-from errors import UsageError
+from errors import DataError, UsageError
 from models import SiT
 from precision import add_speed_args
 from train_utils import (
@@ -35,7 +35,7 @@ from train_utils import (
     positive_int,
     unit_float,
 )
-from transport import Transport
+from transport import PATHS, PREDICTIONS, Transport
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -142,6 +142,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
     state = checkpoint.weights(content, name)
     config = model_config(state, name)
     trained = checkpoint.training_args(content)
+    check_trained(trained, content.get("class_names"), config, name)
 
     def resolve(argument: str, truth: Any) -> None:
         given = getattr(args, argument)
@@ -185,6 +186,26 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         path=path,
         step=checkpoint.step(content),
     )
+
+
+def check_trained(trained: dict[str, Any], class_names: list[str] | None, config: ModelConfig, source: str) -> None:
+    """
+    Raises:
+        DataError: what a checkpoint says of its training cannot be.
+    """
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "path_type": lambda v: v in list(PATHS),
+        "prediction": lambda v: v in list(PREDICTIONS),
+        "sample_eps": lambda v: v is None or (type(v) in (int, float) and 0 <= v < 0.5),
+        "vae": lambda v: isinstance(v, str),
+    }
+    for name, is_of_its_kind in kinds.items():
+        if name in trained and not is_of_its_kind(trained[name]):
+            raise DataError(f"checkpoint {source} is damaged: it was trained with {name} {trained[name]!r}")
+    if class_names is not None and len(class_names) > config.num_classes:
+        raise DataError(
+            f"checkpoint {source} is damaged: it names {len(class_names)} classes and has {config.num_classes}"
+        )
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -36,13 +36,15 @@ class StopRequest:
 
     def _listen(self) -> None:
         arrived = 0.0
-        while byte := os.read(self._read_end, 1):
-            number, now = byte[0], time.monotonic()
+        while number := os.read(self._read_end, 1)[0]:
+            now = time.monotonic()
             if number not in STOPPING:
                 continue
             if not self.signum:
                 self.signum, arrived = number, now
-                logging.getLogger("train").info(f"{name(number)}: saving after this step (another signal ends at once)")
+                with suppress(OSError):  # the log's disk may be full
+                    text = f"saving after this step; a second one, {SAME_REQUEST:g} s from now or later, ends at once"
+                    logging.getLogger("train").info(f"{name(number)}: {text}")
             elif now - arrived >= SAME_REQUEST:
                 os._exit(128 + number)
 
@@ -52,8 +54,9 @@ class StopRequest:
         for s, handler in self._previous.items():
             signal.signal(s, handler if handler is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_fd)
-        os.close(self._write_end)  # which ends the listener
+        os.write(self._write_end, b"\0")  # ends the listener; processes that were forked may still hold the pipe
         self._listener.join()
+        os.close(self._write_end)
         os.close(self._read_end)
 
 

@@ -58,7 +58,7 @@ from train_utils import (
     positive_float,
     positive_int,
 )
-from training import build_optimizer, training_step
+from training import build_optimizer, compute_gradients, training_step
 from transport import ComboStocType, Sampler, Transport
 
 PREVIEW_IMAGES = 16
@@ -171,7 +171,7 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
-    process = distributed.setup()
+    process = distributed.setup(distributed.TIMEOUT)
     start = find_start(args, parser, argv)
     check_arguments(args, process)
     precision.setup(args.precision)
@@ -203,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         saved=start.saved.get("progress", {}),
         source=start.source,
     )
+    check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
     order = BatchOrder(len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step)
@@ -213,8 +214,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"checkpoint {start.source} is at step {step}, beyond the {total_steps} of --epochs and --max-steps"
         )
 
-    # All that can be refused has been; from here on files are written, and signals ask to stop.
-    with Experiment(args, process, step) as experiment, signals.StopRequest() as request:
+    # From here on files are written.
+    experiment = Experiment(args, process)
+    with experiment:
+        distributed.from_main(lambda: experiment.open(args, step, start.source, start.seen))
         log = experiment.logger.info
         for line in lines:
             log(line)
@@ -229,7 +232,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             names = wandb_utils.required("ENTITY"), experiment.folder.name, wandb_utils.required("PROJECT")
             wandb_utils.initialize(args, *names)
         run = Run(args, process, experiment, books, data, config, transport, model, ema, opt)
-        signum = run.train(order, step, total_steps, request)
+        with signals.StopRequest() as request:
+            signum = run.train(order, step, total_steps, request)
         if args.wandb and process.is_main:
             wandb_utils.finish()
     distributed.cleanup()
@@ -268,6 +272,7 @@ class Run:
         if process.world_size > 1:
             device_ids = [process.local_rank] if process.device.type == "cuda" else None
             wrapped = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+            self.settle(wrapped)
         on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
         bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
         signum, too_many = 0, False
@@ -320,6 +325,20 @@ class Run:
             check_readable(self.books.unreadable.values(), total, args.max_bad_images)
         log(f"Stopped by {signals.name(signum)} at step {step}; the same command continues" if signum else "Done")
         return signum
+
+    def settle(self, wrapped: nn.Module) -> None:
+        """One backward pass for nothing.
+
+        DistributedDataParallel arranges its buckets anew after the first, and with three processes or more the order
+        in which gradients are summed depends on that: the first step after a restart would be rounded otherwise.
+        """
+        config, device = self.config, self.process.device
+        n = self.args.global_batch_size // (self.process.world_size * self.args.grad_accum)
+        x1 = torch.zeros(n, config.in_channels, config.input_size, config.input_size, device=device)
+        y = torch.zeros(n, dtype=torch.int64, device=device)
+        settings = {"precision_name": self.args.precision, "grad_accum": 1}
+        compute_gradients(wrapped, self.opt, self.transport, x1, y, **settings)
+        self.opt.zero_grad(set_to_none=True)
 
     def log_row(self, step: int, steps_per_epoch: int) -> None:
         loss, rate = self.books.window.close()

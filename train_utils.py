@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import checkpoint
 from errors import DataError, UsageError, report
+from images import MAX_PIXELS
 from models import SIZES, ComboStoc_models, SiT, SiT_models
 from transport import (
     DIFFUSION_FORMS,
@@ -236,7 +237,7 @@ def model_config(state: checkpoint.StateDict, source: str) -> ModelConfig:
         num_labels = state["y_embedder.embedding_table.weight"].shape[0]
         out_channels = state["final_layer.linear.weight"].shape[0] // patch**2
         depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise DataError(f"checkpoint {source} holds no SiT or ComboStoc model: {error} is missing") from None
     family = "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
@@ -275,6 +276,8 @@ def latent_size(image_size: int, factor: int, model: str) -> int:
         UsageError: the autoencoder's factor and the patch do not divide it.
     """
     patch_size = int(model.rpartition("/")[2])
+    if image_size**2 > MAX_PIXELS:
+        raise UsageError(f"--image-size {image_size} is too large: more than {MAX_PIXELS:,} pixels")
     if image_size < 1 or image_size % (factor * patch_size):
         raise UsageError(
             f"--image-size {image_size} is not a multiple of {factor * patch_size} "

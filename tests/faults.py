@@ -7,11 +7,13 @@ from there on they are processes like any other, with data workers and a process
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import socket
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -26,33 +28,44 @@ import files
 import train
 import training
 from errors import run_program
+from transport import Transport
 
 ROOT = Path(__file__).parent.parent
 MOMENTS = ("step", "half a file", "before renaming", "after renaming", "log")
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "SIGSTOP")
+SILENCE = 3.0  # seconds until a process gives up on one that was stopped
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that a process sends itself.
+    """Something that happens to a process.
 
     Attributes:
-        signum: SIGKILL kills itself, others its process group, data workers included.
-        moment: one of `MOMENTS`, the first such after the step has begun: between optimiser and average, in the middle
-            of writing a checkpoint, before or after a file gets its name, after a line of metrics.csv.
+        what: a signal, "full disk", "dead worker" or "infinite loss". SIGKILL and SIGSTOP strike the process, other
+            signals its process group, data workers included.
+        moment: "begin" of a step, or one of `MOMENTS`, the first such after a step has begun: between optimiser and
+            average, in the middle of writing a checkpoint, before or after it gets its name, after a line of
+            metrics.csv.
         step: of the run, or later where that one is past.
-        rank: the process that does.
+        rank: the process.
     """
 
-    signum: int
+    what: str
     moment: str
     step: int
     rank: int = 0
 
 
 def strike(fault: Fault) -> None:
-    if fault.signum == signal.SIGKILL:
-        os.kill(os.getpid(), signal.SIGKILL)
-    os.killpg(os.getpgid(0), fault.signum)
+    if fault.what == "full disk":  # files cannot grow beyond this, as if it were the disk's end
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, -1))
+    elif fault.what == "dead worker":
+        worker = multiprocessing.active_children()[0]
+        os.kill(worker.pid or 0, signal.SIGKILL)
+    elif fault.what in ("SIGKILL", "SIGSTOP"):
+        os.kill(os.getpid(), signal.Signals[fault.what])
+    else:
+        os.killpg(os.getpgid(0), signal.Signals[fault.what])
 
 
 def arm(fault: Fault) -> None:
@@ -67,11 +80,20 @@ def arm(fault: Fault) -> None:
     def seed_for(*parts: int | str, original=distributed.seed_for) -> int:
         if parts[1] == "step" and int(parts[2]) >= fault.step:
             state["armed"] = True
+            if fault.what != "infinite loss":
+                hit("begin")
         return original(*parts)
 
-    def update_ema(*args, original=training.update_ema) -> None:
+    def training_losses(self, *args, original=Transport.training_losses, **settings):
+        terms = original(self, *args, **settings)
+        if state["armed"] and not state["done"] and fault.what == "infinite loss":
+            state["done"] = True
+            terms["loss"] = terms["loss"] + torch.inf  # its gradients are finite
+        return terms
+
+    def update_ema(*args, original=training.update_ema, **settings) -> None:
         hit("step")
-        original(*args)
+        original(*args, **settings)
 
     def save(content, file, original=torch.save) -> None:
         if state["armed"] and not state["done"] and fault.moment == "half a file":
@@ -97,6 +119,7 @@ def arm(fault: Fault) -> None:
             hit("log")
 
     distributed.seed_for, training.update_ema, torch.save, os.replace = seed_for, update_ema, save, replace
+    Transport.training_losses = training_losses
     experiment.flush = flush
 
 
@@ -108,6 +131,8 @@ def run(rank: int, world_size: int, port: int, argv: list[str], log: str, fault:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    if fault is not None and fault.what == "SIGSTOP":
+        distributed.TIMEOUT = timedelta(seconds=SILENCE)
     if world_size > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in numbers.items()}}
@@ -136,7 +161,9 @@ def launch(argv: list[str], log: Path, *, world_size: int = 1, fault: Fault | No
         process.start()
     deadline = time.monotonic() + 120
     while any(p.exitcode is None for p in processes):
-        if any(p.exitcode == -signal.SIGKILL for p in processes) or time.monotonic() > deadline:
+        ended = [p.exitcode for p in processes if p.exitcode is not None]
+        is_stopped = fault is not None and fault.what == "SIGSTOP" and ended
+        if -signal.SIGKILL in ended or is_stopped or time.monotonic() > deadline:
             for process in processes:
                 process.kill()
         time.sleep(0.01)
@@ -145,7 +172,7 @@ def launch(argv: list[str], log: Path, *, world_size: int = 1, fault: Fault | No
     return [p.exitcode or 0 for p in processes]
 
 
-def faults(signum: int, count: int, steps: int, world_size: int, seed: int) -> list[Fault]:
+def random_faults(what: str, count: int, steps: int, world_size: int, seed: int) -> list[Fault]:
     """Random moments in ascending steps."""
     rng = random.Random(seed)
     moments = [MOMENTS[k % len(MOMENTS)] for k in range(count)]
@@ -153,7 +180,7 @@ def faults(signum: int, count: int, steps: int, world_size: int, seed: int) -> l
     chosen = sorted(rng.sample(range(1, steps - 12), count))  # the last save that is sure to be before the end
     # Files are written by the first process.
     return [
-        Fault(signum, moment, step, rng.randrange(world_size) if moment == "step" else 0)
+        Fault(what, moment, step, rng.randrange(world_size) if moment == "step" else 0)
         for moment, step in zip(moments, chosen, strict=True)
     ]
 

@@ -41,7 +41,8 @@ def files(tmp_path_factory):
     torch.save(SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict(), root / "sit.pt")
     torch.save({"w": torch.ones(3)}, root / "alien.pt")
     torch.save({"model": good, "ema": good, "class_names": ["other"]}, root / "named.pt")
-    torch.save({"model": good, "ema": good, "step": 500}, root / "late.pt")
+    late = {"model": good, "ema": good, "opt": {"state": {}, "param_groups": [{"params": list(range(len(good)))}]}}
+    torch.save(late | {"step": 500}, root / "late.pt")
     torch.save({"ema": good, "args": {"model": "ComboStoc-XS/4", "combostoc_type": "UNSYNC_ALL"}}, root / "args.pt")
     torch.save({k: v for k, v in good.items() if "fc1" not in k}, root / "partial.pt")
     (root / "truncated.pt").write_bytes((root / "good.pt").read_bytes()[:5000])

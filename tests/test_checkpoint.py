@@ -1,6 +1,9 @@
 import argparse
 import os
 import pickle
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -8,6 +11,8 @@ from safetensors.torch import save_file
 
 import checkpoint
 from errors import DataError
+
+from .conftest import ROOT
 
 
 def test_round_trip(tmp_path):
@@ -110,3 +115,128 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(DataError, match=r"text\.pt cannot be read: it is truncated or no PyTorch checkpoint"):
         checkpoint.load(tmp_path / "text.pt")
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------
+
+
+def training_checkpoint() -> dict:
+    w = torch.nn.Parameter(torch.randn(64, 64))
+    opt = torch.optim.AdamW([w])
+    w.grad = torch.ones_like(w)
+    opt.step()
+    state = {"w": w.detach()}
+    about = {"step": 1, "args": {"lr": 1e-4}, "class_names": ["a", "b"], "progress": {"window": [[0.5, 1.0]]}}
+    return {"model": state, "ema": state, "opt": opt.state_dict(), **about}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_one_wrong_bit_anywhere_in_a_tensor_is_noticed(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    (checkpoint.save if suffix == ".pt" else checkpoint.export)(path, training_checkpoint())
+    whole = path.read_bytes()
+    needle = checkpoint.load(path)["ema"]["w"].numpy().tobytes()
+    start = whole.index(needle)
+    for offset in (0, 1, 5000, len(needle) - 1):
+        damaged = bytearray(whole)
+        damaged[start + offset] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"a{suffix} (cannot be read: Bad CRC-32|is damaged: .*SHA-256)"):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.load(path)["step"] == 1
+
+
+LAYOUT = [
+    ("step", -1),
+    ("step", "7"),
+    ("step", True),
+    ("args", [1]),
+    ("class_names", []),
+    ("class_names", [1]),
+    ("opt", {}),
+    ("opt", {"state": [1]}),
+    ("model", [1]),
+    ("progress", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), LAYOUT)
+def test_values_of_another_kind_are_named(tmp_path, name, value):
+    checkpoint.save(tmp_path / "a.pt", training_checkpoint() | {name: value})
+    with pytest.raises(DataError, match=rf"a\.pt is damaged: its '{name}' is not what it should be"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+def test_weights_that_are_no_weights(tmp_path):
+    for tensor in (torch.ones(2, dtype=torch.int64), torch.ones(2).to_sparse(), torch.ones(2, device="meta")):
+        with pytest.raises(DataError, match="holds no model weights"):
+            checkpoint.weights({"w": tensor}, "x.pt")
+
+
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_holds_the_average_and_its_configuration(tmp_path):
+    content = training_checkpoint() | {"ema": {"w": torch.full((2, 2), 3.0), "b": torch.zeros(1)}}
+    checkpoint.export(tmp_path / "a.safetensors", content)
+    loaded = checkpoint.load(tmp_path / "a.safetensors")
+    assert {k: v.tolist() for k, v in loaded.pop("ema").items()} == {"w": [[3, 3], [3, 3]], "b": [0]}
+    assert loaded == {"step": 1, "args": {"lr": 1e-4}, "class_names": ["a", "b"]}
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    """The limit on a file's size stands in for the disk's end: the system refuses to write on."""
+    code = f"""
+import resource, sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+import checkpoint
+from errors import run_program
+from pathlib import Path
+sys.argv = ["train.py"]
+path, write = Path("a.{{suffix}}"), checkpoint.{{write}}
+content = {{{{"ema": {{{{"w": torch.zeros(100)}}}}, "step": 1, "args": {{{{}}}}, "class_names": ["a"]}}}}
+write(path, content)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
+content |= {{{{"step": 2, "ema": {{{{"w": torch.zeros(10**6)}}}}}}}}
+run_program(lambda: write(path, content))
+"""
+    for suffix, write in (("pt", "save"), ("safetensors", "export")):
+        command = [sys.executable, "-c", code.format(suffix=suffix, write=write)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (1, f"train.py: error: a.{suffix}: File too large\n")
+        assert checkpoint.load(tmp_path / f"a.{suffix}")["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "a.safetensors"]
+
+
+def test_saving_goes_on_beside_training():
+    """What is written is the state when it was saved; errors come out later."""
+    saver, written, may_write = checkpoint.Saver(), [], threading.Event()
+
+    def write(content):
+        may_write.wait(10)
+        written.append(content)
+
+    w = torch.zeros(3)
+    content = {"model": {"w": w}, "opt": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1}]}}
+    saver.submit(write, content)
+    w += 1
+    content["opt"]["state"][0]["step"] += 1
+    saver.check()
+    assert written == []
+    may_write.set()
+    saver.wait()
+    assert torch.equal(written[0]["model"]["w"], torch.zeros(3))
+    assert written[0]["opt"] == {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1}]}
+
+    def fail(content):
+        raise OSError(28, "No space left on device", "a.pt")
+
+    saver.submit(fail, content)
+    with pytest.raises(OSError, match=r"No space left on device: 'a\.pt'"):
+        saver.wait()
+    saver.wait()
+    saver.close()

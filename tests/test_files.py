@@ -1,6 +1,6 @@
 import pytest
 
-from files import replacing
+from files import link, replacing
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
@@ -14,3 +14,13 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         beside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_second_name_survives_the_replacement_of_the_first(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("old")
+    two.write_text("other")
+    link(one, two)
+    with replacing(one) as beside:
+        beside.write_text("new")
+    assert (one.read_text(), two.read_text()) == ("new", "old")

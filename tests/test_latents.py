@@ -68,10 +68,10 @@ def test_a_shard_that_is_no_array_is_named(folder):
     for content in (b"", b"abc" * 100, (folder / "00001.npy").read_bytes()[:-400]):
         (folder / "00001.npy").write_bytes(content)
         with pytest.raises(DataError, match=r"shard .*00001\.npy is no shard of latents"):
-            map_shard(folder / "00001.npy")
+            map_shard(folder / "00001.npy", (5, 2, 2, 4, 8, 8))
     np.save(folder / "00001.npy", np.zeros(3))
     with pytest.raises(DataError, match="it holds float64"):
-        map_shard(folder / "00001.npy")
+        map_shard(folder / "00001.npy", (5, 2, 2, 4, 8, 8))
 
 
 def test_damage_is_named(folder):
