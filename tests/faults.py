@@ -4,6 +4,7 @@ They are forked from a server that has everything imported, so that a start take
 from there on they are processes like any other, with data workers and a process group of their own.
 """
 
+import csv
 import multiprocessing
 import os
 import random
@@ -30,7 +31,15 @@ import training
 from errors import run_program
 from transport import Transport
 
+from .conftest import DIGITS_ARGS
+
 ROOT = Path(__file__).parent.parent
+STEPS = 40
+RUN = [
+    *(*DIGITS_ARGS, "--global-batch-size", "64", "--grad-accum", "2", "--max-steps", str(STEPS)),  # 28 steps an epoch
+    *("--log-every", "3", "--reckpt-every", "4", "--ckpt-every", "10", "--sample-every", "20"),
+]
+NAME = "ComboStoc-XS-4-exp_tmp"  # of its folder
 MOMENTS = ("step", "half a file", "before renaming", "after renaming", "log")
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "SIGSTOP")
 SILENCE = 3.0  # seconds until a process gives up on one that was stopped
@@ -183,6 +192,11 @@ def random_faults(what: str, count: int, steps: int, world_size: int, seed: int)
         Fault(what, moment, step, rng.randrange(world_size) if moment == "step" else 0)
         for moment, step in zip(moments, chosen, strict=True)
     ]
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv."""
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:

@@ -241,7 +241,9 @@ def outcome(read: Callable[[], Any], names: tuple[str, ...], is_right: Callable[
 def trials(root: Path, rng: random.Random) -> dict[str, Callable[[], str]]:
     """For each kind of file a function that mutates one and reads it."""
     good_checkpoint(root / "good.pt")
-    checkpoint.export(root / "good.safetensors", checkpoint.load(root / "good.pt"))
+    content = checkpoint.load(root / "good.pt")
+    content["ema"] = {k: v.clone() for k, v in content["ema"].items()}
+    checkpoint.export(root / "good.safetensors", content)
     good_latents(root / "latents")
     (root / "images").mkdir()
     pictures = {path: path.read_bytes() for path in good_images(root / "images")}

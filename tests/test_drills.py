@@ -4,7 +4,7 @@ import pytest
 
 import train
 
-from .test_train import metrics
+from .faults import metrics
 
 DIGITS = "--data-path digits --vae none --image-size 8 --num-classes 10 --num-workers 0 --model ComboStoc-XS/2".split()
 

@@ -1,149 +1,23 @@
-import csv
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-
 import pytest
 import torch
 
 import checkpoint
+import sample
 import train
 from models import ComboStoc_models, SiT_models
 
-from .conftest import DIGITS_ARGS, ROOT, run_cli
-from .faults import Fault, differences, free_port, launch, random_faults
-
-STEPS = 40
-RUN = [
-    *(*DIGITS_ARGS, "--global-batch-size", "64", "--grad-accum", "2", "--max-steps", str(STEPS)),  # 28 steps an epoch
-    *("--log-every", "3", "--reckpt-every", "4", "--ckpt-every", "10", "--sample-every", "20"),
-]
-NAME = "ComboStoc-XS-4-exp_tmp"
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """The experiment folder of a run that nothing happened to, by the number of processes."""
-    folders = {}
-
-    def run(world_size: int):
-        if world_size not in folders:
-            root = tmp_path_factory.mktemp("uninterrupted")
-            argv = [*RUN, "--results-dir", str(root)]
-            assert launch(argv, root / "output", world_size=world_size) == [0] * world_size, (
-                root / "output"
-            ).read_text()
-            folders[world_size] = root / NAME
-        return folders[world_size]
-
-    return run
-
-
-# ---- killed and continued ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("what", ["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_run_that_is_killed_ten_times_is_the_same_run(uninterrupted, tmp_path, world_size, workers, what):
-    """In steps, in the middle of saving, between epochs: model, average, optimiser and log, bit for bit."""
-    argv = [*RUN, "--num-workers", workers, "--results-dir", str(tmp_path)]
-    for fault in random_faults(what, 10, STEPS, world_size, seed=world_size + 2 * int(workers)):
-        codes = launch(argv, tmp_path / "output", world_size=world_size, fault=fault)
-        if what == "SIGKILL":
-            assert codes[fault.rank] == -signal.SIGKILL and set(codes) <= {-signal.SIGKILL, 1}, fault
-        else:
-            assert codes == [128 + signal.SIGTERM] * world_size, (fault, (tmp_path / "output").read_text()[-3000:])
-    assert launch(argv, tmp_path / "output", world_size=world_size) == [0] * world_size
-    assert differences(uninterrupted(world_size), tmp_path / NAME) == []
-    assert "Traceback" not in (tmp_path / "output").read_text()
-
-
-FAULTS = [
-    (Fault("SIGINT", "begin", 5), 2, 130, "Stopped by SIGINT at step 6; the same command continues"),
-    (Fault("SIGUSR1", "begin", 5), 1, 138, "Stopped by SIGUSR1 at step 6; the same command continues"),
-    (Fault("full disk", "begin", 5), 1, 1, r"train.py: error: .*/ckpt-next.pt: File too large"),
-    (Fault("dead worker", "begin", 5), 1, 1, "train.py: error: DataLoader worker .*was there too little memory"),
-    (Fault("SIGSTOP", "begin", 5, rank=1), 2, 1, "train.py: error: another process has failed, or does not answer"),
-]
-
-
-@pytest.mark.parametrize(("fault", "world_size", "code", "line"), FAULTS, ids=lambda v: getattr(v, "what", None))
-def test_other_faults_end_in_one_line_and_lose_nothing(uninterrupted, tmp_path, fault, world_size, code, line):
-    argv = [*RUN, "--num-workers", "2", "--results-dir", str(tmp_path)]
-    assert launch(argv, tmp_path / "output", world_size=world_size, fault=fault)[0] == code
-    output = (tmp_path / "output").read_text()
-    assert re.search(line, output) and "Traceback" not in output, output
-    assert output.count("train.py: error:") == (code == 1)
-    assert launch(argv, tmp_path / "output", world_size=world_size) == [0] * world_size
-    assert differences(uninterrupted(world_size), tmp_path / NAME) == []
-
-
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(uninterrupted, tmp_path):
-    argv = [*RUN, "--results-dir", str(tmp_path)]
-    launch(argv, tmp_path / "output", fault=Fault("SIGKILL", "step", 14))
-    newest = tmp_path / NAME / "ckpt.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    assert launch(argv, tmp_path / "output") == [0]
-    log = (tmp_path / NAME / "log.txt").read_text()
-    assert f"Warning: checkpoint {newest} cannot be read: it is truncated" in log and "from step 10 to 40" in log
-    assert differences(uninterrupted(1), tmp_path / NAME) == []
-
-
-# ---- torchrun ------------------------------------------------------------------------------------------------------
-
-
-def children(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
-
-
-def test_torchrun_carries_on_after_the_death_of_a_rank(uninterrupted, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    argv = [*command, str(ROOT / "train.py"), *RUN, "--results-dir", str(tmp_path)]
-    log = tmp_path / NAME / "log.txt"
-    with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(argv, env=environment, stderr=output)
-        deadline = time.monotonic() + 120
-        while not (log.is_file() and "(step=0000009)" in log.read_text()):
-            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "output").read_text()
-            time.sleep(0.005)
-        os.kill(children(process.pid)[1], signal.SIGKILL)
-        assert process.wait(120) == 0, (tmp_path / "output").read_text()
-    assert log.read_text().count("Experiment folder") == 2
-    assert differences(uninterrupted(2), tmp_path / NAME) == []
-
-
-def test_two_nodes_are_two_processes(uninterrupted, tmp_path):
-    """Two launchers of one process each, over the loopback; the local rank is 0 on both."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-    command += ["--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{free_port()}", "--rdzv_id=7"]
-    argv = [*command, str(ROOT / "train.py"), *RUN, "--results-dir", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    nodes = [subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [node.communicate(timeout=120)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], errors
-    assert sorted("Experiment folder" in text for text in errors) == [False, True]
-    assert differences(uninterrupted(2), tmp_path / NAME) == []
-
+from .conftest import run_cli
+from .faults import NAME, RUN, Fault, differences, launch, metrics
 
 # ---- steps that are not finite -------------------------------------------------------------------------------------
-
-
-def rows(folder) -> list[dict]:
-    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
 
 
 def test_an_infinite_loss_of_one_process_is_skipped_by_all(tmp_path):
     argv = [*RUN, "--max-steps", "12", "--results-dir", str(tmp_path)]
     fault = Fault("infinite loss", "begin", 7, rank=1)
     assert launch(argv, tmp_path / "output", world_size=2, fault=fault) == [0, 0], (tmp_path / "output").read_text()
-    assert [row["bad_steps"] for row in rows(tmp_path / NAME)] == ["0", "0", "1", "1"]
-    assert all(0 < float(row["loss"]) < 5 for row in rows(tmp_path / NAME))
+    assert [row["bad_steps"] for row in metrics(tmp_path / NAME)] == ["0", "0", "1", "1"]
+    assert all(0 < float(row["loss"]) < 5 for row in metrics(tmp_path / NAME))
     content = checkpoint.load(tmp_path / NAME / "ckpt.pt")
     assert content["opt"]["state"][1]["step"] == 11 and content["step"] == 12
     assert "1 bad steps skipped" in (tmp_path / NAME / "log.txt").read_text()
@@ -159,7 +33,7 @@ def test_too_many_bad_steps_end_the_run_and_leave_the_last_good_checkpoint(tmp_p
     assert "Not saved at step 3, which was a bad one" in result.stderr
 
 
-# ---- weights alone -------------------------------------------------------------------------------------------------
+# ---- weights alone ---------------------------------------------------------------------------------------------------
 
 
 def begin(tmp_path, *args: str, exp: str = "x"):
@@ -213,6 +87,26 @@ def test_init_from_is_for_the_beginning(tmp_path):
     assert "continuing" in log and f"not --init-from {tmp_path / 'a.pt'}" in log and "from step 1 to 2" in log
 
 
+def test_safetensors_hold_what_sampling_takes(tmp_path, capsys):
+    """The averaged weights, with path, classes and sizes: the same picture, at a quarter of the size."""
+    flags = ["--path-type", "GVP", "--ckpt-format", "safetensors", "--ckpt-every", "1", "--max-steps", "2"]
+    folder = begin(tmp_path, *flags)
+    kept = folder / "checkpoints" / "0000002.safetensors"
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["0000001.safetensors", kept.name]
+    assert kept.stat().st_size < 0.3 * (folder / "ckpt.pt").stat().st_size
+    settings = ["--sampling-method", "euler", "--num-sampling-steps", "3", "--class-labels", "3", "7"]
+    for ckpt, out in ((folder / "ckpt.pt", "a.png"), (kept, "b.png")):
+        sample.main(["ODE", "--ckpt", str(ckpt), *settings, "--out", str(tmp_path / out)])
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_weights_alone_begin_at_step_0_whatever_step_they_are_of(tmp_path):
+    folder = begin(tmp_path, "--ckpt-format", "safetensors", "--ckpt-every", "1")
+    kept = folder / "checkpoints" / "0000001.safetensors"
+    again = begin(tmp_path, "--ckpt", kept, exp="again")
+    assert f"Continuing {kept} from step 0 to 1" in (again / "log.txt").read_text()
+
+
 # ---- pictures that cannot be read ----------------------------------------------------------------------------------
 
 
@@ -245,6 +139,11 @@ def test_too_many_unreadable_pictures_stop_both_processes_with_everything_saved(
     argv = [*RUN, "--data-path", str(pictures), "--global-batch-size", "12", "--num-classes", "1", "--results-dir"]
     codes = launch([*argv, str(tmp_path), "--max-bad-images", "0.1"], tmp_path / "output", world_size=2)
     assert codes == [1, 1]
-    output = (tmp_path / "output").read_text()
-    assert "2 of 12 images cannot be read, more than --max-bad-images 0.1 allows; the last: image" in output
+    line = "2 of 12 images cannot be read, more than --max-bad-images 0.1 allows; the last: image"
+    assert line in (tmp_path / "output").read_text()
     assert checkpoint.load(tmp_path / NAME / "ckpt.pt")["step"] == 1
+    again = [*argv, str(tmp_path), "--max-bad-images", "0.1"]
+    assert launch(again, tmp_path / "again") == [1] and line in (tmp_path / "again").read_text()
+    for name in ("03.png", "04.png"):  # mended
+        (pictures / "class" / name).write_bytes((pictures / "class" / "00.png").read_bytes())
+    assert launch([*again, "--max-steps", "3"], tmp_path / "again") == [0]

@@ -1,5 +1,4 @@
 import argparse
-import csv
 import itertools
 import json
 
@@ -17,6 +16,7 @@ from train_utils import model_config
 from transport import create_transport
 
 from .conftest import DIGITS_ARGS, run_cli
+from .faults import metrics, tensors_of
 from .test_checkpoint import predecessor_checkpoint
 
 
@@ -24,16 +24,6 @@ def run(tmp_path, *args: str, steps: int = 2, exp: str = "x"):
     """train.py in this process."""
     train.main([*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", str(steps), "--exp", exp, *args])
     return tmp_path / f"ComboStoc-XS-4-{exp}"
-
-
-def metrics(folder) -> list[dict]:
-    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-
-
-def tensors_of(path):
-    content = checkpoint.load(path)
-    opt = {f"opt.{k}.{name}": v for k, s in content["opt"]["state"].items() for name, v in s.items()}
-    return {f"{part}.{k}": v for part in ("model", "ema") for k, v in content[part].items()} | opt
 
 
 def assert_equal_bit_for_bit(a, b):
