@@ -1,6 +1,6 @@
 # make demo   train on the embedded digits, sample, count: a few minutes on any CPU
 # make test   linters, types and the whole test suite
-# make drill  longer checks: a thousand steps in bfloat16 beside float32
+# make drill  longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # Both make .venv and install what they need; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
@@ -43,5 +43,9 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not drill" -n 2 --dist loadfile
 
+drill: export OMP_NUM_THREADS = 1
+drill: export CUDA_VISIBLE_DEVICES =
 drill: $(READY)
+	$(BIN)/python -m tests.fault_drill
+	$(BIN)/python -m tests.hostile
 	$(BIN)/python -m pytest -m drill -s

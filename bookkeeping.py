@@ -143,8 +143,10 @@ class Bookkeeping:
 
 
 def are(kind: type, values: object) -> bool:
-    """Whether values is a list of a kind, and none of them beyond 64 bits."""
-    return isinstance(values, list) and all(type(v) is kind and (kind is list or abs(v) < 2**63) for v in values)
+    """Whether values is a list of a kind; numbers must be finite and fit into 64 bits."""
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
+        return False
+    return kind is list or all(abs(value) < 2**63 for value in values)
 
 
 def share(totals: list[list[float]], process: distributed.Process) -> Sequence[float]:

@@ -172,7 +172,8 @@ class Skipping(Dataset[tuple[Tensor, int, dict[int, str]]]):
         self.items = items
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int, dict[int, str]]:
-        (start, mirror), reasons = key, {}
+        start, mirror = key
+        reasons: dict[int, str] = {}
         for k in range(min(len(self.items), self.LONGEST)):
             index = (start + k) % len(self.items)
             try:

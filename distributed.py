@@ -37,7 +37,7 @@ class Process:
         return self.rank == 0
 
 
-_hosts: dist.ProcessGroup | None = None  # over which hosts talk without waiting for GPUs; None: the only group
+_hosts: Any = None  # the group over which hosts talk without waiting for GPUs; None: the only group
 
 
 def setup(timeout: timedelta = LONG_TIMEOUT) -> Process:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def load_batches(
         collate_fn=collate,
     )
     with signals.blocked():
-        loaded = iter(loader)  # draws a random number
+        loaded: Any = iter(loader)  # draws a random number
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for x, y, reasons in loaded:

@@ -62,6 +62,7 @@ def check_kinds(manifest: dict[str, Any], path: Path) -> None:
         DataError: a value of a manifest is not of its kind; it is named.
     """
     classes = manifest.get("class_names")
+    num_classes = len(classes) if isinstance(classes, list) else 0
 
     def is_shard(entry: Any) -> bool:
         return (
@@ -71,7 +72,7 @@ def check_kinds(manifest: dict[str, Any], path: Path) -> None:
             and type(entry.get("bytes")) is int
             and isinstance(entry.get("sha256"), str)
             and isinstance(labels := entry.get("labels"), list)
-            and all(type(k) is int and 0 <= k < len(classes) for k in labels)
+            and all(type(k) is int and 0 <= k < num_classes for k in labels)
         )
 
     def is_autoencoder(value: Any) -> bool:

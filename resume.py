@@ -13,7 +13,7 @@ import download
 from errors import DataError, UsageError
 from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
-from train_utils import load_weights, typed_arguments
+from train_utils import default_combostoc_type, load_weights, typed_arguments
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
 RESTORED = (
@@ -83,6 +83,8 @@ def restore_arguments(
         if name not in trained or getattr(args, name) == trained[name]:
             continue
         flag, given = "--" + name.replace("_", "-"), getattr(args, name)
+        if name == "combostoc_type" and given is None and trained[name] == default_combostoc_type(args.model):
+            continue  # as it would be without the checkpoint
         if name not in typed:
             setattr(args, name, trained[name])
             restored.append(f"{flag} {trained[name]}")

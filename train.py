@@ -51,6 +51,7 @@ from train_utils import (
     check_readable,
     count,
     decay,
+    default_combostoc_type,
     guidance_scale,
     model_config,
     model_name,
@@ -142,9 +143,8 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
     Raises:
         UsageError: names the values.
     """
-    is_sit = args.model.startswith("SiT")
-    args.combostoc_type = args.combostoc_type or ("UNSYNC_NONE" if is_sit else "UNSYNC_ALL")
-    if is_sit and args.combostoc_type != "UNSYNC_NONE":
+    args.combostoc_type = args.combostoc_type or default_combostoc_type(args.model)
+    if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )

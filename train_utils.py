@@ -61,6 +61,11 @@ def model_name(value: str) -> str:
     return value
 
 
+def default_combostoc_type(model: str) -> str:
+    """What a model is trained with unless it is said otherwise."""
+    return (ComboStocType.UNSYNC_NONE if model.startswith("SiT") else ComboStocType.UNSYNC_ALL).name
+
+
 def none_or_str(value: str) -> str | None:
     """The word None on the command line is None."""
     return None if value == "None" else value

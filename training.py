@@ -53,7 +53,8 @@ def training_step(
     bad = ~norm.isfinite()
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
-    opt.found_inf = bad.float()  # 1: the fused kernel leaves parameters and moments alone, as GradScaler has it
+    # 1: the fused kernel leaves parameters and moments alone, as GradScaler has it
+    opt.found_inf = bad.float()  # type: ignore[attr-defined]
     opt.step()
     update_ema(ema, model, ema_decay, bad)
     return Step(loss, bad)

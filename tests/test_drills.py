@@ -1,9 +1,18 @@
 """Long checks, by `make drill`."""
 
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 import train
 
+from .conftest import ROOT
 from .faults import metrics
 
 DIGITS = "--data-path digits --vae none --image-size 8 --num-classes 10 --num-workers 0 --model ComboStoc-XS/2".split()
@@ -24,3 +33,36 @@ def test_bf16_follows_the_loss_of_fp32_for_a_thousand_steps(tmp_path):
     assert len(losses["fp32"]) == 10 and losses["fp32"][-1] < 0.7 * losses["fp32"][0]
     for a, b in zip(losses["fp32"], losses["bf16"], strict=True):
         assert abs(b / a - 1) < 0.02
+
+
+def state_of(pid: int) -> tuple[int, int, int]:
+    """Resident memory in KiB, open files and threads of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    number = {key: int(status.split(f"{key}:")[1].split()[0]) for key in ("VmRSS", "Threads")}
+    return number["VmRSS"], len(list(Path(f"/proc/{pid}/fd").iterdir())), number["Threads"]
+
+
+@pytest.mark.drill
+def test_three_thousand_steps_leave_nothing_behind(tmp_path):
+    """With workers, logging, sampling, saving: after step 500 memory grows by less than 2 %, the rest not."""
+    args = [*DIGITS, "--num-workers", "2", "--global-batch-size", "64", "--max-steps", "3000", "--log-every", "50"]
+    args += ["--reckpt-every", "100", "--ckpt-every", "1000", "--sample-every", "250", "--results-dir", str(tmp_path)]
+    log, seen = tmp_path / "ComboStoc-XS-2-exp_tmp" / "log.txt", {}
+    command = [sys.executable, str(ROOT / "train.py"), *args]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
+        while process.poll() is None:
+            steps = re.findall(r"\(step=(\d+)\)", log.read_text()) if log.is_file() else []
+            if steps and int(steps[-1]) not in seen:
+                with contextlib.suppress(OSError, IndexError):  # it has just ended
+                    seen[int(steps[-1])] = state_of(process.pid)
+            time.sleep(0.02)
+    assert process.returncode == 0
+    print("\n step  memory (MiB)  open files  threads")
+    for step in [s for s in seen if s % 250 == 0]:
+        memory, files, threads = seen[step]
+        print(f"{step:5d}{memory / 1024:14.1f}{files:12d}{threads:9d}")
+    later = [value for step, value in seen.items() if step > 500]
+    memory, files, threads = seen[500]
+    assert len(later) > 40 and max(m for m, _, _ in later) < 1.02 * memory
+    assert max(f for _, f, _ in later) <= files + 2  # a checkpoint or a picture that is just being written
+    assert max(t for _, _, t in later) <= threads

@@ -19,7 +19,7 @@ import train
 from errors import DataError, UsageError
 
 from .conftest import ROOT, run_cli
-from .test_train import metrics
+from .faults import metrics
 
 
 @pytest.fixture(scope="module")
