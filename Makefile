@@ -41,7 +41,7 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not drill" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not drill" -n 3 --dist loadfile
 
 drill: export OMP_NUM_THREADS = 1
 drill: export CUDA_VISIBLE_DEVICES =

@@ -77,6 +77,8 @@ def load_batches(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         collate_fn=collate,
+        # Python 3.14's own choice would leave them behind when this process is killed.
+        multiprocessing_context="fork" if num_workers else None,
     )
     with signals.blocked():
         loaded: Any = iter(loader)  # draws a random number

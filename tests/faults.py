@@ -135,7 +135,6 @@ def arm(fault: Fault) -> None:
 def run(rank: int, world_size: int, port: int, argv: list[str], log: str, fault: Fault | None) -> None:
     """One process of a run, in the forked child."""
     os.setpgid(0, 0)
-    multiprocessing.set_start_method("fork", force=True)  # of data workers
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

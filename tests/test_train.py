@@ -16,7 +16,7 @@ from train_utils import model_config
 from transport import create_transport
 
 from .conftest import DIGITS_ARGS, run_cli
-from .faults import metrics, tensors_of
+from .faults import NAME, launch, metrics, tensors_of
 from .test_checkpoint import predecessor_checkpoint
 
 
@@ -110,9 +110,9 @@ def test_two_processes_compute_the_step_of_the_joined_batch(trained):
 
 def test_two_processes_in_two_parts_each(tmp_path):
     """Gradients are averaged over processes once a step, after the last part."""
-    args = [*DIGITS_ARGS, "--max-steps", "3", "--grad-accum", "2", "--ema-decay", "0.9"]
-    run_cli("train.py", *args, processes=2, cwd=tmp_path)
-    assert_steps_by_hand(tmp_path / "results" / "ComboStoc-XS-4-exp_tmp" / "ckpt.pt", 3, grad_accum=2)
+    args = [*DIGITS_ARGS, "--max-steps", "3", "--grad-accum", "2", "--ema-decay", "0.9", "--results-dir", str(tmp_path)]
+    assert launch(args, tmp_path / "output", world_size=2) == [0, 0]
+    assert_steps_by_hand(tmp_path / NAME / "ckpt.pt", 3, grad_accum=2)
 
 
 def test_bf16_in_parts_with_a_limit_on_gradients_continues_exactly(tmp_path):
@@ -142,9 +142,9 @@ def test_compiled_training_in_two_processes_is_training(tmp_path):
 
 
 def test_two_processes_continue_as_if_never_stopped(trained, tmp_path):
-    args = [*DIGITS_ARGS, "--max-steps", "20", "--ckpt", trained / "checkpoints" / "0000010.pt"]
-    run_cli("train.py", *args, processes=2, cwd=tmp_path)
-    assert_equal_bit_for_bit(tmp_path / "results" / "ComboStoc-XS-4-exp_tmp" / "ckpt.pt", trained / "ckpt.pt")
+    args = [*DIGITS_ARGS, "--max-steps", "20", "--ckpt", str(trained / "checkpoints" / "0000010.pt")]
+    assert launch([*args, "--results-dir", str(tmp_path)], tmp_path / "output", world_size=2) == [0, 0]
+    assert_equal_bit_for_bit(tmp_path / NAME / "ckpt.pt", trained / "ckpt.pt")
 
 
 def test_a_command_with_ckpt_that_is_started_again_continues_itself(tmp_path):
@@ -205,7 +205,7 @@ def test_ckpt_continues_a_file_with_its_configuration(tmp_path, capsys):
     whole = run(tmp_path, "--path-type", "GVP", "--lr", "1e-3", "--ckpt-every", "2", steps=4, exp="whole")
     kept = whole / "checkpoints" / "0000002.pt"
     assert_equal_bit_for_bit(run(tmp_path, "--ckpt", str(kept), steps=4, exp="again") / "ckpt.pt", whole / "ckpt.pt")
-    assert ", --path-type GVP, --lr 0.001\n" in (tmp_path / "ComboStoc-XS-4-again/log.txt").read_text()
+    assert "From the checkpoint: --path-type GVP, --lr 0.001\n" in (tmp_path / "ComboStoc-XS-4-again/log.txt").read_text()
     other = run(tmp_path, "--ckpt", str(kept), "--lr", "2e-3", "--path-type", "Linear", steps=4, exp="other")
     log = (other / "log.txt").read_text()
     assert "Warning: --lr 0.002 instead of the checkpoint's 0.001" in log
