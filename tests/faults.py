@@ -5,6 +5,7 @@ from there on they are processes like any other, with data workers and a process
 """
 
 import csv
+import importlib
 import multiprocessing
 import os
 import random
@@ -26,7 +27,8 @@ import checkpoint
 import distributed
 import experiment
 import files
-import train
+import sample_ddp  # noqa: F401 -- for the server, as are the programs
+import train  # noqa: F401
 import training
 from errors import run_program
 from transport import Transport
@@ -37,7 +39,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = 40
 RUN = [
     *(*DIGITS_ARGS, "--global-batch-size", "64", "--grad-accum", "2", "--max-steps", str(STEPS)),  # 28 steps an epoch
-    *("--log-every", "3", "--reckpt-every", "4", "--ckpt-every", "10", "--sample-every", "20"),
+    *("--log-every", "3", "--reckpt-every", "4", "--ckpt-every", "10", "--sample-every", "40"),
 ]
 NAME = "ComboStoc-XS-4-exp_tmp"  # of its folder
 MOMENTS = ("step", "half a file", "before renaming", "after renaming", "log")
@@ -132,7 +134,7 @@ def arm(fault: Fault) -> None:
     experiment.flush = flush
 
 
-def run(rank: int, world_size: int, port: int, argv: list[str], log: str, fault: Fault | None) -> None:
+def run(rank: int, world_size: int, port: int, program: str, argv: list[str], log: str, fault: Fault | None) -> None:
     """One process of a run, in the forked child."""
     os.setpgid(0, 0)
     with open(log, "a") as file:
@@ -144,10 +146,10 @@ def run(rank: int, world_size: int, port: int, argv: list[str], log: str, fault:
     if world_size > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in numbers.items()}}
-    sys.argv = ["train.py"]
+    sys.argv = [f"{program}.py"]
     if fault is not None and fault.rank == rank:
         arm(fault)
-    run_program(lambda: train.main(argv))
+    run_program(lambda: importlib.import_module(program).main(argv))
 
 
 def free_port() -> int:
@@ -156,14 +158,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(argv: list[str], log: Path, *, world_size: int = 1, fault: Fault | None = None) -> list[int]:
-    """Train until the end or the fault, and return the exit codes. When a process is killed, so are the others."""
+def launch(
+    argv: list[str], log: Path, *, world_size: int = 1, fault: Fault | None = None, program: str = "train"
+) -> list[int]:
+    """Run until the end or the fault, and return the exit codes. When a process is killed, so are the others."""
     os.environ["PYTHONPATH"] = str(ROOT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults"])
     port = free_port()
     processes = [
-        context.Process(target=run, args=(rank, world_size, port, argv, str(log), fault)) for rank in range(world_size)
+        context.Process(target=run, args=(rank, world_size, port, program, argv, str(log), fault))
+        for rank in range(world_size)
     ]
     for process in processes:
         process.start()

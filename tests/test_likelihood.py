@@ -6,7 +6,7 @@ from autoencoder import PixelSpace, load_autoencoder
 from likelihood import bits_per_dim, to_latents
 from sampling import ImageNoise
 
-from .conftest import run_cli
+from .faults import launch
 
 
 def test_uniform_noise_on_bytes_costs_eight_bits():
@@ -35,7 +35,7 @@ def bits(output: str) -> float:
     return float(line.split()[0])
 
 
-def test_scoring_from_the_command_line_on_one_and_two_processes(trained, tmp_path):
+def test_scoring_on_one_and_two_processes(trained, tmp_path):
     """`sample.py` and `sample_ddp.py` score a folder and agree; each image has its own dequantisation and probe."""
     from PIL import Image
 
@@ -46,9 +46,10 @@ def test_scoring_from_the_command_line_on_one_and_two_processes(trained, tmp_pat
     (tmp_path / "flat").mkdir()
     for i in range(6):
         Image.fromarray(to_uint8(data[i, False][0][None])[0]).save(tmp_path / "flat" / f"{i}.png")
-    args = ["--ckpt", trained / "ckpt.pt", "--likelihood", "--data-path", tmp_path / "flat"]
+    args = ["ODE", "--ckpt", str(trained / "ckpt.pt"), "--likelihood", "--data-path", str(tmp_path / "flat")]
     fixed = ["--sampling-method", "rk4", "--num-sampling-steps", "9"]
-    one = run_cli("sample.py", "ODE", *args, *fixed, cwd=tmp_path).stdout
-    two = run_cli("sample_ddp.py", "ODE", *args, *fixed, processes=2, cwd=tmp_path).stdout
+    assert launch([*args, *fixed], tmp_path / "one", program="sample") == [0]
+    assert launch([*args, *fixed], tmp_path / "two", program="sample_ddp", world_size=2) == [0, 0]
+    one, two = ((tmp_path / name).read_text() for name in ("one", "two"))
     assert "6 images" in one and "6 images" in two
     assert abs(bits(one) - bits(two)) < 2e-3

@@ -10,13 +10,18 @@ from train_utils import model_config
 from transport import Sampler, create_transport
 
 from .conftest import run_cli
+from .faults import launch
 
 COMMON = ["--num-fid-samples", "10", "--num-sampling-steps", "5"]
 
 
-def sample(trained, folder, *args, mode="SDE", processes=0, check=True):
-    ckpt = ["--ckpt", trained / "ckpt.pt", "--sample-dir", folder / "out"]
-    return run_cli("sample_ddp.py", mode, *ckpt, *COMMON, *args, processes=processes, cwd=folder, check=check)
+def sample(trained, folder, *args, processes=1) -> str:
+    """Sample by the SDE and return what is printed."""
+    ckpt, log = ["--ckpt", str(trained / "ckpt.pt"), "--sample-dir", str(folder / "out")], folder / "output"
+    log.unlink(missing_ok=True)
+    codes = launch(["SDE", *ckpt, *COMMON, *args], log, world_size=processes, program="sample_ddp")
+    assert codes == [0] * processes, log.read_text()
+    return log.read_text()
 
 
 def npz_of(folder) -> np.ndarray:
@@ -29,8 +34,8 @@ def test_images_do_not_depend_on_processes_or_batches_and_a_run_continues(traine
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
-    result = sample(trained, folders[0], "--per-proc-batch-size", "10")
-    assert "10 images in" in result.stdout and "images/s" in result.stdout
+    output = sample(trained, folders[0], "--per-proc-batch-size", "10")
+    assert "10 images in" in output and "images/s" in output
     one = npz_of(folders[0])
     assert one.shape == (10, 8, 8, 3) and one.dtype == np.uint8 and len(np.unique(one, axis=0)) == 10
     sample(trained, folders[1], "--per-proc-batch-size", "3", processes=2)
@@ -41,8 +46,7 @@ def test_images_do_not_depend_on_processes_or_batches_and_a_run_continues(traine
     times = {p: p.stat().st_mtime_ns for p in pictures}
     for k in (2, 7):
         pictures[k].unlink()
-    result = sample(trained, folders[0])
-    assert "continuing: 8 of 10 images are there" in result.stdout
+    assert "continuing: 8 of 10 images are there" in sample(trained, folders[0])
     assert abs(one.astype(int) - npz_of(folders[0])).max() <= 1
     assert [k for k, p in enumerate(pictures) if p.stat().st_mtime_ns != times[p]] == [2, 7]
 
@@ -52,8 +56,9 @@ def test_images_do_not_depend_on_processes_or_batches_and_a_run_continues(traine
     assert {r["diffusion_norm"] for r in records} == {0.5, 1.0} and len(records[0]["checkpoint_sha256"]) == 64
 
 
-def test_ode(trained, tmp_path):
-    assert "model evaluations" in sample(trained, tmp_path, mode="ODE", processes=2).stdout
+def test_ode_through_torchrun(trained, tmp_path):
+    args = ["ODE", "--ckpt", trained / "ckpt.pt", "--sample-dir", tmp_path / "out", *COMMON]
+    assert "model evaluations" in run_cli("sample_ddp.py", *args, processes=2, cwd=tmp_path).stdout
     assert npz_of(tmp_path).shape == (10, 8, 8, 3)
 
 

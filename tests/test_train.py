@@ -131,7 +131,8 @@ def test_bf16_in_parts_with_a_limit_on_gradients_continues_exactly(tmp_path):
 
 def test_compiled_training_in_two_processes_is_training(tmp_path):
     args = [*DIGITS_ARGS, "--max-steps", "2", "--sample-every", "2"]
-    run_cli("train.py", *args, "--exp", "eager", processes=2, cwd=tmp_path)
+    eager = [*args, "--exp", "eager", "--results-dir", str(tmp_path / "results")]
+    assert launch(eager, tmp_path / "output", world_size=2) == [0, 0]
     run_cli("train.py", *args, "--exp", "compiled", "--compile", processes=2, cwd=tmp_path)
     folder = tmp_path / "results"
     eager, compiled = (tensors_of(folder / f"ComboStoc-XS-4-{exp}" / "ckpt.pt") for exp in ("eager", "compiled"))
@@ -205,7 +206,9 @@ def test_ckpt_continues_a_file_with_its_configuration(tmp_path, capsys):
     whole = run(tmp_path, "--path-type", "GVP", "--lr", "1e-3", "--ckpt-every", "2", steps=4, exp="whole")
     kept = whole / "checkpoints" / "0000002.pt"
     assert_equal_bit_for_bit(run(tmp_path, "--ckpt", str(kept), steps=4, exp="again") / "ckpt.pt", whole / "ckpt.pt")
-    assert "From the checkpoint: --path-type GVP, --lr 0.001\n" in (tmp_path / "ComboStoc-XS-4-again/log.txt").read_text()
+    assert (
+        "From the checkpoint: --path-type GVP, --lr 0.001\n" in (tmp_path / "ComboStoc-XS-4-again/log.txt").read_text()
+    )
     other = run(tmp_path, "--ckpt", str(kept), "--lr", "2e-3", "--path-type", "Linear", steps=4, exp="other")
     log = (other / "log.txt").read_text()
     assert "Warning: --lr 0.002 instead of the checkpoint's 0.001" in log
