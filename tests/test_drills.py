@@ -64,5 +64,7 @@ def test_three_thousand_steps_leave_nothing_behind(tmp_path):
     later = [value for step, value in seen.items() if step > 500]
     memory, files, threads = seen[500]
     assert len(later) > 40 and max(m for m, _, _ in later) < 1.02 * memory
-    assert max(f for _, f, _ in later) <= files + 2  # a checkpoint or a picture that is just being written
+    # More are open for a moment, while a checkpoint, a picture and a log line are written; none stays open.
+    assert min(f for step, (_, f, _) in seen.items() if step > 2500) <= files
+    assert max(f for _, f, _ in later) <= files + 5
     assert max(t for _, _, t in later) <= threads
