@@ -8,7 +8,6 @@ step differ by.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,6 @@ from benchmarks import measure
 from benchmarks.cases import FACTOR, Case, Trained, training_work
 from bookkeeping import Bookkeeping
 from errors import run_program
-from files import replacing
 from train_utils import MODEL_NAMES, Parser, latent_size, model_name, positive_int
 from training import Step
 
@@ -105,10 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"norm of the gradients             {seconds['check'] * 1e3:8.3f} ms  {share['check']:.4%}")
     print(f"a checkpoint of {save['gib']:.2f} GiB: training waits {save['seconds_waited']:.2f} s, ", end="")
     print(f"{save['seconds_written_beside']:.2f} s of writing go on beside it")
-    print(f"\n{report['environment']}")
-    if args.json:
-        with replacing(args.json) as beside:
-            beside.write_text(json.dumps(report, indent=1) + "\n")
+    measure.conclude(report, args.json)
 
 
 if __name__ == "__main__":

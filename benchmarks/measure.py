@@ -1,6 +1,7 @@
 """What the benchmarks measure with: interleaved timing, peak memory, model FLOPs and a device's peak."""
 
 import ctypes
+import json
 import platform
 import resource
 import statistics
@@ -13,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import precision
+from files import replacing
 from models import SiT
 from train_utils import ModelConfig
 
@@ -144,3 +146,11 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).is_file() else []
+
+
+def conclude(report: dict[str, Any], path: Path | None) -> None:
+    """Print the environment of a report, and write all of it to a file."""
+    print(f"\n{report['environment']}")
+    if path is not None:
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All that is measured on one GPU, unattended. A part that fails or hangs does not stop the others.
-#     bash benchmarks/run_gpu.sh [PART ...]      PARTs: tests train train-128 sample sample-cfg batches sizes; default: all
+#     bash benchmarks/run_gpu.sh [PART ...]    default: all of tests train train-128 sample sample-cfg batches bookkeeping sizes
 # Results go to $OUT, by default benchmarks/results/<name of the GPU>. PYTHON chooses the interpreter; it needs torch,
 # torchvision, timm, torchdiffeq, scikit-learn, pytest and matplotlib. A part takes some minutes, ten at most (LIMIT, s).
 set -uo pipefail
@@ -20,7 +20,7 @@ measure() { # part, then the benchmark's arguments
 }
 
 fast="--precision bf16 --compile"
-for part in "${@:-tests train train-128 sample sample-cfg batches sizes}"; do
+for part in "${@:-tests train train-128 sample sample-cfg batches bookkeeping sizes}"; do
     for part in $part; do
         echo "== $part"
         case $part in
@@ -30,6 +30,9 @@ for part in "${@:-tests train train-128 sample sample-cfg batches sizes}"; do
         sample) measure sample sample $fast --compare --num-sampling-steps 50 --rounds 3 ;;
         sample-cfg) measure sample-cfg sample $fast --compare --num-sampling-steps 50 --rounds 3 --cfg-scale 1.5 ;;
         batches) measure batches batches $fast --rounds 3 --plot "$out/batches.png" ;;
+        bookkeeping)
+            timeout "$LIMIT" "$PYTHON" benchmarks/bookkeeping.py $fast --json "$out/$part.json" 2>&1 | tee "$out/$part.txt"
+            ;;
         sizes) measure sizes sizes $fast --batch-size 32 --rounds 2 ;;
         *) echo "unknown part $part" >&2 && false ;;
         esac || { echo "== $part failed" && failed=1; }

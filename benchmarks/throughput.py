@@ -300,10 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.what == "batches":
         for n, s in zip(report["batch_sizes"], report["seconds_per_image"], strict=True):
             print(f"batch {n:5d}: {s:.4g} s an image")
-    print(f"\n{report['environment']}")
-    if args.json:
-        with replacing(args.json) as beside:
-            beside.write_text(json.dumps(report, indent=1) + "\n")
+    measure.conclude(report, args.json)
 
 
 if __name__ == "__main__":
