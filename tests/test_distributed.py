@@ -28,7 +28,7 @@ def test_a_restart_does_not_read_what_the_attempt_before_has_written():
         def join(rank, parts=parts):
             parts[rank] = fresh_part(store, rank, 3)
 
-        threads = [Thread(target=join, args=(rank,)) for rank in (2, 0, 1)]
+        threads = [Thread(target=join, args=(rank,), daemon=True) for rank in (2, 0, 1)]
         for thread in threads:
             thread.start()
         for thread in threads:

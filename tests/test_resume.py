@@ -4,6 +4,7 @@ import torch
 import checkpoint
 import sample
 import train
+from errors import DataError
 from models import ComboStoc_models, SiT_models
 
 from .faults import NAME, RUN, Fault, differences, launch, metrics
@@ -105,6 +106,32 @@ def test_weights_alone_begin_at_step_0_whatever_step_they_are_of(tmp_path):
     kept = folder / "checkpoints" / "0000001.safetensors"
     again = begin(tmp_path, "--ckpt", kept, exp="again")
     assert f"Continuing {kept} from step 0 to 1" in (again / "log.txt").read_text()
+
+
+def test_moments_in_another_memory_layout_are_the_same_moments(tmp_path):
+    """The fused kernel goes by the parameters' layout; files may come from anywhere."""
+    folder = begin(tmp_path)
+    content = checkpoint.load(folder / "ckpt.pt")
+    for moments in content["opt"]["state"].values():
+        moments |= {k: v.t().contiguous().t() for k, v in moments.items() if v.ndim == 2}
+    checkpoint.save(tmp_path / "turned.pt", content)
+    flags = ["--max-steps", "2", "--log-every", "1"]
+    for name, source in (("same", folder / "ckpt.pt"), ("turned", tmp_path / "turned.pt")):
+        begin(tmp_path, "--ckpt", source, *flags, exp=name)
+    assert differences(tmp_path / "ComboStoc-XS-4-same", tmp_path / "ComboStoc-XS-4-turned") == []
+
+
+@pytest.mark.parametrize("harm", ["shape", "missing", "repeated"])
+def test_moments_that_do_not_fit_are_named(tmp_path, harm):
+    content = checkpoint.load(begin(tmp_path) / "ckpt.pt")
+    moments = content["opt"]["state"][1]
+    if harm == "missing":
+        del content["opt"]["state"][1]
+    else:
+        moments["exp_avg"] = torch.zeros(3) if harm == "shape" else torch.zeros(1).expand(moments["exp_avg"].shape)
+    checkpoint.save(tmp_path / "bad.pt", content)
+    with pytest.raises(DataError, match=r"bad\.pt: its optimiser state does not fit"):
+        begin(tmp_path, "--ckpt", tmp_path / "bad.pt", "--max-steps", "2", exp="bad")
 
 
 # ---- pictures that cannot be read ----------------------------------------------------------------------------------
