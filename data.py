@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 import progress
 from distributed import seed_for
-from errors import DataError, UsageError
+from errors import DataError
 from images import MAX_PIXELS, UnreadableImage, read_image
 
 DIGITS = "digits"
@@ -58,8 +58,6 @@ class Digits(Dataset[tuple[Tensor, int]]):
     def __init__(self, image_size: int, channels: int) -> None:
         from sklearn.datasets import load_digits
 
-        if image_size**2 > MAX_PIXELS:
-            raise UsageError(f"--image-size {image_size} is too large: more than {MAX_PIXELS:,} pixels")
         digits = load_digits()
         self.class_names = [str(k) for k in digits.target_names]
         self.labels = [int(k) for k in digits.target]

@@ -19,8 +19,6 @@ from errors import DataError, UsageError
 from files import flush, link, replacing
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
-
-
 COLUMNS = ("step", "epoch", "loss", "bad_steps")  # of metrics.csv
 Stamps = dict[str, int]
 

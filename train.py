@@ -215,8 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     # From here on files are written.
-    experiment = Experiment(args, process)
-    with experiment:
+    with Experiment(args, process) as experiment:
         distributed.from_main(lambda: experiment.open(args, step, start.source, start.seen))
         log = experiment.logger.info
         for line in lines:

@@ -33,9 +33,8 @@ import training
 from errors import run_program
 from transport import Transport
 
-from .conftest import DIGITS_ARGS
+from .conftest import DIGITS_ARGS, ROOT
 
-ROOT = Path(__file__).parent.parent
 STEPS = 40
 RUN = [
     *(*DIGITS_ARGS, "--global-batch-size", "64", "--grad-accum", "2", "--max-steps", str(STEPS)),  # 28 steps an epoch
@@ -43,7 +42,6 @@ RUN = [
 ]
 NAME = "ComboStoc-XS-4-exp_tmp"  # of its folder
 MOMENTS = ("step", "half a file", "before renaming", "after renaming", "log")
-SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGUSR1", "SIGSTOP")
 SILENCE = 3.0  # seconds until a process gives up on one that was stopped
 
 
