@@ -1,5 +1,6 @@
 """Interpolants, training targets and samplers for flow and diffusion models with combinatorial stochasticity."""
 
+from .graded import SCHEDULES
 from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import ADAPTIVE_METHODS, FIXED_STEP_METHODS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
 from .timesteps import ComboStocType, draw_timesteps, timestep_shape
@@ -13,6 +14,7 @@ __all__ = [
     "ODE_METHODS",
     "PATHS",
     "PREDICTIONS",
+    "SCHEDULES",
     "SDE_METHODS",
     "WEIGHTS",
     "ComboStocType",

@@ -1,4 +1,4 @@
-"""Samplers over a trained model: ODE, SDE, and the likelihood of data under the ODE.
+"""Samplers over a trained model: ODE, SDE, graded control by either, and the likelihood of data under the ODE.
 
 Each method of `Sampler` returns a `SampleFn`: call it as fn(z, model, **model_kwargs).
 """
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .graded import SCHEDULES, Graded, Grading, Synchronous, preservation_map
 from .integrators import ADAPTIVE_METHODS, FIXED_STEP_METHODS, SDE_STEPS, integrate_ode, integrate_sde
 from .path import DIFFUSION_FORMS, expand_t_like_x
 from .transport import Model, Transport
@@ -30,7 +31,7 @@ class SampleFn:
     """
 
     def __init__(self, solve: Callable[..., Sequence[Tensor]]) -> None:
-        self._solve = solve
+        self.solve = solve
         self.nfe = 0
 
     def __call__(self, z: Tensor, model: Model, **model_kwargs: Any) -> Sequence[Tensor]:
@@ -43,7 +44,7 @@ class SampleFn:
             return model(x.to(z.dtype), t, **kwargs).to(state.dtype)
 
         with torch.no_grad():
-            results = self._solve(state, counted, **model_kwargs)
+            results = self.solve(state, counted, **model_kwargs)
         return [r.to(z.dtype) if r.shape == z.shape else r for r in results]
 
 
@@ -62,6 +63,7 @@ class Sampler:
         rtol: float = 1e-3,
         reverse: bool = False,
         trajectory: bool = False,
+        grading: Grading | None = None,
     ) -> SampleFn:
         """Integrate the probability-flow ODE dx = velocity dt from noise to data.
 
@@ -71,6 +73,7 @@ class Sampler:
             atol, rtol: error tolerances of the adaptive methods.
             reverse: from data to noise.
             trajectory: return the states at all time points instead of the end state only.
+            grading: what is kept of a reference; see `sample_graded`, which makes it.
         """
         _check("ODE method", sampling_method, ODE_METHODS)
         _check_ode_settings(num_steps, atol, rtol)
@@ -80,13 +83,15 @@ class Sampler:
         )
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
-            def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                (x,) = state
-                return (velocity(x, t.expand(x.shape[0]), model, **model_kwargs),)
+            course = self._course(grading, z, t0, t1, num_steps)
+
+            def field(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                (x,), s = state, s.expand(z.shape[0])
+                return (velocity(x, course.times(s), model, **model_kwargs) * course.rate(s),)
 
             states = integrate_ode(
                 field,
-                (z,),
+                (course.begin(z),),
                 t0,
                 t1,
                 method=sampling_method,
@@ -95,7 +100,7 @@ class Sampler:
                 rtol=rtol,
                 trajectory=trajectory,
             )
-            return [x for (x,) in states]
+            return [course.end(x) for (x,) in states]
 
         return SampleFn(solve)
 
@@ -110,6 +115,7 @@ class Sampler:
         num_steps: int = 250,
         randn: Callable[[Tensor], Tensor] = torch.randn_like,
         trajectory: bool = False,
+        grading: Grading | None = None,
     ) -> SampleFn:
         """Integrate dx = [velocity + w score] dt + sqrt(2 w) dW from noise to data (SiT, equation 10).
 
@@ -124,6 +130,7 @@ class Sampler:
             num_steps: time points, both ends included, the last step not counted.
             randn: gives the noise of a step, one tensor like x a call.
             trajectory: return the states at all time points instead of the end state only.
+            grading: what is kept of a reference; see `sample_graded`, which makes it.
         """
         _check("SDE method", sampling_method, SDE_METHODS)
         _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
@@ -154,14 +161,16 @@ class Sampler:
             return path.compute_diffusion(x, t, form=diffusion_form, norm=diffusion_norm)
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
+            course = self._course(grading, z, t0, t1, num_steps)
+
             def drift(x: Tensor, t: Tensor) -> Tensor:
                 velocity, score = velocity_and_score(x, t, model, **model_kwargs)
                 return velocity + diffusion(x, t) * score
 
             states = integrate_sde(
-                drift,
-                diffusion,
-                z,
+                lambda x, s: drift(x, course.times(s)) * course.rate(s),
+                lambda x, s: diffusion(x, course.times(s)) * course.rate(s),
+                course.begin(z),
                 t0,
                 t1,
                 method=sampling_method,
@@ -169,22 +178,75 @@ class Sampler:
                 randn=randn,
                 trajectory=trajectory,
             )
-            if last_step is None:
-                return states
-            x = states[-1]
-            t = torch.full((x.shape[0],), t1, device=x.device, dtype=x.dtype)
-            velocity, score = velocity_and_score(x, t, model, **model_kwargs)
-            if last_step == "Mean":
-                x = x + (velocity + diffusion(x, t) * score) * last_step_size
-            elif last_step == "Euler":
-                x = x + velocity * last_step_size
-            else:  # Tweedie: E[x1 | x_t] = (x_t + sigma_t^2 score) / alpha_t
-                alpha_t, _ = path.compute_alpha_t(expand_t_like_x(t, x))
-                sigma_t, _ = path.compute_sigma_t(expand_t_like_x(t, x))
-                x = (x + sigma_t**2 * score) / alpha_t
-            return [*states, x] if trajectory else [x]
+            if last_step is not None:
+                x = states[-1]
+                t = course.times(torch.full(x.shape[:1], t1, device=x.device, dtype=x.dtype))
+                velocity, score = velocity_and_score(x, t, model, **model_kwargs)
+                if last_step == "Mean":
+                    x = x + (velocity + diffusion(x, t) * score) * course.last(last_step_size)
+                elif last_step == "Euler":
+                    x = x + velocity * course.last(last_step_size)
+                else:  # Tweedie: E[x1 | x_t] = (x_t + sigma_t^2 score) / alpha_t
+                    alpha_t, _ = path.compute_alpha_t(expand_t_like_x(t, x))
+                    sigma_t, _ = path.compute_sigma_t(expand_t_like_x(t, x))
+                    x = (x + sigma_t**2 * score) / alpha_t
+                states = [*states, x] if trajectory else [x]
+            return [course.end(x) for x in states]
 
         return SampleFn(solve)
+
+    def sample_graded(
+        self,
+        reference: Tensor,
+        preserve: Tensor | float,
+        *,
+        mode: str = "ODE",
+        schedule: str = "number",
+        decompensate: bool = True,
+        **settings: Any,
+    ) -> SampleFn:
+        """Generate anew what a map does not keep of a reference: see `transport.graded` for the mathematics.
+
+        Args:
+            reference: (N, C, ...) data, of the shape of the noise that the function is called with.
+            preserve: how much of every entry is kept, a number or a tensor that broadcasts to the reference, from 0
+                (the reference has no influence) to 1 (the entry comes back bit for bit). The model gets times of the
+                map's shape, see `preservation_map`.
+            mode: "ODE" or "SDE".
+            schedule: "number" gives every entry the same number of steps, "size" steps of the same size (Euler only).
+            decompensate: where a velocity model was trained with compensation (the transport says so) and times
+                differ, integrate the velocity itself; see `Transport.decompensate_offdiagonal_ut`.
+            settings: those of `sample_ode` or `sample_sde`.
+
+        Raises:
+            ValueError: a map that does not fit, leaves [0, 1] or holds NaN; a setting that is not among the choices.
+        """
+        _check("mode", mode, ("ODE", "SDE"))
+        _check("schedule", schedule, SCHEDULES)
+        if settings.get("reverse"):
+            raise ValueError("graded control runs from noise to data; it has no reverse")
+        euler = {"ODE": "euler", "SDE": "Euler"}[mode]
+        if schedule == "size" and settings.setdefault("sampling_method", euler) != euler:
+            method = settings["sampling_method"]
+            raise ValueError(f"schedule 'size' takes Euler steps: {mode} by {euler!r}, not {method!r}")
+        grading = Grading(reference, preservation_map(preserve, reference), schedule)
+        make = self.sample_ode if mode == "ODE" else self.sample_sde
+        sampler = make(grading=grading, **settings)
+        transport = self.transport
+        one_time_each = grading.preserve.numel() == len(reference)
+        if not (decompensate and transport.compensates) or one_time_each:
+            return sampler
+
+        def solve(z: Tensor, model: Model, **model_kwargs: Any) -> Sequence[Tensor]:
+            def velocity(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+                return transport.decompensate_offdiagonal_ut(model(x, t, **kwargs), x, t)
+
+            return sampler.solve(z, velocity, **model_kwargs)
+
+        return SampleFn(solve)
+
+    def _course(self, grading: Grading | None, z: Tensor, s0: float, s1: float, num_steps: int) -> Synchronous | Graded:
+        return Graded(self.transport.path_sampler, grading, z, s0, s1, num_steps) if grading else Synchronous()
 
     def sample_ode_likelihood(
         self,

@@ -17,6 +17,7 @@ from .timesteps import ComboStocType, count_async, draw_timesteps
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
 SINGULAR_EPS = 1e-3
+BISECTIONS = 30  # of an interval of at most 1: to 1e-9
 
 Model = Callable[..., Tensor]
 Field = Callable[..., Tensor]  # field(x, t, model, **model_kwargs), t of shape (N,) or broadcastable to x
@@ -149,6 +150,42 @@ class Transport:
         t_star = t_first + sum_flat((t - t_first) * energy) / sum_flat(energy).clamp_min(torch.finfo(ut.dtype).tiny)
         return ut - (xt - self.path_sampler.compute_xt(t_star, x0, x1))
 
+    @property
+    def compensates(self) -> bool:
+        """Whether velocity targets are compensated, and a model so trained returns compensated velocities."""
+        asynchronous = self.combostoc_type is not ComboStocType.UNSYNC_NONE
+        return self.use_compensation and asynchronous and self.model_type is ModelType.VELOCITY
+
+    def decompensate_offdiagonal_ut(self, vt: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The velocity u_t of which `compensate_offdiagonal_ut` makes vt: its inverse, without knowing x0 and x1.
+
+        Were the energy-weighted mean time t* known to be s, then x_t = alpha_t x1 + sigma_t x0 and
+        vt = u_t - x_t + x_s would be two linear equations for x0 and x1 in every entry, with the solution u(s) below
+        (v / (1 - t + s) on the Linear path). t* is where sum((t - s) u(s)^2) = 0, between the least and the greatest t
+        of a sample; there is one such s on the Linear path, where the sum falls with s, and bisection finds it.
+
+        Args:
+            vt, xt: (N, ...) compensated velocity, and state.
+            t: timesteps that broadcast to xt.
+        """
+        t = expand_t_like_x(t, xt)
+        alpha_t, d_alpha_t = self.path_sampler.compute_alpha_t(t)
+        sigma_t, d_sigma_t = self.path_sampler.compute_sigma_t(t)
+        wronskian = d_alpha_t * sigma_t - alpha_t * d_sigma_t
+
+        def velocity(s: Tensor) -> Tensor:
+            alpha_s, sigma_s = self.path_sampler.compute_alpha_t(s)[0], self.path_sampler.compute_sigma_t(s)[0]
+            along_x = wronskian - (d_alpha_t * sigma_s - alpha_s * d_sigma_t)  # 0 on the Linear path
+            return (wronskian * vt + along_x * xt) / (wronskian + alpha_s * sigma_t - alpha_t * sigma_s)
+
+        dims = tuple(range(1, t.ndim))
+        low, high = t.amin(dims, keepdim=True), t.amax(dims, keepdim=True)
+        for _ in range(BISECTIONS):
+            s = (low + high) / 2
+            above = sum_flat((t - s) * velocity(s) ** 2) > 0
+            low, high = torch.where(above, s, low), torch.where(above, high, s)
+        return velocity((low + high) / 2)
+
     def segments(self, t: Tensor) -> list[Tensor]:
         """The timesteps of a batch that `sample` drew, in parts of one kind, for models that can use it.
 
@@ -184,7 +221,7 @@ class Transport:
         output = _call(model, xt.to(x1.dtype), times, model_kwargs or {})  # xt is float32 for bfloat16 data, as t is
 
         if self.model_type is ModelType.VELOCITY:
-            if self.use_compensation and self.combostoc_type is not ComboStocType.UNSYNC_NONE:
+            if self.compensates:
                 ut = self.compensate_offdiagonal_ut(x1, xt, ut, t, x0)
             return {"pred": output, "loss": mean_flat((output - ut) ** 2)}
 
