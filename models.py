@@ -323,7 +323,7 @@ class SiT(nn.Module):
         return x[:, : self.in_channels]
 
     def forward_with_cfg(
-        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float, cfg_channels: int | None = 3
+        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None = 3
     ) -> Tensor:
         """Classifier-free guidance: uncond + cfg_scale (cond - uncond), both from one batch.
 
@@ -331,7 +331,7 @@ class SiT(nn.Module):
             x: (2N, C, H, W), of which the first N samples are used.
             t: timesteps of the 2N samples.
             y: (2N,) labels, the second N being the null class.
-            cfg_scale: 1 is no guidance.
+            cfg_scale: 1 is no guidance. A tensor that broadcasts to the guided channels of N samples is for each entry.
             cfg_channels: guide the first so many channels. The default 3 of a latent's 4 is a slip of the original
                 DiT that published numbers depend on; None guides all.
         """

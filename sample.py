@@ -3,6 +3,7 @@
     python sample.py ODE --ckpt results/ComboStoc-XS-2-demo/ckpt.pt             # trained by `make demo`, on any CPU
     python sample.py SDE --ckpt FILE --class-labels 207 360 387 --cfg-scale 4   # one picture a label
     python sample.py ODE --model SiT-XL/2                                       # SiT's published weights, from the Hub
+    python sample.py ODE --ckpt FILE --reference IMG --preserve left:0.9        # graded control: keep most of the left
     python sample.py ODE --ckpt FILE --likelihood --data-path FOLDER            # bits per dimension of images
     python sample.py ODE --ckpt FILE --reverse --data-path FOLDER               # images to noise and back
 
@@ -10,6 +11,8 @@
 """
 
 import argparse
+import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import control
 import distributed
 import likelihood
 import precision
@@ -34,21 +38,27 @@ from sampling import (
     sampling_parser,
     with_progress,
 )
-from train_utils import build_sampler, positive_int
+from train_utils import build_graded_sampler, build_sampler, positive_int
 
 IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
 CFG_SCALE = 4.0
 REVERSED_IMAGES = 8
+VARIATIONS = 4
 
 
 def add_program_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("program")
     group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
     group.add_argument(
-        "--class-labels", type=int, nargs="+", metavar="K", help="one picture a label; default: a choice of classes"
+        "--class-labels",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="one picture a label; default: a choice of classes. With --reference: of all or of each; default: none",
     )
     group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
     group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
+    control.add_control_args(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         likelihood.check_arguments(args, "--likelihood" if args.likelihood else "--reverse")
         if args.class_labels:
             raise UsageError("--class-labels are for sampling; --likelihood and --reverse take the images' own")
+        if args.reference:
+            raise UsageError("--reference is for sampling; --likelihood and --reverse take --data-path")
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood and --reverse; give one of them")
-    args.cfg_scale = args.cfg_scale or CFG_SCALE
+    control.check_arguments(args)
+    without_class = args.reference and not args.class_labels
+    args.cfg_scale = args.cfg_scale or (1.0 if without_class else CFG_SCALE)
 
     process = distributed.single()
     precision.setup(args.precision)
@@ -75,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
     elif args.reverse:
         reverse(args, network)
+    elif args.reference:
+        sample_graded(args, network, process.device)
     else:
         sample(args, network, process.device)
 
@@ -82,9 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def sample(args: argparse.Namespace, network: Network, device: torch.device) -> None:
     """Draw one picture for each class label and write them as a grid."""
     labels = args.class_labels or default_labels(network.num_labels)
-    for k in labels:
-        if not 0 <= k < network.config.num_classes:
-            raise UsageError(f"class label {k} is out of range: the model has 0 to {network.config.num_classes - 1}")
+    check_labels(labels, network)
     build_sampler(args, network.transport)  # complains about bad settings before the bar appears
     pictures: list[Callable[[], np.ndarray]] = []
     start_time = time.time()
@@ -99,11 +113,44 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
             pictures.append(to_uint8_later(images))
         finished = np.concatenate([wait() for wait in pictures])
         rate = len(finished) / (time.time() - start_time)
-    names = network.class_names
-    captions = [names[k] if names and k < len(names) else str(k) for k in labels]
+    captions = [network.class_name(k) for k in labels]
     save_image(grid(finished, captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} images/s")
+
+
+def sample_graded(args: argparse.Namespace, network: Network, device: torch.device) -> None:
+    """Draw variations of each reference that keep what the map says, and write all side by side."""
+    variations = args.variations or VARIATIONS
+    labels = args.class_labels and args.class_labels * (1 if len(args.class_labels) > 1 else len(args.reference))
+    check_labels(labels or [], network)
+    keep = control.load_control(args, network)
+    if args.preserve_pixels and not (keep.pixels == 1).any():
+        raise UsageError("--preserve-pixels pastes pixels that are kept at 1; the map and its factors keep none")
+    build_graded_sampler(args, network.transport, keep.latents, keep.latents)  # complains about bad settings
+    if warning := control.untrained_times(keep.latents, network):
+        print(f"{Path(__file__).name}: warning: {warning}", file=sys.stderr)
+    total, batches = evaluations(args), math.ceil(len(args.reference) * variations / args.batch_size)
+    with progress.bar(total=total and total * batches, desc="model evaluations") as bar:
+        model = with_progress(guided_by(args, network), bar)
+        settings = {"seed": args.seed, "variations": variations, "batch_size": args.batch_size}
+        finished, nfe = control.generate(
+            args, network, keep, labels, model, device, **settings, paste=args.preserve_pixels
+        )
+    captions = [network.class_name(k) for k in labels] if labels else ["sample"] * len(args.reference)
+    save_image(control.sheet(keep, finished, captions), args.out)
+    print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
+    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
+
+
+def check_labels(labels: list[int], network: Network) -> None:
+    """
+    Raises:
+        UsageError: the model has no such class.
+    """
+    for k in labels:
+        if not 0 <= k < network.config.num_classes:
+            raise UsageError(f"class label {k} is out of range: the model has 0 to {network.config.num_classes - 1}")
 
 
 def default_labels(num_classes: int) -> list[int]:

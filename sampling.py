@@ -22,8 +22,10 @@ from train_utils import (
     MODEL_NAMES,
     ModelConfig,
     Parser,
+    build_graded_sampler,
     build_sampler,
     build_transport,
+    default_combostoc_type,
     guidance_scale,
     latent_size,
     load_weights,
@@ -35,7 +37,7 @@ from train_utils import (
     positive_int,
     unit_float,
 )
-from transport import PATHS, PREDICTIONS, Transport
+from transport import PATHS, PREDICTIONS, ComboStocType, Transport
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,10 @@ class Network:
         """Classes that have been trained: those of the data, which may be fewer than the model has room for."""
         return len(self.class_names) if self.class_names else self.config.num_classes
 
+    def class_name(self, k: int) -> str:
+        """What to write under a picture of class k."""
+        return self.class_names[k] if self.class_names and k < len(self.class_names) else str(k)
+
 
 def load_network(args: argparse.Namespace, device: torch.device, default_vae: str) -> Network:
     """Load the checkpoint of the arguments; sizes, classes, path and prediction are its own.
@@ -180,7 +186,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         model=model.to(device).eval().requires_grad_(False),
         config=config,
         autoencoder=autoencoder,
-        transport=build_transport(args),
+        transport=build_transport(args, trained.get("combostoc_type") or default_combostoc_type(config.name)),
         image_size=args.image_size,
         class_names=content.get("class_names"),
         path=path,
@@ -196,6 +202,7 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
     kinds: dict[str, Callable[[Any], bool]] = {
         "path_type": lambda v: v in list(PATHS),
         "prediction": lambda v: v in list(PREDICTIONS),
+        "combostoc_type": lambda v: v in ComboStocType.__members__,
         "sample_eps": lambda v: v is None or (type(v) in (int, float) and 0 <= v < 0.5),
         "vae": lambda v: isinstance(v, str),
     }
@@ -223,8 +230,8 @@ def guided(
     Args:
         cfg_scale: 1 is no guidance.
         cfg_channels: see `SiT.forward_with_cfg`.
-        interval: guide where t is in it (arXiv 2404.07724); elsewhere the unconditional half is not computed. For
-            batches of one time.
+        interval: guide where t is in it (arXiv 2404.07724); when it is nowhere, the unconditional half is not computed.
+            Entries with times of their own are guided by these; a t of shape (N,) is one time.
         precision_name: one of `precision.PRECISIONS`.
     """
     low, high = interval
@@ -232,11 +239,18 @@ def guided(
 
     def field(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with precision.autocast(precision_name, x.device):
-            if cfg_scale == 1 or not (always or low <= t.flatten()[0].item() <= high):
+            if cfg_scale == 1:
                 return model(x, t, y)
+            scale: float | Tensor = cfg_scale
+            if not always:
+                inside = (low <= t) & (t <= high)
+                if not inside.any():
+                    return model(x, t, y)
+                if t.ndim > 1:  # each entry by its own time
+                    scale = torch.where(inside, cfg_scale, 1.0)[:, :cfg_channels]
             labels = torch.cat([y, torch.full_like(y, model.num_classes)])
             x, t = torch.cat([x, x]), torch.cat([t, t])
-            return model.forward_with_cfg(x, t, labels, cfg_scale, cfg_channels)[: len(y)]
+            return model.forward_with_cfg(x, t, labels, scale, cfg_channels)[: len(y)]
 
     return field
 
@@ -277,11 +291,24 @@ def guided_by(args: argparse.Namespace, network: Network) -> Callable[..., Tenso
 
 
 def draw(
-    args: argparse.Namespace, network: Network, noise: ImageNoise, y: Tensor, model: Callable[..., Tensor]
+    args: argparse.Namespace,
+    network: Network,
+    noise: ImageNoise,
+    y: Tensor,
+    model: Callable[..., Tensor],
+    keep: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, int]:
-    """Images of the classes y from the randomness of each: (N, C, H, W), and the model evaluations it took."""
+    """Images of the classes y from the randomness of each: (N, C, H, W), and the model evaluations it took.
+
+    Args:
+        keep: for graded control, latents to keep something of, and how much: (N, C, h, w) and a preservation map.
+    """
     z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, y.device)
-    sampler = build_sampler(args, network.transport, **({"randn": noise.randn_like} if args.mode == "SDE" else {}))
+    randn = {"randn": noise.randn_like} if args.mode == "SDE" else {}
+    if keep is None:
+        sampler = build_sampler(args, network.transport, **randn)
+    else:
+        sampler = build_graded_sampler(args, network.transport, *keep, **randn)
     return network.autoencoder.decode(sampler(z, model, y=y)[-1]), sampler.nfe
 
 

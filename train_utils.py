@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from torch import Tensor
+
 import checkpoint
 from errors import DataError, UsageError, report
 from images import MAX_PIXELS
@@ -304,27 +306,39 @@ def build_transport(args: argparse.Namespace, combostoc_type: str = ComboStocTyp
         raise UsageError(str(error)) from None
 
 
+def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """A mode's arguments as `Sampler`'s methods call them."""
+    if args.mode == "SDE":
+        names = ("sampling_method", "diffusion_form", "diffusion_norm", "last_step", "last_step_size")
+    else:
+        names = ("sampling_method", "atol", "rtol")
+    return {name: getattr(args, name) for name in names} | {"num_steps": args.num_sampling_steps}
+
+
 def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any) -> SampleFn:
     """The sampler of a mode's arguments (`args.mode` is ODE or SDE); kwargs go to the sampler's method."""
     sampler = Sampler(transport)
-    try:
-        if args.mode == "SDE":
-            return sampler.sample_sde(
-                sampling_method=args.sampling_method,
-                diffusion_form=args.diffusion_form,
-                diffusion_norm=args.diffusion_norm,
-                last_step=args.last_step,
-                last_step_size=args.last_step_size,
-                num_steps=args.num_sampling_steps,
-                **kwargs,
-            )
+    if args.mode == "SDE":
+        make = sampler.sample_sde
+    else:
         make = sampler.sample_ode_likelihood if args.likelihood else sampler.sample_ode
-        return make(
-            sampling_method=args.sampling_method,
-            num_steps=args.num_sampling_steps,
-            atol=args.atol,
-            rtol=args.rtol,
-            **kwargs,
-        )
+    return checked(make, **sampler_settings(args), **kwargs)
+
+
+def build_graded_sampler(
+    args: argparse.Namespace, transport: Transport, reference: Tensor, preserve: Tensor | float, **kwargs: Any
+) -> SampleFn:
+    """The same under graded control."""
+    settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule}
+    return checked(Sampler(transport).sample_graded, reference, preserve, **settings, **kwargs)
+
+
+def checked(make: Callable[..., SampleFn], *args: Any, **settings: Any) -> SampleFn:
+    """
+    Raises:
+        UsageError: a setting is not accepted.
+    """
+    try:
+        return make(*args, **settings)
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -1,0 +1,322 @@
+"""Graded control as the programs offer it: references, preservation maps from what a user says, samples beside them.
+
+A map says for every pixel how much of the reference is kept, from 0 (regenerate) to 1 (keep). It comes from
+
+    0.75                              a number, for the whole picture
+    left:0.9,right:0.1                regions: all, left, right, top, bottom (halves), later ones over earlier ones
+    0.25,0.25,0.75,0.75:1             a box x0,y0,x1,y1 in fractions of the picture, from its top left corner
+    mask.png                          a grey picture; white keeps
+
+and is averaged over the pixels of a latent position; what no region covers is 0. A factor for each latent channel
+multiplies it.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from data import center_crop_arr, to_tensor
+from errors import DataError, UsageError
+from images import read_image
+from pictures import grid, to_uint8, to_uint8_later
+from sampling import ImageNoise, Network, draw
+from train_utils import positive_int, unit_float
+from transport import SCHEDULES, ComboStocType
+from transport.graded import preservation_map
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the picture
+
+REGIONS: dict[str, Box] = {
+    "all": (0, 0, 1, 1),
+    "left": (0, 0, 0.5, 1),
+    "right": (0.5, 0, 1, 1),
+    "top": (0, 0, 1, 0.5),
+    "bottom": (0, 0.5, 1, 1),
+}
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+REGION = rf"(?:([a-z]+)|({NUMBER}),({NUMBER}),({NUMBER}),({NUMBER})):({NUMBER})"
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preserve:
+    """A SPEC of --preserve: a path to a mask, or boxes with a value each."""
+
+    text: str
+    mask: str | None
+    boxes: list[tuple[Box, float]]
+
+
+def preserve_spec(text: str) -> Preserve:
+    """A number, regions, or else the path of a mask."""
+    if re.fullmatch(NUMBER, text):
+        return Preserve(text, None, [(REGIONS["all"], unit_float(text))])
+    if not re.fullmatch(rf"{REGION}(?:,{REGION})*", text):
+        return Preserve(text, text, [])
+    boxes = []
+    for name, *corners, value in re.findall(REGION, text):
+        if name and name not in REGIONS:
+            raise argparse.ArgumentTypeError(f"unknown region {name!r}; choose from {', '.join(REGIONS)}")
+        x0, y0, x1, y1 = box = REGIONS[name] if name else tuple(map(float, corners))
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            raise argparse.ArgumentTypeError(
+                f"box {','.join(corners)} is not x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+            )
+        boxes.append((box, unit_float(value)))
+    return Preserve(text, None, boxes)
+
+
+def channel_factors(text: str) -> list[float]:
+    return [unit_float(value) for value in text.split(",")]
+
+
+def add_control_args(parser: argparse.ArgumentParser) -> None:
+    """Add the group of graded control."""
+    group = parser.add_argument_group("graded control", "generate what is not kept of a reference picture")
+    group.add_argument("--reference", nargs="+", metavar="IMG", help="pictures to start from, cropped to squares")
+    group.add_argument(
+        "--preserve",
+        type=preserve_spec,
+        metavar="SPEC",
+        help="how much to keep, from 0 to 1: a number (0.75), regions (left:0.9,right:0.1; also top, bottom, all), "
+        "boxes in fractions of the picture (x0,y0,x1,y1:value), or a grey mask picture, where white keeps",
+    )
+    group.add_argument(
+        "--preserve-channels",
+        type=channel_factors,
+        metavar="F,F,...",
+        help="a factor for each latent channel, from 0 to 1, that multiplies --preserve",
+    )
+    group.add_argument(
+        "--preserve-schedule",
+        choices=SCHEDULES,
+        default="number",
+        help="the same number of steps everywhere, or steps of the same size (ODE euler, SDE Euler)",
+    )
+    group.add_argument(
+        "--preserve-pixels", action="store_true", help="paste pixels that are kept at 1 over the decoded picture"
+    )
+    group.add_argument("--variations", type=positive_int, metavar="N", help="samples of each reference; default: 4")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: something is missing, or has no reference to work on.
+    """
+    if not args.reference:
+        for name in ("preserve", "preserve_channels", "preserve_pixels", "variations"):
+            if getattr(args, name):
+                raise UsageError(f"--{name.replace('_', '-')} works on a picture: give --reference IMG")
+        return
+    if not args.preserve and not args.preserve_channels:
+        raise UsageError("how much is kept of --reference? Give --preserve SPEC, --preserve-channels F,F,... or both")
+    labels = len(args.class_labels or [])
+    if labels not in (0, 1, len(args.reference)):
+        raise UsageError(
+            f"{labels} --class-labels for {len(args.reference)} references: give one for each, one or none"
+        )
+    if not labels and args.cfg_scale not in (None, 1):
+        raise UsageError(f"--cfg-scale {args.cfg_scale:g} guides towards a class: give --class-labels")
+
+
+# ---- references and maps -------------------------------------------------------------------------------------------
+
+
+def load_references(paths: Sequence[str], network: Network) -> Tensor:
+    """(R, C, S, S) in [-1, 1], in the model's channels in pixel space.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    mode = "L" if network.autoencoder.channels == 1 else "RGB"
+    return torch.stack([to_tensor(center_crop_arr(read_image(path, mode), network.image_size)) for path in paths])
+
+
+def pixel_maps(spec: Preserve | None, paths: Sequence[str], size: int) -> Tensor:
+    """The map of each reference: (R, S, S). Without a spec everything is kept, for channel factors to work on.
+
+    Raises:
+        DataError: a mask cannot be read, or is not of a reference's size.
+    """
+    if spec is None:
+        return torch.ones(len(paths), size, size)
+    if spec.mask is None:
+        return boxes_map(spec.boxes, size).expand(len(paths), -1, -1)
+    return torch.stack([mask_map(spec.mask, path, size) for path in paths])
+
+
+def boxes_map(boxes: Sequence[tuple[Box, float]], size: int) -> Tensor:
+    """Boxes one over the other, each with the share of a pixel that it covers: (S, S)."""
+    m = torch.zeros(size, size)
+    for (x0, y0, x1, y1), value in boxes:
+        cover = covered(y0, y1, size)[:, None] * covered(x0, x1, size)
+        m = torch.lerp(m, torch.tensor(value), cover)
+    return m
+
+
+def covered(low: float, high: float, size: int) -> Tensor:
+    """How much of each of `size` pixels lies between two fractions of their whole length: (size,)."""
+    left = torch.arange(size, dtype=torch.float64)
+    return ((high * size - left).clamp(0, 1) - (low * size - left).clamp(0, 1)).float()
+
+
+def mask_map(mask: str, reference: str, size: int) -> Tensor:
+    """A grey picture as a map: (S, S).
+
+    It is cropped as its reference is, and so must have that one's size; or it is a square of the model's size.
+    """
+    try:
+        picture = read_image(mask, "L")
+    except DataError as error:
+        raise DataError(
+            f"--preserve {mask} is neither a number from 0 to 1 nor regions, and as a picture: {error}"
+        ) from None
+    expected = read_image(reference, "L").size
+    if picture.size not in (expected, (size, size)):
+        raise DataError(
+            f"mask {mask} has {picture.width} x {picture.height} pixels; it must have the {expected[0]} x "
+            f"{expected[1]} of {reference}, or {size} x {size}"
+        )
+    return torch.from_numpy(np.asarray(center_crop_arr(picture, size), dtype=np.float32)) / 255
+
+
+def latent_maps(pixels: Tensor, factors: Sequence[float] | None, network: Network) -> Tensor:
+    """Maps of pixels (R, S, S) as maps of latents: (R, C or 1, h, w).
+
+    Raises:
+        UsageError: there are not as many factors as channels, or the model has one time for all.
+    """
+    m = F.avg_pool2d(pixels[:, None], network.autoencoder.factor)
+    if factors is not None:
+        channels = network.config.in_channels
+        if len(factors) != channels:
+            raise UsageError(
+                f"--preserve-channels has {len(factors)} factors; the model has {channels} "
+                f"{'channel' if channels == 1 else 'channels'}"
+            )
+        m = m * torch.tensor(factors)[:, None, None]
+    varies = preservation_map(m, m).shape[1:] != (1, 1, 1)
+    if varies and network.config.name.startswith("SiT"):
+        raise UsageError(
+            f"{network.config.name} has one time for all of a picture: give --preserve a number, such as 0.75; "
+            "maps, regions and channels need a ComboStoc model"
+        )
+    return m
+
+
+def untrained_times(m: Tensor, network: Network) -> str | None:
+    """What a model was not trained for in these maps, if anything, as a sentence."""
+    trained = network.transport.combostoc_type
+    _, channels, *positions = preservation_map(m, m).shape
+    over_channels = channels > 1 and trained in (ComboStocType.UNSYNC_NONE, ComboStocType.UNSYNC_PATCH)
+    over_positions = max(positions) > 1 and trained in (ComboStocType.UNSYNC_NONE, ComboStocType.UNSYNC_VEC)
+    if not (over_channels or over_positions):
+        return None
+    what = " and ".join(["channels"] * over_channels + ["positions"] * over_positions)
+    return f"the model was trained with {trained.name}, never with times that differ between {what}"
+
+
+# ---- samples -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Control:
+    """References, and what is kept of them."""
+
+    images: Tensor  # (R, C, S, S) in [-1, 1]
+    pixels: Tensor  # (R, S, S) in [0, 1]: the least that is kept in any channel
+    latents: Tensor  # (R, C or 1, h, w) in [0, 1]: what the sampler is given
+
+
+def make_control(images: Tensor, pixels: Tensor, factors: Sequence[float] | None, network: Network) -> Control:
+    """References and maps of pixels, and a factor for each channel.
+
+    Raises:
+        UsageError: see `latent_maps`.
+    """
+    return Control(images, pixels * min(factors or [1.0]), latent_maps(pixels, factors, network))
+
+
+def load_control(args: argparse.Namespace, network: Network) -> Control:
+    """What the arguments say.
+
+    Raises:
+        UsageError, DataError: a reference or a map cannot be used.
+    """
+    maps = pixel_maps(args.preserve, args.reference, network.image_size)
+    return make_control(load_references(args.reference, network), maps, args.preserve_channels, network)
+
+
+def generate(
+    args: argparse.Namespace,
+    network: Network,
+    control: Control,
+    labels: Sequence[int] | None,
+    model: Callable[..., Tensor],
+    device: torch.device,
+    *,
+    seed: int,
+    variations: int,
+    batch_size: int,
+    paste: bool = False,
+) -> tuple[np.ndarray, int]:
+    """Variations of every reference: (R V, S, S, 3) uint8, and the model evaluations of a batch.
+
+    Args:
+        args: the settings of a mode, as `build_sampler` takes them, and `preserve_schedule`.
+        labels: a class for each reference; None is the null class.
+        model: see `guided_by`.
+        paste: put pixels that are kept at 1 over the decoded picture.
+    """
+    references = network.autoencoder.encode(control.images.to(device), sample=False)
+    classes = torch.tensor(labels or [network.config.num_classes] * len(references), device=device)
+    which = torch.arange(len(references)).repeat_interleave(variations)
+    finished: list[Callable[[], np.ndarray]] = []
+    for part in torch.arange(len(which)).split(batch_size):
+        rows = which[part]
+        keep = references[rows.to(device)], control.latents[rows].to(device)
+        noise = ImageNoise(seed, part.tolist())
+        images, nfe = draw(args, network, noise, classes[rows.to(device)], model, keep)
+        if paste:
+            images = torch.where(control.pixels[rows, None].to(device) == 1, control.images[rows].to(device), images)
+        finished.append(to_uint8_later(images))
+    return np.concatenate([wait() for wait in finished]), nfe
+
+
+def sheet(control: Control, samples: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """A row for each reference: the reference, its map and its samples, labelled with the reference's caption."""
+    rows = samples.reshape(len(control.images), -1, *samples.shape[1:])
+    maps = [map_picture(m, samples.shape[1]) for m in control.latents]
+    tiles, texts = [], []
+    for reference, m, map_tile, row, caption in zip(
+        to_uint8(control.images), control.latents, maps, rows, captions, strict=True
+    ):
+        tiles += [reference, map_tile, *row]
+        low, high = f"{m.min():.3g}", f"{m.max():.3g}"
+        kept = f"kept {low}" if low == high else f"kept {low} to {high}"
+        texts += ["reference", kept, *(f"{caption} ({k})" for k in range(1, len(row) + 1))]
+    return grid(np.stack(tiles), texts, columns=2 + rows.shape[1])
+
+
+def map_picture(m: Tensor, size: int) -> np.ndarray:
+    """A latent map (C or 1, h, w) as a picture (S, S, 3), white for 1; several channels as tiles, three as colours."""
+    channels, h, w = m.shape
+    if channels in (1, 3):
+        picture = m.expand(3, -1, -1).permute(1, 2, 0)
+    else:
+        side = math.ceil(math.sqrt(channels))
+        tiles = F.pad(m, (0, 0, 0, 0, 0, side**2 - channels)).reshape(side, side, h, w)
+        picture = tiles.permute(0, 2, 1, 3).reshape(side * h, side * w, 1).expand(-1, -1, 3)
+    pixels = (255 * picture).round().to(torch.uint8).numpy()
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST))
