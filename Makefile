@@ -1,11 +1,12 @@
 # make demo   train on the embedded digits, sample, count: a few minutes on any CPU
 # make test   linters, types and the whole test suite
 # make drill  longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
-# Both make .venv and install what they need; PYTHON=python3.12 chooses the interpreter.
+# All make .venv (test also .venv-app) and install what they need; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+APP_READY := .venv-app/.ready
 DEMO := results/ComboStoc-XS-2-demo
 
 .PHONY: demo test drill
@@ -16,6 +17,14 @@ $(READY): requirements.txt requirements-dev.txt constraints.txt
 	  v >= (3, 10) or sys.exit("Python 3.10 or newer is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	@touch $@
+
+# app.py's Gradio wants an older Pillow than the one that the golden numbers are exact with: a layer over .venv for it.
+$(APP_READY): $(READY) requirements-app.txt constraints-app.txt
+	$(BIN)/python -m venv --clear --without-pip .venv-app
+	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  $(BIN)/python -c "$$purelib" > "$$(.venv-app/bin/python -c "$$purelib")/venv.pth"
+	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -c constraints-app.txt
 	@touch $@
 
 # On the CPU even where there is a GPU: the model is tiny. One thread for each of the two processes.
@@ -37,7 +46,8 @@ demo: $(READY)
 
 # Two workers of one thread each: half the wall-clock time on two cores, and rounding that does not depend on the cores.
 test: export OMP_NUM_THREADS = 1
-test: $(READY)
+test: export APP_PYTHON = $(CURDIR)/.venv-app/bin/python
+test: $(READY) $(APP_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -57,15 +57,7 @@ def sampling_parser(
     modes = parser.add_subparsers(dest="mode", required=True, metavar="{ODE,SDE}")
     for mode, title in (("ODE", "integrate the probability-flow ODE"), ("SDE", "integrate the SDE")):
         sub = modes.add_parser(mode, help=title, description=title)
-        group = sub.add_argument_group("model")
-        group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
-        group.add_argument("--model", type=model_name, help=f"{MODEL_NAMES}; default: read from the checkpoint")
-        group.add_argument(
-            "--vae",
-            help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
-        )
-        group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
-        group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
+        add_model_args(sub, vae)
         group = sub.add_argument_group("sampling")
         group.add_argument(
             "--cfg-scale", type=guidance_scale, help=f"classifier-free guidance, 1 for none; default: {cfg_scale}"
@@ -97,6 +89,19 @@ def sampling_parser(
             sub.set_defaults(likelihood=False, reverse=False)
         parse_transport_args(sub, from_checkpoint=True)
     return parser
+
+
+def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
+    """Add the model group: the checkpoint, and what `load_network` reads from it or checks against it."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
+    group.add_argument("--model", type=model_name, help=f"{MODEL_NAMES}; default: read from the checkpoint")
+    group.add_argument(
+        "--vae",
+        help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
+    )
+    group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
+    group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
 
 
 # ---- a model from a checkpoint -------------------------------------------------------------------------------------

@@ -1,0 +1,253 @@
+"""A local page for graded control: paint how much of a picture is kept, and let a model generate the rest.
+
+    python app.py --ckpt results/ComboStoc-XS-2-demo/ckpt.pt    # trained by `make demo`, on any CPU
+
+and open the address that it prints. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the
+page unless --host says otherwise, and nothing is fetched from the network for it.
+"""
+
+import argparse
+import math
+import os
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+import distributed
+import precision
+import sample
+from errors import DataError, UsageError, run_program
+from precision import add_speed_args
+from sampling import add_model_args, load_network
+from studio import CANVAS, Choices, Studio, brush_colour
+from train_utils import Parser, parse_transport_args
+from transport import ODE_METHODS, SDE_METHODS
+
+MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
+MAX_POINTS = 1000
+MAX_GUIDANCE = 15
+MAX_UPLOAD = "10mb"
+ANY_CLASS = -1
+SCHEDULE_NAMES = [("same number everywhere", "number"), ("same size (Euler)", "size")]
+
+TITLE = "ComboStoc: graded control"
+NO_PICTURE = "Load or draw a picture first"
+HOW_TO = """
+### Keep some of a picture, generate the rest
+**1.** Load or draw a picture. **2.** Paint over what is to be kept: the brush's strength says how much, from 0, made
+anew, to 1, kept as it is. Change the strength and paint on; the last stroke counts. **3.** Generate.
+"""
+LEGEND = f"""
+<div id="legend" style="background: linear-gradient(to right, {", ".join(brush_colour(s / 8) for s in range(9))})">
+<span>0: made anew</span><span>0.5</span><span>1: kept as it is</span></div>
+"""
+CSS = """
+#legend { display: flex; justify-content: space-between; border-radius: 4px; padding: 1px 10px; color: black; }
+#legend span:first-child { color: white; }
+#trouble strong, #said strong { color: #b91c1c; }
+#sheet .empty { min-height: 9rem; }
+"""
+
+
+# ---- the command line ----------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    add_model_args(parser, vae="mse")
+    parse_transport_args(parser, from_checkpoint=True)
+    add_speed_args(parser.add_argument_group("speed"))
+    group = parser.add_argument_group("page")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    group.add_argument("--port", type=port_number, default=7860, help="port to listen on")
+    parser.set_defaults(guidance_interval=(0.0, 1.0))
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="combostoc-") as folder:  # for uploads and pictures while the program runs
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
+        try:
+            import gradio
+        except ImportError:
+            raise UsageError("app.py needs Gradio: pip install gradio") from None
+        check_address(args.host, args.port)
+        process = distributed.single()
+        precision.setup(args.precision)
+        network = load_network(args, process.device, default_vae="mse")
+        studio = Studio(network, process.device, args.precision)
+        page = build_page(studio)
+        print(f"{network.config.name} at http://{args.host}:{args.port}; stop with Ctrl-C", flush=True)
+        page.queue(default_concurrency_limit=1).launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=False,
+            quiet=True,
+            show_error=True,
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            theme=gradio.themes.Default(),  # its fonts come with Gradio
+            css=CSS,
+        )
+        studio.close()
+
+
+def port_number(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port, from 1 to 65535")
+    return port
+
+
+def check_address(host: str, port: int) -> None:
+    """
+    Raises:
+        DataError: one cannot listen there.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise DataError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from None
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------
+
+
+def in_words(error: Exception, path: str | None) -> str:
+    """A mistake as the page shows it, with the name of the picture that the user knows."""
+    return f"**{str(error).replace(str(path), Path(str(path)).name)}**"
+
+
+def on_canvas(picture: Image.Image) -> dict[str, Any]:
+    """An editor's value: nothing painted yet."""
+    return {"background": picture, "layers": [], "composite": None}
+
+
+def note(text: str, side: int) -> Image.Image:
+    """A square that says why it is empty."""
+    picture = Image.new("RGB", (side, side), "gainsboro")
+    font = ImageFont.load_default(size=side / 20)
+    ImageDraw.Draw(picture).text((side / 2, side / 2), text, fill="dimgrey", font=font, anchor="mm")
+    return picture
+
+
+def build_page(studio: Studio) -> Any:
+    """The page, as Gradio's Blocks."""
+    import gradio as gr
+
+    network, default = studio.network, studio.parser().parse_args(["ODE"])
+    side = network.image_size * math.ceil(CANVAS / network.image_size)
+    blank = on_canvas(Image.new("RGB", (side, side)))
+    nothing = on_canvas(note(NO_PICTURE, side))
+    editing = {
+        "sources": (),
+        "transforms": (),
+        "layers": False,
+        "canvas_size": (side, side),
+        "format": "png",
+        "height": 380,
+    }
+
+    def brush(*colours: str) -> gr.Brush:
+        return gr.Brush(default_size=side // 8, colors=list(colours), color_mode="fixed")
+
+    def load(path: str | None) -> tuple[Any, Any, str]:
+        """A file becomes the reference, None takes it away; what was painted goes."""
+        try:
+            return path, canvas_of(path), ""
+        except DataError as error:
+            return gr.skip(), gr.skip(), in_words(error, path)
+
+    def load_drawing(value: dict[str, Any] | None) -> tuple[Any, Any, str]:
+        return load(value["composite"] if value else None)
+
+    def canvas_of(path: str | None) -> dict[str, Any]:
+        return on_canvas(studio.canvas(path)) if path else nothing
+
+    def generate(values: dict[Any, Any], progress: gr.Progress = gr.Progress()) -> tuple[Any, str]:  # noqa: B008
+        try:
+            if values[reference] is None:
+                raise UsageError(NO_PICTURE)
+            chosen = {name: values[widget] for name, widget in widgets.items()}
+            strengths = [values[f] for f in factors]
+            if None in [*chosen.values(), *strengths]:
+                raise UsageError("a setting is empty")
+            chosen["label"] = None if chosen["label"] == ANY_CLASS else chosen["label"]
+            sheet, said = studio.generate(
+                Choices(values[reference], (values[editor] or nothing)["layers"], **chosen, factors=strengths),
+                lambda n, total: progress((n, total), unit="model evaluations"),
+            )
+            return sheet, "; ".join(said)
+        except (UsageError, DataError) as error:
+            return gr.skip(), in_words(error, values[reference])
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        reference = gr.State(None)
+        gr.Markdown(HOW_TO)
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                with gr.Tabs():
+                    with gr.Tab("Load a picture"):
+                        file = gr.File(file_types=["image"], label="Picture", height=160, elem_id="file")
+                    with gr.Tab("Draw one", elem_id="draw"):
+                        pens = brush("#ffffff", "#c0c0c0", "#808080", "#404040", "#000000")
+                        if network.autoencoder.channels > 1:
+                            pens.color_mode = "defaults"
+                        drawing = gr.ImageEditor(
+                            blank, type="filepath", brush=pens, show_label=False, elem_id="drawing", **editing
+                        )
+                        use = gr.Button("Use the drawing", elem_id="use")
+                trouble = gr.Markdown(elem_id="trouble")
+            with gr.Column(scale=5, min_width=400):
+                strength = gr.Slider(0, 1, 1, step=0.01, label="Strength of the brush", elem_id="strength")
+                gr.HTML(LEGEND)
+                editor = gr.ImageEditor(
+                    nothing, type="pil", brush=brush(brush_colour(1)), label="Paint here", elem_id="map", **editing
+                )
+                elsewhere = gr.Slider(0, 1, 0, step=0.01, label="Kept where nothing is painted", elem_id="elsewhere")
+            with gr.Column(scale=4, min_width=300):
+                classes = [("any class", ANY_CLASS), *((network.class_name(k), k) for k in range(network.num_labels))]
+                samplers = [*(f"ODE {m}" for m in ODE_METHODS), *(f"SDE {m}" for m in SDE_METHODS)]
+                widgets = {
+                    "elsewhere": elsewhere,
+                    "label": gr.Dropdown(classes, value=ANY_CLASS, label="Class"),
+                    "guidance": gr.Slider(
+                        1, MAX_GUIDANCE, sample.CFG_SCALE, step=0.1, label="Guidance", info="to a class; 1 for none"
+                    ),
+                    "variations": gr.Slider(1, MAX_VARIATIONS, sample.VARIATIONS, step=1, label="Variations"),
+                }
+                button = gr.Button("Generate", variant="primary", elem_id="generate")
+                said = gr.Markdown(elem_id="said")
+                with gr.Accordion("Sampler and seed", open=False):
+                    widgets |= {
+                        "sampler": gr.Dropdown(samplers, value=f"ODE {default.sampling_method}", label="Sampler"),
+                        "points": gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points"),
+                        "schedule": gr.Radio(SCHEDULE_NAMES, value=default.preserve_schedule, label="Steps"),
+                        "seed": gr.Number(default.seed, precision=0, label="Seed"),
+                    }
+                channels = network.config.in_channels
+                with gr.Accordion("Channels", open=False, visible=channels > 1):
+                    factors = [
+                        gr.Slider(0, 1, 1, step=0.01, label=f"Channel {k}, times the map")
+                        for k in range(1, channels + 1 if channels > 1 else 1)
+                    ]
+        sheet = gr.Image(format="png", label="Samples", interactive=False, elem_id="sheet", buttons=["download"])
+
+        at_once = {"queue": False, "show_progress": "hidden"}  # also while samples are being generated
+        strength.change(lambda s: gr.ImageEditor(brush=brush(brush_colour(s))), strength, editor, **at_once)
+        file.upload(load, file, [reference, editor, trouble], **at_once)
+        use.click(load_drawing, drawing, [reference, editor, trouble], **at_once)
+        editor.clear(canvas_of, reference, editor, **at_once)
+        drawing.clear(lambda: blank, None, drawing, **at_once)
+        button.click(generate, {reference, editor, *widgets.values(), *factors}, [sheet, said])
+    return page
+
+
+if __name__ == "__main__":
+    run_program(main)

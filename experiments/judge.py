@@ -1,0 +1,100 @@
+"""A small classifier of a data set, to judge samples by: their classes, and the features of its last hidden layer."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import ImageDataset
+
+SIDE = 32  # larger pictures are averaged down to this
+FEATURES = 32
+MAX_IMAGES = 20_000
+
+
+class Judge:
+    """Trained on four fifths of a data set's images; `accuracy` is that on the other fifth.
+
+    Args:
+        dataset: images in [-1, 1] with labels; if there are more than `MAX_IMAGES`, so many of them are used.
+        mirror: also train on mirror images, where the samples' model has.
+        seed: of the split, the initialisation and the order.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, mirror: bool, seed: int = 0, epochs: int = 30) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(dataset), generator=generator)[:MAX_IMAGES].tolist()
+        items = [dataset[i, False] for i in chosen]
+        images, labels = torch.stack([shrunk(x[None])[0] for x, _ in items]), torch.tensor([y for _, y in items])
+        channels, side = images.shape[1], -(-images.shape[2] // 4)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.body = nn.Sequential(
+                nn.Conv2d(channels, 32, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(32, 64, 3, padding=1, stride=2),
+                nn.ReLU(),
+                nn.Conv2d(64, 64, 3, padding=1, stride=2),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(64 * side * side, FEATURES),
+                nn.ReLU(),
+            )
+            self.head = nn.Linear(FEATURES, len(dataset.class_names))
+            held_out = len(images) // 5
+            self._train(images[held_out:], labels[held_out:], mirror=mirror, epochs=epochs)
+        self.accuracy = (self.classes(images[:held_out]) == labels[:held_out]).double().mean().item()
+        self.mean, self.covariance = moments(self.features(images))
+
+    def _train(self, images: Tensor, labels: Tensor, *, mirror: bool, epochs: int) -> None:
+        parameters = [*self.body.parameters(), *self.head.parameters()]
+        opt = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+        batches = -(-len(images) // 128)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(opt, 2e-3, total_steps=epochs * batches)
+        for _ in range(epochs):
+            for part in torch.randperm(len(images)).split(128):
+                x = images[part] + 0.1 * torch.randn(len(part), *images.shape[1:])
+                if mirror:
+                    x = torch.where(torch.rand(len(part), 1, 1, 1) < 0.5, x, x.flip(-1))
+                loss = F.cross_entropy(self.head(self.body(x)), labels[part])
+                opt.zero_grad()
+                loss.backward()
+                opt.step()
+                schedule.step()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [-1, 1] -> (N, FEATURES)."""
+        return torch.cat([self.body(shrunk(part)) for part in images.clamp(-1, 1).split(1000)])
+
+    @torch.no_grad()
+    def classes(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [-1, 1] -> (N,)."""
+        return self.head(self.features(images)).argmax(1)
+
+    def distance(self, images: Tensor) -> float:
+        """The Frechet distance between samples and data, in units of the data's total variance."""
+        between = frechet_distance(*moments(self.features(images)), self.mean, self.covariance)
+        return between / float(np.trace(self.covariance))
+
+
+def shrunk(images: Tensor) -> Tensor:
+    """(N, C, H, W), at most `SIDE` wide."""
+    return F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
+
+
+def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and covariance (D, D) in float64 of features (N, D)."""
+    array = features.double().cpu().numpy()
+    return array.mean(0), np.cov(array, rowvar=False)
+
+
+def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
+    """Squared distance between two Gaussians: |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2.
+
+    The product in the last term is symmetric, so that its eigenvalues are real and its root cannot turn complex.
+    """
+    values, vectors = np.linalg.eigh(cov1)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()
+    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)

@@ -1,0 +1,172 @@
+"""What the page of app.py does, without the page: painted maps, choices as sample.py's arguments, samples of them."""
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+import control
+import sample
+from errors import DataError, UsageError
+from pictures import to_uint8
+from sampling import Network, evaluations, guided_by, sampling_parser, with_progress
+from train_utils import Parser, build_graded_sampler
+
+CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels
+TILE = 112  # beside the samples, to so many
+OPACITY = 0.6  # of what is painted; the reference shows through
+
+
+# ---- what is painted -----------------------------------------------------------------------------------------------
+
+
+def brush_colour(strength: float) -> str:
+    """In CSS, from violet for 0 to yellow for 1. Red alone says which hundredth it is; the rest is for the eye."""
+    s = round(100 * strength) / 100
+    return f"rgba({round(255 * s)}, {round(215 * s**2)}, {round(170 * (1 - s))}, {OPACITY})"
+
+
+def paint_over(base: Tensor, layers: Sequence[Image.Image]) -> Tensor:
+    """A map with what was painted over it, averaged over the area of each of its pixels: (S, S).
+
+    Args:
+        base: (S, S), what is kept where nothing is painted.
+        layers: painted with `brush_colour`, transparent elsewhere, of any size.
+    """
+    m = base.double()
+    for layer in layers:
+        rgba = torch.from_numpy(np.array(layer.convert("RGBA"))).double()
+        painted = (rgba[..., 3] > 255 * OPACITY / 2).double()
+        strength = (rgba[..., 0] / 2.55).round() / 100
+        paint, cover = F.adaptive_avg_pool2d(torch.stack([painted * strength, painted]), len(m))
+        m = paint + (1 - cover) * m
+    return m.float()
+
+
+def enlarged(images: Tensor, at_least: int) -> Tensor:
+    """Pictures (..., S, S) by a whole factor, so that a pixel stays a square."""
+    zoom = math.ceil(at_least / images.shape[-1])
+    return images.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+
+
+# ---- what is generated ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Choices:
+    """What the page is set to."""
+
+    reference: str  # a picture's path
+    layers: Sequence[Image.Image]
+    elsewhere: float  # how much is kept where nothing is painted
+    label: int | None
+    guidance: float
+    sampler: str  # mode and method
+    points: int
+    schedule: str
+    variations: int
+    seed: int
+    factors: Sequence[float] = field(default_factory=list)  # of the latent channels, where there are several
+
+    def as_arguments(self) -> list[str]:
+        """The same, less what is painted, for sample.py."""
+        mode, method = self.sampler.split()
+        values = {
+            "reference": self.reference,
+            "preserve": self.elsewhere,
+            "preserve-channels": ",".join(map(str, self.factors)) or None,
+            "preserve-schedule": self.schedule,
+            "class-labels": self.label,
+            "cfg-scale": 1 if self.label is None else self.guidance,
+            "sampling-method": method,
+            "num-sampling-steps": self.points,
+            "variations": self.variations,
+            "seed": self.seed,
+        }
+        return [mode, *(f"--{name}={value}" for name, value in values.items() if value is not None)]
+
+
+@dataclass
+class Counter:
+    """A progress bar, as `with_progress` needs one, that tells another."""
+
+    tell: Callable[[int, int | None], None]
+    total: int | None
+    n: int = 0
+
+    def update(self) -> None:
+        self.n += 1
+        self.tell(self.n, self.total)
+
+
+class Studio:
+    """A network, and what the page does with it."""
+
+    def __init__(self, network: Network, device: torch.device, precision: str) -> None:
+        self.network, self.device, self.precision = network, device, precision
+        self.busy, self.closed = threading.Lock(), False
+
+    def close(self) -> None:
+        """End what is being generated: Python cannot end well while another thread is in the midst of a model."""
+        self.closed = True
+        self.busy.acquire()
+
+    def parser(self) -> Parser:
+        """The one of sample.py, for its checks and defaults."""
+        return sampling_parser("", sample.add_program_args, vae="mse", cfg_scale=sample.CFG_SCALE, reverse=True)
+
+    def canvas(self, reference: str) -> Image.Image:
+        """A reference as the model gets it, large enough to paint on.
+
+        Raises:
+            DataError: the file cannot be read, or not be cropped.
+        """
+        try:
+            images = control.load_references([reference], self.network)
+        except ValueError as error:  # of a strip that is too long
+            raise DataError(f"image {reference} cannot be used: {error}") from None
+        return Image.fromarray(to_uint8(enlarged(images, CANVAS))[0])
+
+    def generate(self, choices: Choices, tell: Callable[[int, int | None], None]) -> tuple[Image.Image, list[str]]:
+        """One picture of reference, map and samples, and what there is to say: the work it took, and any warning.
+
+        Args:
+            choices: what the page is set to.
+            tell: is called with how often the model has been evaluated, and how often it will be if that is known.
+
+        Raises:
+            UsageError, DataError: it cannot be done.
+        """
+
+        def count(n: int, total: int | None) -> None:
+            if self.closed:
+                raise UsageError("the program ends")
+            tell(n, total)
+
+        network = self.network
+        args = self.parser().parse_args([*choices.as_arguments(), f"--precision={self.precision}"])
+        control.check_arguments(args)
+        base = control.pixel_maps(args.preserve, args.reference, network.image_size)
+        painted = torch.stack([paint_over(m, choices.layers) for m in base])
+        keep = control.make_control(
+            control.load_references(args.reference, network), painted, args.preserve_channels, network
+        )
+        build_graded_sampler(args, network.transport, keep.latents, keep.latents)  # complains about bad settings
+        model = with_progress(guided_by(args, network), Counter(count, evaluations(args)))
+        settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
+        with self.busy:
+            samples, nfe = control.generate(args, network, keep, args.class_labels, model, self.device, **settings)
+        zoom = math.ceil(TILE / network.image_size)
+        caption = "sample" if choices.label is None else network.class_name(choices.label)
+        shown = replace(keep, images=enlarged(keep.images, TILE))
+        sheet = control.sheet(shown, samples.repeat(zoom, 1).repeat(zoom, 2), [caption])
+        said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
+        if warning := control.untrained_times(keep.latents, network):
+            said.append(f"**warning:** {warning}")
+        return sheet, said
