@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import center_crop_arr, to_tensor
+from data import load_image
 from errors import DataError, UsageError
 from images import read_image
 from pictures import grid, to_uint8, to_uint8_later
@@ -140,7 +140,7 @@ def load_references(paths: Sequence[str], network: Network) -> Tensor:
         DataError: a picture cannot be read.
     """
     mode = "L" if network.autoencoder.channels == 1 else "RGB"
-    return torch.stack([to_tensor(center_crop_arr(read_image(path, mode), network.image_size)) for path in paths])
+    return torch.stack([load_image(path, mode, network.image_size) for path in paths])
 
 
 def pixel_maps(spec: Preserve | None, paths: Sequence[str], size: int) -> Tensor:
@@ -188,7 +188,7 @@ def mask_map(mask: str, reference: str, size: int) -> Tensor:
             f"mask {mask} has {picture.width} x {picture.height} pixels; it must have the {expected[0]} x "
             f"{expected[1]} of {reference}, or {size} x {size}"
         )
-    return torch.from_numpy(np.asarray(center_crop_arr(picture, size), dtype=np.float32)) / 255
+    return (load_image(mask, "L", size)[0] * 127.5 + 127.5).round() / 255
 
 
 def latent_maps(pixels: Tensor, factors: Sequence[float] | None, network: Network) -> Tensor:

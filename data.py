@@ -50,6 +50,19 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
 
 
+def load_image(path: str, mode: str, image_size: int) -> Tensor:
+    """A picture, cropped to a square: (1 or 3, image_size, image_size) in [-1, 1] for mode "L" or "RGB".
+
+    Raises:
+        UnreadableImage: it cannot be read, or is too long to be cropped.
+    """
+    image = read_image(path, mode)
+    try:
+        return to_tensor(center_crop_arr(image, image_size))
+    except ValueError as error:
+        raise UnreadableImage(f"image {path} cannot be read: {error}") from None
+
+
 class Digits(Dataset[tuple[Tensor, int]]):
     """scikit-learn's handwritten digits: 1797 grey images of 8 x 8 in ten classes. Never mirrored."""
 
@@ -142,12 +155,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, mirror = key
-        path = self.paths[index]
-        image = read_image(path, self.mode)
-        try:
-            tensor = to_tensor(center_crop_arr(image, self.image_size))
-        except ValueError as error:
-            raise UnreadableImage(f"image {path} cannot be read: {error}") from None
+        tensor = load_image(self.paths[index], self.mode, self.image_size)
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
 
 

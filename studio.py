@@ -13,7 +13,7 @@ from torch import Tensor
 
 import control
 import sample
-from errors import DataError, UsageError
+from errors import UsageError
 from pictures import to_uint8
 from sampling import Network, evaluations, guided_by, sampling_parser, with_progress
 from train_utils import Parser, build_graded_sampler
@@ -127,10 +127,7 @@ class Studio:
         Raises:
             DataError: the file cannot be read, or not be cropped.
         """
-        try:
-            images = control.load_references([reference], self.network)
-        except ValueError as error:  # of a strip that is too long
-            raise DataError(f"image {reference} cannot be used: {error}") from None
+        images = control.load_references([reference], self.network)
         return Image.fromarray(to_uint8(enlarged(images, CANVAS))[0])
 
     def generate(self, choices: Choices, tell: Callable[[int, int | None], None]) -> tuple[Image.Image, list[str]]:

@@ -2,7 +2,7 @@
 
     python experiments/graded.py --ckpt results/ComboStoc-XS-2-demo/ckpt.pt --out results/graded     # after make demo
     python experiments/graded.py --ckpt A.pt B.pt --data-path FOLDER --out results/graded
-    make graded                                                 # what visuals/graded*.csv and .png were made by
+    make graded                                                 # what visuals/graded* was made by
 
 For references of the data, with one half of the picture or of the channels kept at m and the rest regenerated: the
 root mean square distance to the reference where it is kept, the share of samples that a classifier of the data puts in

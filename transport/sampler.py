@@ -202,7 +202,7 @@ class Sampler:
         *,
         mode: str = "ODE",
         schedule: str = "number",
-        decompensate: bool = True,
+        decompensate: bool = False,
         **settings: Any,
     ) -> SampleFn:
         """Generate anew what a map does not keep of a reference: see `transport.graded` for the mathematics.
@@ -215,7 +215,8 @@ class Sampler:
             mode: "ODE" or "SDE".
             schedule: "number" gives every entry the same number of steps, "size" steps of the same size (Euler only).
             decompensate: where a velocity model was trained with compensation (the transport says so) and times
-                differ, integrate the velocity itself; see `Transport.decompensate_offdiagonal_ut`.
+                differ, integrate the velocity itself, see `Transport.decompensate_offdiagonal_ut`. It is exact where
+                the model has one data point to choose from; trained models do better without (experiments/graded.py).
             settings: those of `sample_ode` or `sample_sde`.
 
         Raises:
