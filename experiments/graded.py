@@ -284,7 +284,7 @@ def draw_pictures(args: argparse.Namespace, network: Network, data: References, 
             row = Row(ckpt, "", **asdict(ODE), labels=True, kind=kind, kept=kept, references=SHOWN)
             columns.append(sample(args, network, few, row)[0])
         tiles = torch.stack(columns, dim=1).flatten(0, 1)  # a row for each reference
-        captions = ["reference", *(f"{kept:g} of {kind}" for kept in KEPT)] * SHOWN
+        captions = ["reference", *(f"m = {kept:g}" for kept in KEPT)] * SHOWN
         save_image(grid(to_uint8(tiles), captions, columns=1 + len(KEPT)), out.with_name(f"{out.name}-{kind}.png"))
 
 
