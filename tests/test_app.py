@@ -159,7 +159,7 @@ def test_a_strip_is_too_long_to_be_cropped(files):
     studio = studio_of(files / "ckpt.pt")
     studio.network = replace(studio.network, image_size=512)
     Image.new("L", (60_000, 2)).save(files / "strip.png")
-    with pytest.raises(DataError, match=r"strip.png cannot be used: 60000 x 2 pixels are too long"):
+    with pytest.raises(DataError, match=r"strip.png cannot be read: 60000 x 2 pixels are too long"):
         studio.canvas(str(files / "strip.png"))
 
 
