@@ -52,7 +52,6 @@ REGION = rf"(?:([a-z]+)|({NUMBER}),({NUMBER}),({NUMBER}),({NUMBER})):({NUMBER})"
 class Preserve:
     """A SPEC of --preserve: a path to a mask, or boxes with a value each."""
 
-    text: str
     mask: str | None
     boxes: list[tuple[Box, float]]
 
@@ -60,9 +59,9 @@ class Preserve:
 def preserve_spec(text: str) -> Preserve:
     """A number, regions, or else the path of a mask."""
     if re.fullmatch(NUMBER, text):
-        return Preserve(text, None, [(REGIONS["all"], unit_float(text))])
+        return Preserve(None, [(REGIONS["all"], unit_float(text))])
     if not re.fullmatch(rf"{REGION}(?:,{REGION})*", text):
-        return Preserve(text, text, [])
+        return Preserve(text, [])
     boxes = []
     for name, *corners, value in re.findall(REGION, text):
         if name and name not in REGIONS:
@@ -73,7 +72,7 @@ def preserve_spec(text: str) -> Preserve:
                 f"box {','.join(corners)} is not x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
             )
         boxes.append((box, unit_float(value)))
-    return Preserve(text, None, boxes)
+    return Preserve(None, boxes)
 
 
 def channel_factors(text: str) -> list[float]:
