@@ -18,6 +18,7 @@ from train_utils import default_combostoc_type, load_weights, typed_arguments
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
 RESTORED = (
     *("model", "image_size", "num_classes", "vae", "combostoc_type"),
+    *("halfmixing", "blend", "compensation"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
     *("global_batch_size", "global_seed", "lr", "ema_decay", "max_grad_norm", "grad_accum", "precision"),
 )

@@ -29,6 +29,7 @@ from train_utils import (
     guidance_scale,
     latent_size,
     load_weights,
+    method_settings,
     model_config,
     model_name,
     parse_ode_args,
@@ -37,7 +38,7 @@ from train_utils import (
     positive_int,
     unit_float,
 )
-from transport import PATHS, PREDICTIONS, ComboStocType, Transport
+from transport import BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -181,6 +182,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         latent_size(args.image_size, autoencoder.factor, config.name)
     resolve("image_size", config.input_size * autoencoder.factor)
 
+    combostoc_type = trained.get("combostoc_type") or default_combostoc_type(config.name)
     model = config.build()
     load_weights(model, state, name)
     if args.precision == "bf16":
@@ -191,7 +193,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         model=model.to(device).eval().requires_grad_(False),
         config=config,
         autoencoder=autoencoder,
-        transport=build_transport(args, trained.get("combostoc_type") or default_combostoc_type(config.name)),
+        transport=build_transport(args, combostoc_type, **method_settings(trained)),
         image_size=args.image_size,
         class_names=content.get("class_names"),
         path=path,
@@ -210,6 +212,9 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
         "combostoc_type": lambda v: v in ComboStocType.__members__,
         "sample_eps": lambda v: v is None or (type(v) in (int, float) and 0 <= v < 0.5),
         "vae": lambda v: isinstance(v, str),
+        "halfmixing": lambda v: v in ("on", "off"),
+        "blend": lambda v: v in list(BLENDS),
+        "compensation": lambda v: v in ("on", "off"),
     }
     for name, is_of_its_kind in kinds.items():
         if name in trained and not is_of_its_kind(trained[name]):

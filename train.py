@@ -46,6 +46,7 @@ from train_utils import (
     ModelConfig,
     Parser,
     add_bad_images_arg,
+    add_method_args,
     add_workers_arg,
     build_transport,
     check_readable,
@@ -53,6 +54,7 @@ from train_utils import (
     decay,
     default_combostoc_type,
     guidance_scale,
+    method_settings,
     model_config,
     model_name,
     parse_transport_args,
@@ -87,6 +89,7 @@ def make_parser() -> Parser:
     group.add_argument(
         "--combostoc-type", choices=types, help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE"
     )
+    add_method_args(group)
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
     group.add_argument("--max-steps", type=positive_int, help="stop at this step, counted from the run's beginning")
     group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
@@ -186,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if found != config:
             raise UsageError(f"checkpoint {start.source} holds {found}; the arguments describe {config}")
     lines = start.lines + check_classes(dataset.class_names, args, start)
-    transport = build_transport(args, args.combostoc_type)
+    transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)))
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()

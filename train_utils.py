@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from errors import DataError, UsageError, report
 from images import MAX_PIXELS
 from models import SIZES, ComboStoc_models, SiT, SiT_models
 from transport import (
+    BLENDS,
     DIFFUSION_FORMS,
     LAST_STEPS,
     ODE_METHODS,
@@ -296,12 +297,36 @@ def latent_size(image_size: int, factor: int, model: str) -> int:
 # ---- transport and samplers ----------------------------------------------------------------------------------------
 
 
-def build_transport(args: argparse.Namespace, combostoc_type: str = ComboStocType.UNSYNC_NONE.name) -> Transport:
-    """The transport of the transport group's arguments."""
+def add_method_args(parser: argparse._ActionsContainer) -> None:
+    """Add what ComboStoc's training may vary; the defaults are the published method."""
+    switch = ("on", "off")
+    parser.add_argument(
+        "--halfmixing", choices=switch, default="on", help="asynchronous times in half of each batch; off: in all of it"
+    )
+    parser.add_argument(
+        "--blend", choices=list(BLENDS), default="batch", help="what has one weight of blending with a synchronous time"
+    )
+    parser.add_argument(
+        "--compensation", choices=switch, default="on", help="turn asynchronous velocities towards the diagonal"
+    )
+
+
+def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as `create_transport` calls it, the published method where nothing is said."""
+    return {
+        "use_halfmixing": values.get("halfmixing", "on") == "on",
+        "use_blend": BLENDS[values.get("blend", "batch")],
+        "use_compensation": values.get("compensation", "on") == "on",
+    }
+
+
+def build_transport(
+    args: argparse.Namespace, combostoc_type: str = ComboStocType.UNSYNC_NONE.name, **method: Any
+) -> Transport:
+    """The transport of the transport group's arguments, and of `method_settings`."""
+    names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
     try:
-        return create_transport(
-            args.path_type, args.prediction, args.loss_weight, args.train_eps, args.sample_eps, combostoc_type
-        )
+        return create_transport(*(getattr(args, name) for name in names), combostoc_type, **method)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -41,6 +41,16 @@ def test_guidance_is_that_of_the_model_on_a_plain_batch():
     torch.testing.assert_close(guided(model, 1)(x, t, y=y), model(x, t, y))
 
 
+def test_a_model_is_sampled_by_the_method_it_was_trained_with(tmp_path, random_checkpoint):
+    """Graded control asks whether velocities are compensated; older checkpoints do not say, and are."""
+    state = torch.load(random_checkpoint, weights_only=True)
+    for trained, compensates in (({}, True), ({"compensation": "on"}, True), ({"compensation": "off"}, False)):
+        torch.save({"ema": state, "args": {"combostoc_type": "UNSYNC_ALL", **trained}}, tmp_path / "c.pt")
+        parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
+        args = parser.parse_args(["ODE", "--ckpt", str(tmp_path / "c.pt")])
+        assert load_network(args, torch.device("cpu"), "none").transport.compensates is compensates
+
+
 def test_guidance_in_an_interval_of_time():
     """Inside it guidance, outside the conditional model alone, on half as many samples."""
     model = random_model().eval()

@@ -64,7 +64,7 @@ def test_shapes_in_any_number_of_dimensions(shape):
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("shape", [(6, 4, 8, 8), (5, 4, 8, 8), (6, 5, 3), (1, 4, 8, 8), (4, 2, 3, 4, 4)])
-@pytest.mark.parametrize("settings", [{}, {"use_halfmixing": False}, {"use_blend": False}])
+@pytest.mark.parametrize("settings", [{}, {"use_halfmixing": False}, {"use_blend": False}, {"use_blend": "sample"}])
 def test_segments_are_the_batch_in_its_two_kinds(kind, shape, settings, seeded):
     """Asynchronous samples as they are, synchronous ones as one time each; joined they are the batch again."""
     transport = create_transport(train_eps=0.01, combostoc_type=kind, **settings)
@@ -139,6 +139,27 @@ def test_marginals(kind, seeded):
             assert entries.min() >= 0 and entries.max() < 1
             assert abs(entries.mean() - 0.5) < 0.01
             assert abs(entries.var() - (1 / 18 if blended else 1 / 12)) < 0.002
+
+
+@async_types
+def test_a_blend_for_each_sample(kind, seeded):
+    """One p a sample: within a batch shares of the asynchronous time differ, and the marginals are those of one p."""
+    x1 = torch.zeros(20000, 2, 2, 2)
+    t = draw_timesteps(x1, ComboStocType[kind], use_blend="sample")
+    assert t.shape == timestep_shape(x1.shape, ComboStocType[kind])
+    for part, variance in ((t[:10000], 1 / 18), (t[10000:], 1 / 12)):
+        assert abs(part.mean() - 0.5) < 0.01 and abs(part.var() - variance) < 0.002
+    # Entries of a sample differ by p times the difference of two uniforms: E p^2 / 6 and E p^4 / 15 are its moments.
+    t = draw_timesteps(torch.zeros(4000, 1, 1, 2), ComboStocType.UNSYNC_ALL, use_halfmixing=False, use_blend="sample")
+    spread = (t[..., 0] - t[..., 1]).flatten()
+    assert abs(spread.square().mean() - 1 / 18) < 0.003
+    kurtosis = spread.pow(4).mean() / spread.square().mean() ** 2  # 2.4 if all had one p
+    assert abs(kurtosis - 18**2 / 75) < 0.4
+
+
+def test_an_unknown_blend_is_named():
+    with pytest.raises(ValueError, match=r"use_blend.*'patch'"):
+        create_transport(use_blend="patch")
 
 
 def test_what_varies_is_what_the_type_says(seeded):

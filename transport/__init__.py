@@ -3,11 +3,12 @@
 from .graded import SCHEDULES
 from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import ADAPTIVE_METHODS, FIXED_STEP_METHODS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
-from .timesteps import ComboStocType, draw_timesteps, timestep_shape
+from .timesteps import Blend, ComboStocType, draw_timesteps, timestep_shape
 from .transport import ModelType, PathType, Transport, WeightType
 
 __all__ = [
     "ADAPTIVE_METHODS",
+    "BLENDS",
     "DIFFUSION_FORMS",
     "FIXED_STEP_METHODS",
     "LAST_STEPS",
@@ -34,6 +35,7 @@ __all__ = [
 
 PATHS = {"Linear": PathType.LINEAR, "GVP": PathType.GVP, "VP": PathType.VP}
 PREDICTIONS = {"velocity": ModelType.VELOCITY, "score": ModelType.SCORE, "noise": ModelType.NOISE}
+BLENDS: dict[str, Blend] = {"batch": True, "sample": "sample", "off": False}
 WEIGHTS = {None: WeightType.NONE, "velocity": WeightType.VELOCITY, "likelihood": WeightType.LIKELIHOOD}
 
 
@@ -47,7 +49,7 @@ def create_transport(
     *,
     use_halfmixing: bool = True,
     async_fraction: float = 0.5,
-    use_blend: bool = True,
+    use_blend: Blend = True,
     use_compensation: bool = True,
 ) -> Transport:
     """Build a `Transport` from the names used on the command line.

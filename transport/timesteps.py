@@ -4,9 +4,12 @@ The shape of the tensor says what the time may vary over; nothing in the package
 """
 
 import enum
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Blend = bool | Literal["sample"]
 
 
 class ComboStocType(enum.Enum):
@@ -41,7 +44,7 @@ def draw_timesteps(
     *,
     use_halfmixing: bool = True,
     async_fraction: float = 0.5,
-    use_blend: bool = True,
+    use_blend: Blend = True,
 ) -> Tensor:
     """Draw timesteps in [0, 1) for a batch, on x1's device.
 
@@ -51,7 +54,8 @@ def draw_timesteps(
         use_halfmixing: only the first floor(N * async_fraction) samples are asynchronous, the others have one time
             each. A batch of one is asynchronous with probability async_fraction.
         async_fraction: the share of asynchronous samples.
-        use_blend: t = (1 - p) t_sync + p t_async with one p ~ U(0, 1) for the batch.
+        use_blend: t = (1 - p) t_sync + p t_async with one p ~ U(0, 1) for the batch, as published, or, for "sample",
+            one for each sample. False is p = 1.
 
     Returns:
         A tensor of `timestep_shape(x1.shape, combostoc_type)`.
@@ -64,7 +68,10 @@ def draw_timesteps(
 
     t_sync = torch.rand((n,) + (1,) * (x1.ndim - 1), device=device, dtype=dtype)
     t_async = torch.rand(shape, device=device, dtype=dtype)
-    p = torch.rand(1, device=device, dtype=dtype) if use_blend else None
+    p = None
+    if use_blend:
+        p_shape = t_sync.shape if use_blend == "sample" else (1,)
+        p = torch.rand(p_shape, device=device, dtype=dtype)
 
     if use_halfmixing:
         n_async = count_async(n, async_fraction)

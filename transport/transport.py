@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
-from .timesteps import ComboStocType, count_async, draw_timesteps
+from .timesteps import Blend, ComboStocType, count_async, draw_timesteps
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
 SINGULAR_EPS = 1e-3
@@ -82,7 +82,7 @@ class Transport:
         combostoc_type: ComboStocType = ComboStocType.UNSYNC_NONE,
         use_halfmixing: bool = True,
         async_fraction: float = 0.5,
-        use_blend: bool = True,
+        use_blend: Blend = True,
         use_compensation: bool = True,
     ) -> None:
         for name, eps in (("train_eps", train_eps), ("sample_eps", sample_eps)):
@@ -90,6 +90,8 @@ class Transport:
                 raise ValueError(f"{name} must lie in [0, 0.5), got {eps}")
         if not 0 <= async_fraction <= 1:
             raise ValueError(f"async_fraction must lie in [0, 1], got {async_fraction}")
+        if use_blend not in (True, False, "sample"):
+            raise ValueError(f"use_blend must be True, False or 'sample', got {use_blend!r}")
         self.model_type = model_type
         self.path_type = path_type
         self.loss_type = loss_type
