@@ -12,11 +12,10 @@ it is. Checkpoints of one --combostoc-type are seeds of one model. Rows that OUT
 """
 
 import argparse
-import csv
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +31,7 @@ import progress
 from data import load_dataset
 from errors import DataError, run_program
 from experiments.judge import Judge
+from experiments.tables import read_rows, write_rows
 from files import replacing
 from latents import is_latents
 from pictures import grid, save_image, to_uint8
@@ -170,33 +170,6 @@ def measure(args: argparse.Namespace, network: Network, data: References, row: R
     return row
 
 
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of an earlier run."""
-    if not path.is_file():
-        return []
-    kinds: dict[str, Callable[[str], object]] = {"str": str, "bool": lambda s: s == "True", "float": float, "int": int}
-    with open(path, newline="") as file:
-        try:
-            return [
-                Row(**{name: kinds[Row.__annotations__[name].__name__](value) for name, value in entry.items()})
-                for entry in csv.DictReader(file)
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is not a table of this program: {error}") from None
-
-
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    with replacing(path) as beside, open(beside, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(rows[0])))
-        writer.writeheader()
-        for row in rows:
-            rounded = {"distance": f"{row.distance:.5f}", "accuracy": f"{row.accuracy:.4f}", "fd": f"{row.fd:.5f}"}
-            writer.writerow(asdict(row) | rounded)
-
-
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 LINES = {  # of the figure: trained with, setting -> label, style
@@ -311,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     process = distributed.single()
     precision.setup(args.precision)
     table = args.out.with_suffix(".csv")
-    rows = read_rows(table)
+    rows = read_rows(table, Row)
     data = None
     for ckpt in args.ckpt:
         flags = ["ODE", "--ckpt", ckpt, "--precision", args.precision] + ["--compile"] * args.compile

@@ -1,11 +1,11 @@
 """A small classifier of a data set, to judge samples by: their classes, and the features of its last hidden layer."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import ImageDataset
+from metrics import frechet_distance, moments
 
 SIDE = 32  # larger pictures are averaged down to this
 FEATURES = 32
@@ -44,7 +44,7 @@ class Judge:
             held_out = len(images) // 5
             self._train(images[held_out:], labels[held_out:], mirror=mirror, epochs=epochs)
         self.accuracy = (self.classes(images[:held_out]) == labels[:held_out]).double().mean().item()
-        self.mean, self.covariance = moments(self.features(images))
+        self.moments = moments(self.features(images))
 
     def _train(self, images: Tensor, labels: Tensor, *, mirror: bool, epochs: int) -> None:
         parameters = [*self.body.parameters(), *self.head.parameters()]
@@ -74,27 +74,10 @@ class Judge:
 
     def distance(self, images: Tensor) -> float:
         """The Frechet distance between samples and data, in units of the data's total variance."""
-        between = frechet_distance(*moments(self.features(images)), self.mean, self.covariance)
-        return between / float(np.trace(self.covariance))
+        between = frechet_distance(moments(self.features(images)), self.moments)
+        return between / self.moments.cov.trace().item()
 
 
 def shrunk(images: Tensor) -> Tensor:
     """(N, C, H, W), at most `SIDE` wide."""
     return F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
-
-
-def moments(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and covariance (D, D) in float64 of features (N, D)."""
-    array = features.double().cpu().numpy()
-    return array.mean(0), np.cov(array, rowvar=False)
-
-
-def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """Squared distance between two Gaussians: |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2.
-
-    The product in the last term is symmetric, so that its eigenvalues are real and its root cannot turn complex.
-    """
-    values, vectors = np.linalg.eigh(cov1)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov2 @ root).clip(0)).sum()
-    return float(((mean1 - mean2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * cross)

@@ -1,0 +1,363 @@
+"""What ComboStoc's choices do to the speed of training: the paper's ablation (arXiv 2405.13729, Figure 6) at any size.
+
+    python experiments/ablation.py --out results/study                               # SiT and the types: `make study`
+    python experiments/ablation.py --out results/study --table choices --every 500   # `make study-choices`
+    python experiments/ablation.py --out results/imagenet --data-path FOLDER --size S/2 --samples 10000 \\
+        --num-sampling-steps 250 --max-steps 400000 --every 50000 --nproc-per-node 8 -- --vae ema --num-workers 8
+
+Every run is one of train.py, with the same steps, batch and data order for a seed; what follows -- goes to it. Its
+checkpoints are sampled by the Euler SDE without guidance, from the same noise and labels, all classes alike often, and
+a small classifier of the data set judges the samples: the share in the class asked for, and the Frechet distance of
+its features to all images', in units of their total variance. OUT.csv gets a row a checkpoint, OUT-<table>.png the
+figure, standard output the table. Runs that were interrupted continue, and rows that are there are not computed again.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import distributed
+import progress
+from data import DIGITS, load_dataset
+from errors import DataError, UsageError, run_program
+from experiments.judge import Judge
+from experiments.tables import read_rows, write_rows
+from files import replacing
+from latents import is_latents
+from sampling import ImageNoise, draw, guided_by, load_network, sampling_parser
+from train_utils import Parser, positive_int
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What is compared: the family, and train.py's arguments.
+ALL = ("ComboStoc", "--combostoc-type UNSYNC_ALL")
+TABLES = {
+    "types": {
+        "SiT": ("SiT", ""),
+        "UNSYNC_NONE": ("ComboStoc", "--combostoc-type UNSYNC_NONE"),
+        "UNSYNC_VEC": ("ComboStoc", "--combostoc-type UNSYNC_VEC"),
+        "UNSYNC_PATCH": ("ComboStoc", "--combostoc-type UNSYNC_PATCH"),
+        "UNSYNC_ALL": ALL,
+    },
+    "choices": {  # of UNSYNC_ALL; the paper has the first
+        "UNSYNC_ALL": ALL,
+        "no compensation": (ALL[0], f"{ALL[1]} --compensation off"),
+        "blend a sample": (ALL[0], f"{ALL[1]} --blend sample"),
+        "no blend": (ALL[0], f"{ALL[1]} --blend off"),
+        "no half-mixing": (ALL[0], f"{ALL[1]} --halfmixing off"),
+        "no half-mixing, blend a sample": (ALL[0], f"{ALL[1]} --halfmixing off --blend sample"),
+        "no half-mixing, no blend": (ALL[0], f"{ALL[1]} --halfmixing off --blend off"),
+    },
+}
+DIGITS_ARGS = (
+    "--vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3 --ema-decay 0.995"
+)
+BATCH = 250  # samples at a time
+
+
+@dataclass
+class Row:
+    """What was measured of one checkpoint."""
+
+    variant: str
+    seed: int
+    step: int
+    training: str  # digest of the other arguments of training
+    samples: int
+    sampling_steps: int
+    fd: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0  # of training up to this step, by the clock
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from other rows."""
+        return tuple(asdict(self).values())[:6]
+
+
+# ---- one run -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A variant of one seed: what to train and which checkpoints to measure."""
+
+    args: argparse.Namespace
+    variant: str
+    seed: int
+    steps: list[int]
+
+    def train_args(self) -> list[str]:
+        """What training depends on."""
+        args = self.args
+        family, flags = TABLES[args.table][self.variant]
+        common = DIGITS_ARGS.split() if args.data_path == DIGITS else []
+        return [
+            *("--data-path", args.data_path, "--model", f"{family}-{args.size}", *common, *args.train_args),
+            *(*flags.split(), "--global-seed", str(self.seed)),
+        ]
+
+    @property
+    def exp(self) -> str:
+        digest = hashlib.sha256(" ".join(self.train_args()).encode()).hexdigest()[:8]
+        return f"study-{self.variant.replace(', ', '-').replace(' ', '-')}-{self.seed}-{digest}"
+
+    @property
+    def folder(self) -> Path:
+        family, _ = TABLES[self.args.table][self.variant]
+        return self.args.results_dir / f"{family}-{self.args.size}-{self.exp}".replace("/", "-")
+
+    def checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"{step:07d}.safetensors"
+
+    def row(self, step: int) -> Row:
+        digest = training_digest(self.args)
+        return Row(self.variant, self.seed, step, digest, self.args.samples, self.args.num_sampling_steps)
+
+
+def training_digest(args: argparse.Namespace) -> str:
+    """Tells runs of other data, size or arguments apart."""
+    return hashlib.sha256(" ".join([args.data_path, args.size, *args.train_args]).encode()).hexdigest()[:8]
+
+
+def train(job: Job) -> None:
+    """Train, or continue training, by train.py.
+
+    Raises:
+        DataError: it failed.
+    """
+    args = job.args
+    launcher = [sys.executable]
+    if args.nproc_per_node > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.nproc_per_node}"]
+    every = str(args.every)
+    command = [
+        *(*launcher, str(ROOT / "train.py"), *job.train_args()),
+        *("--results-dir", str(args.results_dir), "--exp", job.exp, "--max-steps", str(args.max_steps)),
+        *("--ckpt-every", every, "--ckpt-format", "safetensors", "--reckpt-every", every),
+        *("--log-every", str(max(1, args.every // 5)), "--sample-every", "0"),
+    ]
+    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DataError(f"training {job.variant} with seed {job.seed} failed: {last}")
+
+
+def training_seconds(folder: Path, step: int) -> float:
+    """Seconds that training up to a step took, from the log's rates; a part that was done again counts once."""
+    rates = {int(k): float(rate) for k, rate in re.findall(r"step=(\d+)\).* ([\d.]+) steps/s", log_of(folder))}
+    seconds, previous = 0.0, 0
+    for k in sorted(k for k in rates if k <= step):
+        seconds += (k - previous) / max(rates[k], 1e-9)
+        previous = k
+    return round(seconds, 1)
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "log.txt").read_text()
+
+
+def measure(job: Job, row: Row) -> Row:
+    """Sample a checkpoint and judge the samples."""
+    sampler = ["--num-sampling-steps", str(row.sampling_steps), "--ckpt", str(job.checkpoint(row.step))]
+    parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
+    args = parser.parse_args(["SDE", *sampler])
+    args.cfg_scale = 1.0
+    device = distributed.single().device
+    network = load_network(args, device, default_vae="ema")
+    model = guided_by(args, network)
+    images, labels = [], torch.arange(row.samples) % network.num_labels
+    for part in torch.arange(row.samples).split(BATCH):
+        noise = ImageNoise(0, part.tolist())
+        images.append(draw(args, network, noise, labels[part].to(device), model)[0].cpu())
+    samples = torch.cat(images)
+    row.fd = JUDGE.distance(samples)
+    row.accuracy = (JUDGE.classes(samples) == labels).double().mean().item()
+    row.seconds = training_seconds(job.folder, row.step)
+    return row
+
+
+JUDGE: Judge  # in the processes that carry out jobs
+
+
+def prepare(judge: Judge, devices: "multiprocessing.Queue[str]") -> None:
+    """Make a process ready: the classifier, and a GPU of its own where there are several."""
+    global JUDGE
+    JUDGE = judge
+    device = devices.get()
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+
+def carry_out(job: Job) -> list[Row]:
+    """Train what is not trained yet, and measure."""
+    if not all(job.checkpoint(step).is_file() for step in job.steps):
+        train(job)
+    return [measure(job, job.row(step)) for step in job.steps]
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def by_variant(rows: Sequence[Row], measure: str) -> dict[str, dict[int, list[float]]]:
+    """variant -> step -> the values of all seeds."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        values.setdefault(row.variant, {}).setdefault(row.step, []).append(getattr(row, measure))
+    return values
+
+
+def draw_figure(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
+    """Frechet distance and class accuracy against training steps: means over seeds, and the range between them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+    titles = {"fd": "Frechet distance / variance of the data", "accuracy": "share in the class asked for"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        values = by_variant(rows, name)
+        for variant in (v for v in variants if v in values):
+            steps = sorted(values[variant])
+            groups = [values[variant][step] for step in steps]
+            (line,) = axis.plot(steps, [statistics.fmean(g) for g in groups], "o-", markersize=4, label=variant)
+            low, high = ([f(g) for g in groups] for f in (min, max))
+            axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("training steps")
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
+    """Markdown: mean and standard deviation over seeds at every step that all variants have."""
+    distances, accuracies, seconds = (by_variant(rows, name) for name in ("fd", "accuracy", "seconds"))
+    there = [v for v in variants if v in distances]
+    steps = sorted(set.intersection(*(set(distances[v]) for v in there)))
+    yield "| | " + " | ".join(f"FD at {step}" for step in steps) + " | in class at the end | s of training |"
+    yield "| --- " * (len(steps) + 3) + "|"
+    for v in there:
+        cells = [spread([1000 * x for x in distances[v][step]], 1) for step in steps]
+        cells += [spread([100 * x for x in accuracies[v][steps[-1]]], 1) + " %", spread(seconds[v][steps[-1]], 0)]
+        yield f"| {v} ({len(distances[v][steps[-1]])} seeds) | " + " | ".join(cells) + " |"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def comparison_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
+    """In how many seeds the first variant's distance is above each other's, at every step."""
+    by_key = {(row.variant, row.seed, row.step): row.fd for row in rows}
+    base = "UNSYNC_NONE" if "UNSYNC_NONE" in variants else variants[0]
+    for v in variants:
+        pairs: dict[int, list[bool]] = {}
+        for (variant, seed, step), fd in sorted(by_key.items()):
+            if variant == v != base and (base, seed, step) in by_key:
+                pairs.setdefault(step, []).append(fd < by_key[base, seed, step])
+        if pairs:
+            counts = ", ".join(f"{sum(won)} of {len(won)} at {step}" for step, won in pairs.items())
+            yield f"{v} is closer to the data than {base} in this many seeds: {counts} steps"
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="of NAME.csv and NAME-<table>.png")
+    parser.add_argument("--table", choices=list(TABLES), default="types", help="what is compared")
+    parser.add_argument("--data-path", default=DIGITS, help="folder of images, a sub-folder a class, or 'digits'")
+    parser.add_argument("--size", default="XS/2", help="of the models: XL/2, ..., XS/4")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
+    parser.add_argument("--max-steps", type=positive_int, default=1000, help="training steps")
+    parser.add_argument("--every", type=positive_int, default=250, help="steps between measurements")
+    parser.add_argument("--samples", type=positive_int, default=1500, help="images a measurement")
+    parser.add_argument("--num-sampling-steps", type=positive_int, default=60, help="of the SDE; the paper's is 250")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
+    parser.add_argument("--jobs", type=positive_int, help="runs at a time; default: one a GPU, or one a CPU")
+    parser.add_argument("--nproc-per-node", type=positive_int, default=1, help="processes of one run, by torchrun")
+    parser.add_argument("train_args", nargs="*", metavar="-- ...", help="arguments for train.py")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    if not args.out.parent.is_dir():
+        raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
+    if is_latents(args.data_path):
+        raise DataError(f"--data-path {args.data_path} holds cached latents; images are needed")
+    if args.max_steps % args.every:
+        raise UsageError(f"--max-steps {args.max_steps} is not a multiple of --every {args.every}")
+    steps = list(range(args.every, args.max_steps + 1, args.every))
+    variants = list(TABLES[args.table])
+    if args.data_path == DIGITS and "UNSYNC_PATCH" in variants:  # one channel: a time a position is one an entry
+        variants.remove("UNSYNC_PATCH")
+    table = args.out.with_name(args.out.name + ".csv")
+    rows = read_rows(table, Row)
+    there = {row.key for row in rows}
+    jobs = [Job(args, variant, seed, steps) for seed in args.seeds for variant in variants]
+    for job in jobs:
+        job.steps = [step for step in steps if job.row(step).key not in there]
+    jobs = [job for job in jobs if job.steps]
+    if jobs:
+        for new in run(args, jobs):
+            rows += new
+            write_rows(rows, table)
+    digest = training_digest(args)
+    shown = [r for r in rows if r.training == digest and r.samples == args.samples and r.variant in variants]
+    shown = [r for r in shown if r.sampling_steps == args.num_sampling_steps]
+    draw_figure(shown, variants, args.out.with_name(f"{args.out.name}-{args.table}.png"))
+    print("\n".join([*table_lines(shown, variants), "", *comparison_lines(shown, variants)]))
+
+
+def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
+    """Carry out jobs, several at a time; rows come run by run."""
+    side = int(value_of("--image-size", [*DIGITS_ARGS.split()] if args.data_path == DIGITS else args.train_args, "256"))
+    dataset = load_dataset(args.data_path, side, 1 if args.data_path == DIGITS else 3)
+    judge = Judge(dataset, mirror=args.data_path != DIGITS)
+    print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", file=sys.stderr, flush=True)
+    gpus = torch.cuda.device_count()
+    at_a_time = args.jobs or (max(1, gpus // args.nproc_per_node) if gpus else os.cpu_count() or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (at_a_time * args.nproc_per_node))))
+    context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    for k in range(at_a_time):
+        devices.put(str(k % gpus) if gpus > 1 and args.nproc_per_node == 1 else "")
+    with ProcessPoolExecutor(at_a_time, context, prepare, (judge, devices)) as pool:
+        futures = [pool.submit(carry_out, job) for job in jobs]
+        try:
+            for future in progress.bar(as_completed(futures), total=len(jobs), desc="runs"):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def value_of(flag: str, argv: Sequence[str], default: str) -> str:
+    """The last value of an argument of train.py."""
+    return next((argv[k + 1] for k in reversed(range(len(argv) - 1)) if argv[k] == flag), default)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,108 @@
+"""Distances between two sets of images from their features: FID and its kin, in float64.
+
+Each function takes features of shape (N, D) from a network that `features.py` loads; none of them knows which.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SEED = 2020  # of the permutations and subsets, torch-fidelity's, so that values agree
+CHUNK = 4096  # rows at a time
+
+
+@dataclass
+class Moments:
+    """Mean (D,) and covariance (D, D) of features, in float64."""
+
+    mean: Tensor
+    cov: Tensor
+
+
+def moments(features: Tensor) -> Moments:
+    """Mean and unbiased covariance of (N, D), N of at least 2."""
+    if len(features) < 2:
+        raise ValueError(f"a covariance takes two images or more, not {len(features)}")
+    mean = torch.stack([part.double().sum(0) for part in features.split(CHUNK)]).sum(0) / len(features)
+    cov = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
+    for part in features.split(CHUNK):
+        centred = part.double() - mean
+        cov += centred.T @ centred
+    return Moments(mean, cov / (len(features) - 1))
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared distance between two Gaussians: |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2.
+
+    Heusel et al., arXiv 1706.08500, equation 6. The product in the last term is symmetric, so that its eigenvalues are
+    real and its root cannot turn complex; that of C1 C2 can, when there are fewer images than features.
+    """
+    values, vectors = torch.linalg.eigh(a.cov)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp_min(0).sqrt().sum()
+    return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross)
+
+
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
+    """exp E KL(p(y|x) || p(y)), its mean over parts of the shuffled set, and their standard deviation.
+
+    Salimans et al., arXiv 1606.03498. Fewer images than parts make a part of each.
+
+    Args:
+        logits: (N, K) of a classifier.
+    """
+    n = len(logits)
+    splits = min(splits, n)
+    log_p = logits[np.random.RandomState(SEED).permutation(n)].double().log_softmax(1)
+    scores = []
+    for k in range(splits):
+        part = log_p[k * n // splits : (k + 1) * n // splits]
+        divergence = (part.exp() * (part - part.exp().mean(0).log())).sum(1).mean()
+        scores.append(divergence.exp().item())
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000) -> tuple[float, float]:
+    """Unbiased squared MMD under the kernel (x . y / D + 1)^3: mean over random subsets, and standard deviation.
+
+    KID of Binkowski et al., arXiv 1801.01401. Sets of fewer images than `size` are taken whole.
+    """
+    size = min(size, len(a), len(b))
+    if size < 2:
+        raise ValueError(f"a kernel distance takes two images or more, not {size}")
+    random = np.random.RandomState(SEED)
+
+    def kernel_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        kernel = (x @ y.T / x.shape[1] + 1) ** 3
+        return kernel.sum(), kernel.trace()
+
+    distances = []
+    for _ in range(subsets):
+        x = a[random.choice(len(a), size, replace=False)].double()
+        y = b[random.choice(len(b), size, replace=False)].double()
+        (xx, xx_diagonal), (yy, yy_diagonal), (xy, _) = kernel_sum(x, x), kernel_sum(y, y), kernel_sum(x, y)
+        within = (xx - xx_diagonal + yy - yy_diagonal) / (size * (size - 1))
+        distances.append((within - 2 * xy / size**2).item())
+    return float(np.mean(distances)), float(np.std(distances))
+
+
+def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
+    """The share of samples among the references, and of references among the samples.
+
+    A point is among a set when it is no farther from one of its points than that one's k-th nearest neighbour in the
+    set. Kynkaanniemi et al., arXiv 1904.06991.
+    """
+    if min(len(samples), len(reference)) <= k:
+        raise ValueError(f"precision and recall take {k + 1} images or more of each set")
+    return share_among(samples, reference, k), share_among(reference, samples, k)
+
+
+def share_among(points: Tensor, members: Tensor, k: int) -> float:
+    """The share of points (N, D) that are among members (M, D)."""
+    members = members.double()
+    # The nearest of a set to one of its own is itself.
+    radii = torch.cat([torch.cdist(part, members).kthvalue(k + 1).values for part in members.split(CHUNK)])
+    inside = [(torch.cdist(part.double(), members) <= radii).any(1) for part in points.split(CHUNK)]
+    return torch.cat(inside).double().mean().item()
