@@ -174,7 +174,7 @@ def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:
         if 0 < statistics.count <= d:
             yield (
                 f"the {what} are {statistics.count:,} images, not more than the {d:,} features: their covariance is "
-                "singular, and distances are much too large"
+                "singular, and Frechet distances are biased upwards"
             )
     if reference.features is not None and len(reference.features) < reference.count:
         yield f"KID, precision and recall are with {len(reference.features):,} of {reference.count:,} reference images"

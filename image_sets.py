@@ -39,7 +39,7 @@ class NpzImages:
 
     def __post_init__(self) -> None:
         with open_array(self.path, IMAGES) as array:
-            shape, fortran_order, dtype = read_header(array)
+            shape, fortran_order, dtype = read_header(array, self.path)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or 0 in shape:
             raise DataError(f"{self.path}: {IMAGES} is {dtype} of shape {shape}; uint8 of (N, H, W, 3) is needed")
         self.shape = shape
@@ -50,7 +50,7 @@ class NpzImages:
     def batches(self, size: int) -> Iterator[Tensor]:
         n, height, width, channels = self.shape
         with open_array(self.path, IMAGES) as array:
-            read_header(array)
+            read_header(array, self.path)
             for start in range(0, n, size):
                 count = min(size, n - start)
                 try:
@@ -160,7 +160,7 @@ def open_array(path: Path, name: str) -> zipfile.ZipExtFile:
     return zipfile.ZipFile(path).open(f"{name}.npy")  # type: ignore[return-value]
 
 
-def read_header(array: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(array: zipfile.ZipExtFile, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype, which stand before an array's bytes.
 
     Raises:
@@ -171,4 +171,4 @@ def read_header(array: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dt
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         return read(array)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{array.name} of an .npz is damaged: {error}") from None
+        raise DataError(f"{path} is damaged: {error}") from None

@@ -36,13 +36,18 @@ def moments(features: Tensor) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared distance between two Gaussians: |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2.
 
-    Heusel et al., arXiv 1706.08500, equation 6. The product in the last term is symmetric, so that its eigenvalues are
-    real and its root cannot turn complex; that of C1 C2 can, when there are fewer images than features.
+    Heusel et al., arXiv 1706.08500, equation 6. The last trace is the sum of the singular values of C1^1/2 C2^1/2,
+    which are real whatever rounding does; the root of C1 C2 turns complex when there are fewer images than features,
+    and roots of eigenvalues that should be 0 add up.
     """
-    values, vectors = torch.linalg.eigh(a.cov)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp_min(0).sqrt().sum()
+    cross = torch.linalg.svdvals(square_root(a.cov) @ square_root(b.cov)).sum()
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross)
+
+
+def square_root(cov: Tensor) -> Tensor:
+    """Of a symmetric matrix without negative eigenvalues, up to rounding."""
+    values, vectors = torch.linalg.eigh(cov)
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:

@@ -1,0 +1,172 @@
+"""evaluate.py on the digits, seen by EfficientNet-Lite0: what it prints, files of statistics, and mistakes."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import metrics
+from errors import run_program
+from image_sets import open_images
+
+OFFLINE = ["--features", "efficientnet-lite0"]
+N = 40
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Sets of digits: the first, others of the same kind, and the first with noise, as .npz."""
+    root = tmp_path_factory.mktemp("sets")
+    (digits,) = open_images("digits").batches(1797)
+    digits = digits.permute(0, 2, 3, 1).numpy()
+    rng = np.random.default_rng(0)
+    np.savez(root / "some.npz", digits[:N])
+    np.savez(root / "others.npz", digits[N : 2 * N])
+    for level in (16, 96):
+        noisy = digits[:N] + rng.normal(0, level, digits[:N].shape)
+        np.savez(root / f"noise{level}.npz", noisy.clip(0, 255).astype(np.uint8))
+    return root
+
+
+def numbers(capsys, *args: str) -> dict[str, float]:
+    evaluate.main([*args, *OFFLINE])
+    printed = capsys.readouterr().out.splitlines()
+    return {name: float(value) for name, value, *_ in map(str.split, printed) if value.lstrip("-")[0].isdigit()}
+
+
+def test_noise_grows_and_a_set_is_at_no_distance_from_itself(files, capsys, tmp_path):
+    reference = str(tmp_path / "some-stats.npz")
+    evaluate.main([str(files / "some.npz"), "--save-stats", reference, *OFFLINE])
+    assert "Statistics of 40 images" in capsys.readouterr().out
+    found = [numbers(capsys, str(files / f"{k}.npz"), reference) for k in ("some", "noise16", "noise96")]
+    assert set(found[0]) == {f"{k}-efficientnet-lite0" for k in ("FD", "IS", "KD", "precision", "recall")}
+    distances = [f["FD-efficientnet-lite0"] for f in found]
+    assert abs(distances[0]) < 1e-6 < distances[1] and distances == sorted(distances)
+    assert found[0]["precision-efficientnet-lite0"] == found[0]["recall-efficientnet-lite0"] == 1
+    kernels = [f["KD-efficientnet-lite0"] for f in found]
+    assert kernels == sorted(kernels)
+
+
+def test_statistics_say_what_the_images_do_in_any_batch_size(files, capsys, tmp_path):
+    some, others, saved = str(files / "some.npz"), str(files / "others.npz"), str(tmp_path / "others-stats.npz")
+    evaluate.main([others, "--save-stats", saved, "--batch-size", "7", *OFFLINE])
+    capsys.readouterr()
+    direct = numbers(capsys, some, others, "--out", str(tmp_path / "numbers.json"))
+    through = numbers(capsys, some, saved, "--batch-size", "9")
+    assert through == pytest.approx(direct, rel=1e-4)
+    record = json.loads((tmp_path / "numbers.json").read_text())
+    assert record["sample_count"] == record["reference_count"] == N
+    assert record["FD-efficientnet-lite0"] == pytest.approx(direct["FD-efficientnet-lite0"], rel=1e-5)
+    with np.load(saved) as arrays:
+        assert arrays["mu"].dtype == arrays["sigma"].dtype == np.float64
+        np.testing.assert_allclose(arrays["sigma"], np.cov(arrays["features"].astype(float), rowvar=False), atol=1e-9)
+
+
+def test_few_images_are_warned_of(files, capsys):
+    evaluate.main([str(files / "some.npz"), str(files / "others.npz"), *OFFLINE])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+    assert len(warnings) == 2 and all("40 images, not more than the 1,280 features" in line for line in warnings)
+
+
+# ---- the FID network's own files, with a network that is no network ------------------------------------------------
+
+
+@pytest.fixture
+def means(monkeypatch):
+    """In inception's place: features that are the means over parts of a picture."""
+    from features import Extractor, Features
+
+    def extract(images: torch.Tensor) -> Features:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)  # (N, 12)
+        return Features(pooled, pooled[:, :5] ** 2, pooled / 50)
+
+    monkeypatch.setattr(evaluate, "load_extractor", lambda name, *_: Extractor(name, 12, extract))
+
+
+def write_adm(path, digits: np.ndarray, shown: np.ndarray, **changes) -> None:
+    """A reference batch as ADM's: moments of one set of images, and some images."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(digits).permute(0, 3, 1, 2).float(), 2).flatten(1)
+    arrays = {}
+    for suffix, features in (("", pooled), ("_s", pooled[:, :5] ** 2)):
+        found = metrics.moments(features)
+        arrays |= {f"mu{suffix}": found.mean.numpy(), f"sigma{suffix}": found.cov.numpy()}
+    np.savez(path, arr_0=shown, **(arrays | changes))
+
+
+def test_adms_reference_batch(files, tmp_path, means, capsys):
+    """Its moments give FID and sFID, its images precision, recall and KID."""
+    with np.load(files / "some.npz") as some, np.load(files / "others.npz") as others:
+        some, others = some["arr_0"], others["arr_0"]
+    write_adm(tmp_path / "adm.npz", others, shown=some)
+    evaluate.main([str(files / "some.npz"), str(tmp_path / "adm.npz"), "--out", str(tmp_path / "adm.json")])
+    evaluate.main([str(files / "some.npz"), str(files / "others.npz"), "--out", str(tmp_path / "whole.json")])
+    found, whole = (json.loads((tmp_path / f"{k}.json").read_text()) for k in ("adm", "whole"))
+    for name in ("FID", "sFID", "IS"):
+        assert found[name] == pytest.approx(whole[name], rel=1e-9)
+    assert found["precision"] == found["recall"] == 1 and found["KID"] < whole["KID"]
+    assert "sFID" in capsys.readouterr().out
+
+
+def test_moments_alone(files, tmp_path, means, capsys):
+    """What other programs save: mu and sigma. FID and the inception score are what can be said."""
+    with np.load(files / "others.npz") as others:
+        write_adm(tmp_path / "adm.npz", others["arr_0"], shown=others["arr_0"])
+    with np.load(tmp_path / "adm.npz") as adm:
+        np.savez(tmp_path / "moments.npz", mu=adm["mu"], sigma=adm["sigma"])
+    evaluate.main([str(files / "some.npz"), str(tmp_path / "moments.npz"), "--out", str(tmp_path / "n.json")])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["FID", "IS"]
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bad(files):
+    with np.load(files / "some.npz") as some:
+        pixels = some["arr_0"]
+    np.savez(files / "one.npz", pixels[:1])
+    np.savez(files / "other.npz", images=pixels)
+    np.savez(files / "float.npz", pixels / 255)
+    np.savez(files / "thin.npz", mu=np.zeros(7), sigma=np.eye(7), extractor="efficientnet-lite0")
+    np.savez(files / "skew.npz", mu=np.zeros(1280), sigma=np.eye(7), extractor="efficientnet-lite0")
+    np.savez(files / "nan.npz", mu=np.full(7, np.nan), sigma=np.eye(7), extractor="efficientnet-lite0")
+    np.savez(files / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    (files / "folder").mkdir()
+    (files / "folder" / "a.png").write_bytes(b"no picture")
+    (files / "folder" / "b.png").write_bytes(b"no picture")
+    return files
+
+
+CASES = [
+    ("{f}/some.npz", 2, "nothing to do: give a REFERENCE"),
+    ("{f}/absent.npz {f}/some.npz", 1, "absent.npz does not exist"),
+    ("{f}/other.npz {f}/some.npz", 1, "other.npz has no arr_0; it holds images"),
+    ("{f}/some.npz {f}/float.npz", 1, "arr_0 is float64 of shape (40, 8, 8, 3); uint8 of (N, H, W, 3) is needed"),
+    ("{f}/some.npz {f}/one.npz", 1, "one.npz holds 1 image; a distribution takes two or more"),
+    ("{f}/some.npz {f}/thin.npz", 1, "thin.npz holds statistics of 7 features; efficientnet-lite0 has 1280"),
+    ("{f}/some.npz {f}/skew.npz", 1, "mu has shape (1280,), sigma (7, 7)"),
+    ("{f}/some.npz {f}/nan.npz", 1, "mu or sigma is not finite"),
+    ("{f}/some.npz {f}/inception.npz", 1, "statistics of inception, not of efficientnet-lite0: give --features"),
+    ("{f}/some.npz {f}/folder", 1, "a.png cannot be read"),
+    ("{f}/some.npz {f}/others.npz --weights w.pth", 2, "w.pth are for the features inception"),
+    ("{f}/some.npz {f}/others.npz --out {f}/absent/x.json", 1, "absent does not exist"),
+    ("{f}/some.npz --save-stats x.npz --out y.json", 2, "--out y.json needs a REFERENCE"),
+    ("{f}/some.npz {f}/others.npz --batch-size 0", 2, "0 is not a positive whole number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "line"), CASES)
+def test_one_line_and_nothing_left(arguments, code, line, bad, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: evaluate.main([*OFFLINE, *arguments.format(f=bad).split()]))
+    message = capsys.readouterr().err
+    assert exit_.value.code == code, message
+    assert message.count("\n") == 1 and message.startswith("evaluate.py"), message
+    assert line in message
+    assert list(tmp_path.iterdir()) == []
