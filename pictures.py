@@ -72,17 +72,19 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(beside, format="PNG")
 
 
-def save_npz(pictures: Sequence[Path], path: Path) -> None:
-    """Pack PNG files into an .npz with key arr_0, (N, H, W, 3) uint8, holding one picture in memory at a time."""
+def save_npz(pictures: Sequence[Path], labels: Sequence[int], path: Path) -> None:
+    """Pack PNG files into an .npz: arr_0, (N, H, W, 3) uint8, and arr_1, their labels, as ADM's programs do.
+
+    One picture is in memory at a time. The same pictures make the same bytes.
+    """
     with Image.open(pictures[0]) as first:
         width, height = first.size
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), height, width, 3)}
-    with (
-        replacing(path) as beside,
-        zipfile.ZipFile(beside, "w") as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as array,
-    ):
-        np.lib.format.write_array_header_1_0(array, header)
-        for picture in progress.bar(pictures, desc=path.name):
-            with Image.open(picture) as image:
-                array.write(np.asarray(image.convert("RGB")).tobytes())
+    with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as array:  # dated 1980
+            np.lib.format.write_array_header_1_0(array, header)
+            for picture in progress.bar(pictures, desc=path.name):
+                with Image.open(picture) as image:
+                    array.write(np.asarray(image.convert("RGB")).tobytes())
+        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as array:
+            np.lib.format.write_array(array, np.asarray(labels, np.int64))

@@ -7,22 +7,26 @@
 
 Image i, its class and its noise are functions of (--global-seed, i): the images are the same for any number of
 processes and any batch size, and a run that was interrupted continues where it stopped. (An adaptive ODE solver chooses
-its steps for a whole batch, so with dopri5 images agree between batch sizes up to its tolerance.)
+its steps for a whole batch, so with dopri5 images agree between batch sizes up to its tolerance.) arr_1 of the .npz are
+the labels, and the .json beside it says what made it: checkpoint, settings, model evaluations, versions, seconds.
 """
 
 import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 import distributed
 import likelihood
+import manifest
 import precision
 import progress
 from errors import UsageError, run_program
@@ -41,6 +45,9 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="images at a time in a process")
     group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="images in all")
     group.add_argument("--global-seed", type=int, default=0, help="of labels and noise")
+    group.add_argument(
+        "--balanced-labels", action="store_true", help="classes in turn, all alike often; default: drawn at random"
+    )
     for flag, name in (("--tf32", "tf32"), ("--no-tf32", "fp32")):  # SiT's names
         group.add_argument(flag, dest="precision", action="store_const", const=name, help=f"same as --precision {name}")
 
@@ -65,40 +72,69 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def sample_to_npz(args: argparse.Namespace, network: Network, process: distributed.Process) -> None:
-    """Draw what is missing into a folder of its own, then pack it."""
+    """Draw what is missing into a folder of its own, then pack it, with a manifest beside it."""
     folder = Path(distributed.from_main(lambda: str(make_folder(args, network))))
-    sample_images(args, network, folder, process)
+    start_time = time.time()
+    work = distributed.sum_over_processes(sample_images(args, network, folder, process).to(process.device))
     distributed.barrier()  # all pictures are there
     if process.is_main:
+        for left in folder.glob("*.tmp"):
+            left.unlink()  # half-written when a run was killed
         npz = folder.with_name(folder.name + ".npz")
-        save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], npz)
+        labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
+        save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
+        drawn, evaluations = map(int, work.tolist())
+        run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(time.time() - start_time, 2)}
+        if drawn:
+            print(f"{evaluations / drawn:g} model evaluations an image, {drawn / run['seconds']:.2f} images/s")
+        manifest.write(args, network, process, run, settings_of(args, network), npz)
         print(f"{args.num_fid_samples} images in {folder} and in {npz}")
 
 
-def sample_images(args: argparse.Namespace, network: Network, folder: Path, process: distributed.Process) -> None:
-    """Draw this process's images, every world_size-th of those that are not there yet."""
+def sample_images(args: argparse.Namespace, network: Network, folder: Path, process: distributed.Process) -> Tensor:
+    """Draw this process's images, every world_size-th of those that are not there yet.
+
+    Returns:
+        How many images, and in all how many evaluations of the model for an image: (2,) float64.
+    """
     missing = [i for i in range(args.num_fid_samples) if not picture_path(folder, i).is_file()]
     distributed.barrier()  # every process has counted before any writes
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
     model = guided_by(args, network)
-    start_time = time.time()
     writing: list[Future[None]] = []
+    evaluations = 0
     with progress.bar(total=len(missing), desc="images") as bar, ThreadPoolExecutor(WRITERS) as pool:
-        for start in range(0, len(mine), args.per_proc_batch_size):
-            indices = mine[start : start + args.per_proc_batch_size]
+        for indices in batches(mine, args.per_proc_batch_size):
             noise = ImageNoise(args.global_seed, indices)
-            y = noise.labels(network.num_labels).to(process.device)
+            y = torch.tensor(labels_of(args, network, indices, noise), device=process.device)
             images, nfe = draw(args, network, noise, y, model)
+            evaluations += nfe * len(indices)
             pictures = to_uint8_later(images)
             finish(writing)
             writing = [pool.submit(write_picture, pictures, k, picture_path(folder, i)) for k, i in enumerate(indices)]
             bar.update(min(len(indices) * process.world_size, bar.total - bar.n))
         finish(writing)
-    if process.is_main and mine:
-        rate = len(mine) / (time.time() - start_time)
-        print(f"{nfe} model evaluations a batch, {rate * process.world_size:.2f} images/s")
+    return torch.tensor([len(mine), evaluations], dtype=torch.float64)
+
+
+def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Parts of at most so many."""
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def labels_of(
+    args: argparse.Namespace, network: Network, indices: Sequence[int], noise: ImageNoise | None = None
+) -> list[int]:
+    """The class of each image: drawn, first of all, from its own randomness, or in turn.
+
+    Args:
+        noise: of these images, which is drawn from in either case, so that it is the same in both.
+    """
+    drawn = (noise or ImageNoise(args.global_seed, indices)).labels(network.num_labels)
+    return [i % network.num_labels for i in indices] if args.balanced_labels else drawn.tolist()
 
 
 def write_picture(pictures: Callable[[], np.ndarray], k: int, path: Path) -> None:
@@ -136,8 +172,8 @@ def make_folder(args: argparse.Namespace, network: Network) -> Path:
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     folder = args.sample_dir / "-".join([*parts, digest])
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "settings.json") as beside:
-        beside.write_text(json.dumps(settings, indent=1) + "\n")
+    with replacing(folder / "settings.json") as file:
+        file.write_text(json.dumps(settings, indent=1) + "\n")
     return folder
 
 

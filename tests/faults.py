@@ -22,6 +22,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import sklearn.datasets  # noqa: F401 -- for the server
 import torch
+from PIL import Image
 
 import checkpoint
 import distributed
@@ -54,8 +55,8 @@ class Fault:
             signals its process group, data workers included.
         moment: "begin" of a step, or one of `MOMENTS`, the first such after a step has begun: between optimiser and
             average, in the middle of writing a checkpoint, before or after it gets its name, after a line of
-            metrics.csv.
-        step: of the run, or later where that one is past.
+            metrics.csv. Or "half a picture", in the middle of writing one in sample_ddp.py.
+        step: of the run, or later where that one is past; or a picture's number.
         rank: the process.
     """
 
@@ -122,6 +123,12 @@ def arm(fault: Fault) -> None:
         if is_checkpoint:
             hit("after renaming")
 
+    def save_picture(image, file, original=Image.Image.save, **settings) -> None:
+        original(image, file, **settings)
+        if fault.moment == "half a picture" and int(file.name.partition(".")[0]) >= fault.step:
+            os.truncate(file, file.stat().st_size // 2)
+            strike(fault)
+
     def flush(path, original=files.flush) -> None:
         original(path)
         if path.name == "metrics.csv":
@@ -130,6 +137,8 @@ def arm(fault: Fault) -> None:
     distributed.seed_for, training.update_ema, torch.save, os.replace = seed_for, update_ema, save, replace
     Transport.training_losses = training_losses
     experiment.flush = flush
+    if fault.moment == "half a picture":
+        Image.Image.save = save_picture
 
 
 def run(rank: int, world_size: int, port: int, program: str, argv: list[str], log: str, fault: Fault | None) -> None:

@@ -1,16 +1,19 @@
 import json
+import signal
 
 import numpy as np
 import torch
+from PIL import Image
 
 import sample_ddp
+from files import sha256
 from pictures import to_uint8
 from sampling import ImageNoise, guided
 from train_utils import model_config
 from transport import Sampler, create_transport
 
 from .conftest import run_cli
-from .faults import launch
+from .faults import Fault, launch
 
 COMMON = ["--num-fid-samples", "10", "--num-sampling-steps", "5"]
 
@@ -30,30 +33,78 @@ def npz_of(folder) -> np.ndarray:
         return npz["arr_0"]
 
 
-def test_images_do_not_depend_on_processes_or_batches_and_a_run_continues(trained, tmp_path):
-    folders = [tmp_path / name for name in ("one", "two")]
-    for folder in folders:
+def only(folder, pattern: str):
+    (path,) = (folder / "out").glob(pattern)
+    return path
+
+
+def test_images_do_not_depend_on_processes_batches_or_deaths(trained, tmp_path):
+    """64 images by one process in batches of 16, by two in batches of 4, and by a run that is killed twice."""
+    many = ["--num-fid-samples", "64"]
+    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    for folder in (one, two, killed):
         folder.mkdir()
-    output = sample(trained, folders[0], "--per-proc-batch-size", "10")
-    assert "10 images in" in output and "images/s" in output
-    one = npz_of(folders[0])
-    assert one.shape == (10, 8, 8, 3) and one.dtype == np.uint8 and len(np.unique(one, axis=0)) == 10
-    sample(trained, folders[1], "--per-proc-batch-size", "3", processes=2)
-    assert abs(one.astype(int) - npz_of(folders[1])).max() <= 1
+    assert "64 images in" in sample(trained, one, *many, "--per-proc-batch-size", "16")
+    sample(trained, two, *many, "--per-proc-batch-size", "4", processes=2)
+    there = 0
+    for image in (9, 40):  # half-written when the process dies
+        argv = ["SDE", "--ckpt", str(trained / "ckpt.pt"), "--sample-dir", str(killed / "out"), *COMMON, *many]
+        fault = Fault("SIGKILL", "half a picture", image)
+        assert launch(argv, killed / "output", program="sample_ddp", fault=fault) == [-signal.SIGKILL]
+        pictures = list((killed / "out").glob("*/*.png"))
+        assert there < len(pictures) < 64 and list((killed / "out").glob("*/*.tmp"))
+        there = len(pictures)
+        for path in pictures:
+            Image.open(path).load()
+    output = sample(trained, killed, *many, "--per-proc-batch-size", "7")
+    assert f"continuing: {there} of 64 images are there" in output
+    assert not list((killed / "out").rglob("*.tmp"))  # nor what the dead left
 
-    # a run that lost some pictures makes those, and only those
-    pictures = sorted((folders[0] / "out").glob("*/*.png"))
-    times = {p: p.stat().st_mtime_ns for p in pictures}
-    for k in (2, 7):
-        pictures[k].unlink()
-    assert "continuing: 8 of 10 images are there" in sample(trained, folders[0])
-    assert abs(one.astype(int) - npz_of(folders[0])).max() <= 1
-    assert [k for k, p in enumerate(pictures) if p.stat().st_mtime_ns != times[p]] == [2, 7]
+    with np.load(only(one, "*.npz")) as npz:
+        images, labels = npz["arr_0"], npz["arr_1"]
+    assert images.shape == (64, 8, 8, 3) and len(np.unique(images, axis=0)) == 64
+    assert labels.tolist() == ImageNoise(0, range(64)).labels(10).tolist()
+    for folder in (two, killed):
+        with np.load(only(folder, "*.npz")) as npz:
+            assert np.array_equal(npz["arr_1"], labels)
+            assert abs(npz["arr_0"].astype(int) - images).max() <= 1
+    # the same pictures make the same file
+    before = only(one, "*.npz").read_bytes()
+    assert "continuing: 64 of 64" in sample(trained, one, *many)
+    assert only(one, "*.npz").read_bytes() == before
 
-    # other settings make other images, in a folder of their own
-    sample(trained, folders[0], "--diffusion-norm", "0.5")
-    records = [json.loads(p.read_text()) for p in (folders[0] / "out").glob("*/settings.json")]
+    # what made it
+    manifest = json.loads(only(two, "*.json").read_text())
+    assert manifest["npz_sha256"] == sha256(only(two, "*.npz")) and manifest["images"] == 64
+    assert manifest["settings"]["checkpoint_sha256"] == sha256(trained / "ckpt.pt")
+    (run,) = manifest["runs"]
+    assert run["images"] == 64 and run["model_evaluations"] == 64 * 5 and run["processes"] == 2  # 4 steps and the last
+    assert run["seconds"] > 0 and {"python", "torch", "numpy"} <= set(manifest["versions"])
+    (run,) = json.loads(only(killed, "*.json").read_text())["runs"]
+    assert run["images"] == 64 - there
+    assert len(json.loads(only(one, "*.json").read_text())["runs"]) == 1  # the second one drew nothing
+
+
+def test_other_settings_make_other_images_in_a_folder_of_their_own(trained, tmp_path):
+    for norm in ("1", "0.5"):
+        sample(trained, tmp_path, "--diffusion-norm", norm)
+    records = [json.loads(p.read_text()) for p in (tmp_path / "out").glob("*/settings.json")]
     assert {r["diffusion_norm"] for r in records} == {0.5, 1.0} and len(records[0]["checkpoint_sha256"]) == 64
+    first, second = (np.load(p)["arr_0"] for p in (tmp_path / "out").glob("*.npz"))
+    assert not np.array_equal(first, second)
+
+
+def test_balanced_labels_are_all_alike_often_and_leave_the_noise(tmp_path, random_checkpoint, monkeypatch):
+    drawn = []
+    original = ImageNoise.randn
+    monkeypatch.setattr(ImageNoise, "randn", lambda self, *a: drawn.append(original(self, *a)) or drawn[-1])
+    for flags in ([], ["--balanced-labels"]):
+        args = ["--ckpt", str(random_checkpoint), "--sample-dir", str(tmp_path / "out"), *COMMON, *flags]
+        sample_ddp.main(["SDE", *args, "--num-fid-samples", "20"])
+    labels = sorted(np.load(p)["arr_1"].tolist() for p in (tmp_path / "out").glob("*.npz"))
+    assert labels[0] == list(range(10)) * 2 and labels[1] != labels[0]
+    half = len(drawn) // 2
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:half], drawn[half:], strict=True))
 
 
 def test_ode_through_torchrun(trained, tmp_path):
