@@ -177,6 +177,13 @@ def from_main(make: Callable[[], T]) -> T:
     return value
 
 
+def on_main_first(make: Callable[[], T]) -> T:
+    """What every process makes for itself, the others after the first, so that they find what it has fetched."""
+    made: list[T] = []
+    from_main(lambda: made.append(make()))
+    return made[0] if made else make()
+
+
 def check_agreement(value: int, what: str) -> None:
     """Make sure that all processes have the same value.
 

@@ -30,6 +30,7 @@ from evaluation import (
     has_images,
     is_statistics,
     load_statistics,
+    report_name,
     save_statistics,
     statistics_of,
     warnings_about,
@@ -106,7 +107,7 @@ def load(source: str, args: argparse.Namespace, extractor: Extractor, device: to
 
 
 def report(args: argparse.Namespace, samples: Statistics, reference: Statistics) -> None:
-    results = compare(samples, reference)
+    results = {report_name(k, samples.extractor): v for k, v in compare(samples, reference).items()}
     for line in warnings_about(samples, reference):
         print(f"Warning: {line}", file=sys.stderr)
     for name, value in results.items():

@@ -141,40 +141,44 @@ def has_images(path: Path) -> bool:
 
 
 def compare(samples: Statistics, reference: Statistics) -> dict[str, float]:
-    """What can be computed of FID, sFID, IS, KID, precision and recall, by the names to report them under.
+    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`).
 
-    With another network than inception's these are FD-<network> and so on. KID and the inception score have their
-    standard deviation over subsets beside them, as KID_std and IS_std.
+    IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std.
     """
-    results: dict[str, float] = {}
-    is_inception = samples.extractor == "inception"
-
-    def name(inception: str, other: str) -> str:
-        return inception if is_inception else f"{other}-{samples.extractor}"
-
-    results[name("FID", "FD")] = frechet_distance(samples.pooled, reference.pooled)
+    results = {"FD": frechet_distance(samples.pooled, reference.pooled)}
     if samples.spatial is not None and reference.spatial is not None:
-        results[name("sFID", "sFD")] = frechet_distance(samples.spatial, reference.spatial)
+        results["sFD"] = frechet_distance(samples.spatial, reference.spatial)
     if samples.logits is not None:
-        score = name("IS", "IS")
-        results[score], results[f"{score}_std"] = inception_score(samples.logits)
+        results["IS"], results["IS_std"] = inception_score(samples.logits)
     if samples.features is not None and reference.features is not None:
-        distance = name("KID", "KD")
-        results[distance], results[f"{distance}_std"] = kernel_distance(samples.features, reference.features)
+        results["KD"], results["KD_std"] = kernel_distance(samples.features, reference.features)
         if min(len(samples.features), len(reference.features)) > NEIGHBOURS:
             values = precision_recall(samples.features, reference.features, NEIGHBOURS)
-            results[name("precision", "precision")], results[name("recall", "recall")] = values
+            results["precision"], results["recall"] = values
     return results
+
+
+def report_name(name: str, extractor: str) -> str:
+    """What a number is called: FID, sFID and KID with inception, and with the network's name if that is another."""
+    if extractor == "inception":
+        return {"FD": "FID", "sFD": "sFID", "KD": "KID", "KD_std": "KID_std"}.get(name, name)
+    stem, _, std = name.partition("_")
+    return f"{stem}-{extractor}" + "_std" * bool(std)
 
 
 def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:
     """What makes the numbers hard to compare with others'."""
-    for what, statistics in (("samples", samples), ("reference", reference)):
-        d = len(statistics.pooled.mean)
-        if 0 < statistics.count <= d:
-            yield (
-                f"the {what} are {statistics.count:,} images, not more than the {d:,} features: their covariance is "
-                "singular, and Frechet distances are biased upwards"
-            )
+    d = len(reference.pooled.mean)
+    yield from warnings_about_counts(d, samples=samples.count, reference=reference.count)
     if reference.features is not None and len(reference.features) < reference.count:
         yield f"KID, precision and recall are with {len(reference.features):,} of {reference.count:,} reference images"
+
+
+def warnings_about_counts(dimensions: int, **counts: int) -> Iterator[str]:
+    """The same of sets by their sizes; 0 is unknown."""
+    for what, count in counts.items():
+        if 0 < count <= dimensions:
+            yield (
+                f"{count:,} images ({what}) are not more than the {dimensions:,} features: their covariance is singular, "
+                "and Frechet distances are biased upwards"
+            )

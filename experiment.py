@@ -1,4 +1,4 @@
-"""The folder of one training run: log.txt, metrics.csv, args.json, checkpoints, samples/. One run at a time."""
+"""The folder of one training run: log.txt, its tables, args.json, checkpoints, samples/. One run at a time."""
 
 import argparse
 import csv
@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,14 @@ from typing import Any
 import checkpoint
 import distributed
 from errors import DataError, UsageError
+from evaluation import report_name
 from files import flush, link, replacing
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
-COLUMNS = ("step", "epoch", "loss", "bad_steps")  # of metrics.csv
+COLUMNS = {  # of the tables
+    "metrics": ("step", "epoch", "loss", "bad_steps"),
+    "evaluations": ("step", "features", "samples", "FD", "sFD", "IS", "KD", "precision", "recall"),
+}
 Stamps = dict[str, int]
 
 
@@ -109,22 +114,23 @@ class Experiment:
             self.logger.addHandler(handler)
         with replacing(self.folder / "args.json") as beside:
             beside.write_text(json.dumps(plain(args), indent=1) + "\n")
-        self._cut_metrics(start_step)
+        for name in COLUMNS:
+            self._cut_table(name, start_step)
 
-    def _cut_metrics(self, start_step: int) -> None:
-        """Drop the rows of metrics.csv after start_step."""
-        metrics = self.folder / "metrics.csv"
-        if metrics.is_file():
-            header, *rows = metrics.read_text().splitlines(keepends=True) or [""]
-            if rows and header.strip() != ",".join(COLUMNS):
-                os.replace(metrics, metrics.with_name("metrics-of-an-older-version.csv"))
+    def _cut_table(self, name: str, start_step: int) -> None:
+        """Drop the rows of a table after start_step."""
+        table = self.folder / f"{name}.csv"
+        if table.is_file():
+            header, *rows = table.read_text().splitlines(keepends=True) or [""]
+            if rows and header.strip() != ",".join(COLUMNS[name]):
+                os.replace(table, table.with_name(f"{name}-of-an-older-version.csv"))
                 return
             steps = [(row.partition(",")[0], row) for row in rows if row.endswith("\n")]  # a crash may cut the last
             kept = [row for k, row in steps if k.isdigit() and int(k) <= start_step]
-            with replacing(metrics) as beside:
+            with replacing(table) as beside:
                 beside.write_text(header + "".join(kept))
             if not kept:
-                metrics.unlink()  # a header may be cut, too
+                table.unlink()  # a header may be cut, too
 
     def __enter__(self) -> "Experiment":
         return self
@@ -149,17 +155,28 @@ class Experiment:
             f"{images_per_sec:.1f} images/s{skipped}"
         )
         if self.is_main:
-            metrics = self.folder / "metrics.csv"
-            is_new = not metrics.is_file()
-            try:
-                with open(metrics, "a", newline="") as file:
-                    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                    if is_new:
-                        writer.writeheader()
-                    writer.writerow(row)
-                flush(metrics)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(metrics)) from None
+            self._append("metrics", row)
+
+    def log_evaluation(self, step: int, features: str, samples: int, results: dict[str, float], seconds: float) -> None:
+        """One log line, and one row of evaluations.csv."""
+        numbers = ", ".join(f"{report_name(k, features)} {v:.5g}" for k, v in results.items() if not k.endswith("_std"))
+        self.logger.info(f"(step={step:07d}) {numbers} ({samples:,} samples, {seconds:.0f} s)")
+        shown = {k: f"{v:.6g}" for k, v in results.items() if k in COLUMNS["evaluations"]}
+        self._append("evaluations", {"step": step, "features": features, "samples": samples, **shown})
+
+    def _append(self, name: str, row: Mapping[str, object]) -> None:
+        """One row of a table."""
+        table = self.folder / f"{name}.csv"
+        is_new = not table.is_file()
+        try:
+            with open(table, "a", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS[name], lineterminator="\n")
+                if is_new:
+                    writer.writeheader()
+                writer.writerow(row)
+            flush(table)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(table)) from None
 
     def picture(self, step: int) -> Path:
         return self.folder / "samples" / f"{step:07d}.png"

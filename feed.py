@@ -45,11 +45,12 @@ def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
 
 
 def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data:
-    """Cached latents. The autoencoder only decodes sample pictures, and is not loaded where there will be none."""
+    """Cached latents. The autoencoder only decodes samples, and is not loaded where there will be none."""
     if args.encode_bf16:
         raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
     dataset = CachedLatents(args.data_path)
-    autoencoder = load_autoencoder(args.vae, process.device) if args.sample_every else None
+    needs_pictures = args.sample_every or args.eval_every
+    autoencoder = load_autoencoder(args.vae, process.device) if needs_pictures else None
     dataset.check_fits(args.image_size, args.vae, autoencoder)
     dataset.verify(process.rank, process.world_size)
     channels, side, _ = dataset.latent_shape

@@ -7,13 +7,14 @@
 
 FOLDER holds one sub-folder a class, or the latents that extract_latents.py made of such a folder. The experiment goes
 to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv, args.json, ckpt.pt (rolling), checkpoints/<step>.pt,
-samples/<step>.png. The same command again continues from ckpt.pt; --ckpt FILE continues any checkpoint with its
-training configuration. Data order and noise are functions of the seed and the step, so that a continued run is the run
-it would have been.
+samples/<step>.png, evaluations.csv (with --eval-every). The same command again continues from ckpt.pt; --ckpt FILE
+continues any checkpoint with its training configuration. Data order and noise are functions of the seed and the step,
+so that a continued run is the run it would have been.
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -34,10 +35,12 @@ import wandb_utils
 from bookkeeping import Bookkeeping
 from data import DIGITS, BatchOrder
 from errors import DataError, UsageError, run_program
+from evaluation import report_name
 from experiment import Experiment, plain
 from feed import Data, feed, load_batches, load_images, load_latents
 from latents import is_latents
 from models import SiT
+from monitor import Monitor, add_eval_args
 from pictures import grid, save_image, to_uint8
 from resume import check_classes, find_start, initialize_from, restore_state
 from sampling import ImageNoise, guided
@@ -136,6 +139,7 @@ def make_parser() -> Parser:
     group.add_argument("--cfg-scale", type=guidance_scale, default=4.0, help="guidance of the sample pictures")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY, ENTITY, PROJECT)")
 
+    add_eval_args(parser.add_argument_group("evaluation"))
     parse_transport_args(parser)
     return parser
 
@@ -206,6 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         saved=start.saved.get("progress", {}),
         source=start.source,
     )
+    monitor = Monitor(args, process, data) if args.eval_every else None
     check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
@@ -216,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(
             f"checkpoint {start.source} is at step {step}, beyond the {total_steps} of --epochs and --max-steps"
         )
+
+    lines += monitor.prepare() if monitor is not None else []
 
     # From here on files are written.
     with Experiment(args, process) as experiment:
@@ -233,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.wandb and process.is_main:
             names = wandb_utils.required("ENTITY"), experiment.folder.name, wandb_utils.required("PROJECT")
             wandb_utils.initialize(args, *names)
-        run = Run(args, process, experiment, books, data, config, transport, model, ema, opt)
+        run = Run(args, process, experiment, books, data, config, transport, model, ema, opt, monitor)
         with signals.StopRequest() as request:
             signum = run.train(order, step, total_steps, request)
         if args.wandb and process.is_main:
@@ -257,6 +264,7 @@ class Run:
     model: SiT
     ema: SiT
     opt: torch.optim.Optimizer
+    monitor: Monitor | None
 
     def train(self, order: BatchOrder, step: int, total_steps: int, request: signals.StopRequest) -> int:
         """Train from one step to another, or until a signal asks to stop, and save.
@@ -314,6 +322,8 @@ class Run:
                     self.log_row(step, order.steps_per_epoch)
                 if due(args.sample_every, step) and process.is_main and self.data.autoencoder is not None:
                     self.draw_preview(step)
+                if due(args.eval_every, step):
+                    self.evaluate(step)
                 # Last, so that a run that is continued from here has all of the above behind it.
                 is_end = bool(signum) or too_many or step == total_steps
                 rolling, kept = due(args.reckpt_every, step) or is_end, due(args.ckpt_every, step)
@@ -379,6 +389,18 @@ class Run:
         self.experiment.logger.info(f"Saved {path}")
         if self.args.wandb:
             wandb_utils.log_image(np.asarray(picture), step=step)
+
+    def evaluate(self, step: int) -> None:
+        """Numbers of the averaged weights, in log.txt, evaluations.csv and Weights & Biases."""
+        assert self.monitor is not None
+        args, start_time = self.args, time.monotonic()
+        results = self.monitor.evaluate(self.ema, self.transport)
+        if not self.process.is_main:
+            return
+        seconds = time.monotonic() - start_time
+        self.experiment.log_evaluation(step, args.eval_features, args.eval_samples, results, seconds)
+        if args.wandb:
+            wandb_utils.log({report_name(k, args.eval_features): v for k, v in results.items()}, step=step)
 
 
 def due(every: int, step: int) -> bool:

@@ -68,7 +68,9 @@ def test_statistics_say_what_the_images_do_in_any_batch_size(files, capsys, tmp_
 def test_few_images_are_warned_of(files, capsys):
     evaluate.main([str(files / "some.npz"), str(files / "others.npz"), *OFFLINE])
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
-    assert len(warnings) == 2 and all("40 images, not more than the 1,280 features" in line for line in warnings)
+    assert len(warnings) == 2 and all(
+        "40 images (" in line and ") are not more than the 1,280 features" in line for line in warnings
+    )
 
 
 # ---- the FID network's own files, with a network that is no network ------------------------------------------------
