@@ -179,6 +179,6 @@ def warnings_about_counts(dimensions: int, **counts: int) -> Iterator[str]:
     for what, count in counts.items():
         if 0 < count <= dimensions:
             yield (
-                f"{count:,} images ({what}) are not more than the {dimensions:,} features: their covariance is singular, "
-                "and Frechet distances are biased upwards"
+                f"{count:,} images ({what}) are not more than the {dimensions:,} features: their covariance is "
+                "singular, and Frechet distances are biased upwards"
             )

@@ -138,9 +138,15 @@ class Monitor:
         return {} if found is None or self.reference is None else compare(found, self.reference)
 
     def joined_statistics(self, features: Features) -> Statistics | None:
-        """Statistics of all processes' features, in the main process."""
+        """Statistics of all processes' features, in the main process, in the order that one process would have."""
         parts = distributed.gather(features)
-        return statistics_of(joined(parts), self.extractor, self.process.device) if self.process.is_main else None
+        if not self.process.is_main:
+            return None
+        order = torch.cat([rank + len(parts) * torch.arange(len(part.pooled)) for rank, part in enumerate(parts)])
+        pooled, spatial, logits = joined(parts)
+        order = order.argsort()
+        features = Features(pooled[order], None if spatial is None else spatial[order], logits[order])
+        return statistics_of(features, self.extractor, self.process.device)
 
 
 def readable(dataset: Items, indices: list[int]) -> Iterator[Tensor]:
