@@ -1,0 +1,60 @@
+"""Draw what the four types do: the timesteps of a sample, as a picture, and the x_t that they make of it.
+
+    python experiments/timestep_maps.py --data-path results/colour-digits --image-size 8 --out timesteps.png
+
+A row a type; twice: the timesteps (dark is 0, noise, bright is 1, data; a colour where channels differ) and x_t on the
+Linear path. Asynchronous times as they are drawn, without half-mixing and blend.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from data import load_dataset
+from errors import DataError, run_program
+from pictures import grid, save_image, to_uint8
+from train_utils import Parser, positive_int
+from transport import ComboStocType, create_transport, draw_timesteps, expand_t_like_x
+
+
+def tiles(x1: Tensor, x0: Tensor, generator_seed: int) -> tuple[list[Tensor], list[str]]:
+    """Pictures in [-1, 1] and captions, a row a type, two images (2, 3, H, W) side by side."""
+    path = create_transport().path_sampler
+    pictures, captions = [], []
+    for kind in ComboStocType:
+        torch.manual_seed(generator_seed)
+        t = draw_timesteps(x1, kind, use_halfmixing=False, use_blend=False)
+        _, xt, _ = path.plan(t, x0, x1)
+        maps = expand_t_like_x(t, x1).expand_as(x1)
+        for k in range(len(x1)):
+            pictures += [x1[k], 2 * maps[k] - 1, xt[k]]
+            captions += ["x1", f"t: {kind.name.removeprefix('UNSYNC_')}", "x_t"]
+    return pictures, captions
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data-path", required=True, help="folder of images, a sub-folder a class")
+    parser.add_argument("--image-size", type=positive_int, default=8, help="side of the crop in pixels")
+    parser.add_argument("--images", type=int, nargs=2, default=(2300, 6100), metavar="I", help="which of the images")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and timesteps")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
+    args: argparse.Namespace = parser.parse_args(argv)
+    dataset = load_dataset(args.data_path, args.image_size, 3)
+    for i in args.images:
+        if not 0 <= i < len(dataset):
+            raise DataError(f"--images {i}: {args.data_path} has {len(dataset)} images")
+    x1 = torch.stack([dataset[i, False][0] for i in args.images])
+    x0 = torch.randn(x1.shape, generator=torch.Generator().manual_seed(args.seed))
+    pictures, captions = tiles(x1, x0, args.seed)
+    save_image(grid(to_uint8(torch.stack(pictures)), captions, columns=6), args.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,139 @@
+"""The study: runs differ by what they are named for, continue, and are judged and shown as they should."""
+
+import re
+import sys
+
+import pytest
+from PIL import Image
+
+import train
+from data import Digits
+from errors import run_program
+from experiments import ablation
+from experiments.judge import Judge
+from experiments.tables import read_rows, write_rows
+
+
+def job(tmp_path, variant="UNSYNC_ALL", *args: str) -> ablation.Job:
+    flags = ["--out", str(tmp_path / "study"), "--results-dir", str(tmp_path), "--max-steps", "4", "--every", "2"]
+    parsed = ablation.make_parser().parse_args([*flags, "--samples", "20", "--num-sampling-steps", "3", *args])
+    return ablation.Job(parsed, variant, 0, [2, 4])
+
+
+def test_runs_differ_by_what_they_are_named_for(tmp_path):
+    """train.py understands all of them; each choice differs from the published one in the arguments it names."""
+    parser = train.make_parser()
+    published = vars(parser.parse_args(job(tmp_path).train_args()))
+    differences = {}
+    for table, variants in ablation.TABLES.items():
+        for variant in variants:
+            found = vars(parser.parse_args(job(tmp_path, variant, "--table", table).train_args()))
+            differences[variant] = {k: v for k, v in found.items() if v != published[k]}
+    assert differences == {
+        "SiT": {"model": "SiT-XS/2", "combostoc_type": None},
+        "UNSYNC_NONE": {"combostoc_type": "UNSYNC_NONE"},
+        "UNSYNC_VEC": {"combostoc_type": "UNSYNC_VEC"},
+        "UNSYNC_PATCH": {"combostoc_type": "UNSYNC_PATCH"},
+        "UNSYNC_ALL": {},
+        "no compensation": {"compensation": "off"},
+        "blend a sample": {"blend": "sample"},
+        "no blend": {"blend": "off"},
+        "no half-mixing": {"halfmixing": "off"},
+        "no half-mixing, blend a sample": {"halfmixing": "off", "blend": "sample"},
+        "no half-mixing, no blend": {"halfmixing": "off", "blend": "off"},
+    }
+    assert published["data_path"] == "digits" and published["combostoc_type"] == "UNSYNC_ALL"
+    assert job(tmp_path).folder != job(tmp_path, "UNSYNC_ALL", "--", "--lr", "1").folder
+
+
+def test_a_run_is_trained_once_and_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "JUDGE", Judge(Digits(8, 1), mirror=False, epochs=3), raising=False)
+    one = job(tmp_path, "UNSYNC_VEC", "--size", "XS/4", "--", "--global-batch-size", "16")
+    rows = ablation.carry_out(one)
+    assert [(r.variant, r.seed, r.step, r.samples) for r in rows] == [
+        ("UNSYNC_VEC", 0, 2, 20),
+        ("UNSYNC_VEC", 0, 4, 20),
+    ]
+    for row in rows:
+        assert row.fd > 0.1 and 0 <= row.accuracy <= 0.6 and row.seconds > 0  # nothing is learned in four steps
+    assert rows[0].seconds < rows[1].seconds
+    monkeypatch.setattr(ablation, "train", None)  # is not called again
+    again = ablation.carry_out(one)
+    assert again == rows
+
+    # real digits are at no distance and of their class
+    images = ablation.JUDGE.distance(Digits(8, 1).images.contiguous())
+    assert images < 1e-6
+
+
+def test_seconds_are_the_logs_and_what_was_done_again_counts_once(tmp_path):
+    lines = [(100, 10.0), (200, 20.0), (100, 5.0), (200, 20.0), (300, 50.0)]
+    text = "".join(f"[...] (step={k:07d}) loss 1.0, {rate:.2f} steps/s, 1 images/s\n" for k, rate in lines)
+    (tmp_path / "log.txt").write_text(text)
+    assert ablation.training_seconds(tmp_path, 200) == 100 / 5 + 100 / 20
+    assert ablation.training_seconds(tmp_path, 300) == 27
+
+
+def test_a_failed_run_says_why(tmp_path):
+    with pytest.raises(ablation.DataError, match=r"training UNSYNC_ALL with seed 0 failed: .*--lr.*-1"):
+        ablation.train(job(tmp_path, "UNSYNC_ALL", "--", "--lr=-1"))
+
+
+def complete_table(tmp_path) -> list[str]:
+    """A table with a row for everything, so that nothing is left to train."""
+    flags = ["--out", str(tmp_path / "study"), "--max-steps", "4", "--every", "2", "--seeds", "0", "1", "2"]
+    args = ablation.make_parser().parse_args(flags)
+    distance = {"SiT": 0.5, "UNSYNC_NONE": 0.4, "UNSYNC_VEC": 0.3, "UNSYNC_ALL": 0.2}
+    rows = []
+    for variant, fd in distance.items():
+        for seed in range(3):
+            for step in (2, 4):
+                row = ablation.Job(args, variant, seed, []).row(step)
+                row.fd, row.accuracy, row.seconds = fd + 0.01 * seed, 1 - fd, 10.0 * step
+                if (variant, seed, step) == ("UNSYNC_ALL", 1, 4):
+                    row.fd = 0.9
+                rows.append(row)
+    write_rows(rows, tmp_path / "study.csv")
+    return flags
+
+
+def test_what_is_there_is_not_computed_again_but_shown(tmp_path, monkeypatch, capsys):
+    flags = complete_table(tmp_path)
+    monkeypatch.setattr(ablation, "run", None)  # is not called
+    ablation.main(flags)
+    printed = capsys.readouterr().out
+    assert "| SiT (3 seeds) | 510.0 +- 10.0 | 510.0 +- 10.0 | 50.0 +- 0.0 % | 40 +- 0 |" in printed
+    assert "UNSYNC_ALL is closer to the data than UNSYNC_NONE in this many seeds: 3 of 3 at 2, 2 of 3 at 4" in printed
+    assert "UNSYNC_PATCH" not in printed  # on one channel it is UNSYNC_ALL
+    with Image.open(tmp_path / "study-types.png") as figure:
+        assert figure.width > 800 and len(figure.convert("RGB").getcolors(10**6)) > 50
+
+
+def test_a_table_comes_back_as_it_was(tmp_path):
+    complete_table(tmp_path)
+    rows = read_rows(tmp_path / "study.csv", ablation.Row)
+    assert len(rows) == 24 and rows[0].variant == "SiT" and rows[0].seed == 0 and rows[0].fd == 0.5
+    write_rows(rows, tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "study.csv").read_bytes()
+    assert read_rows(tmp_path / "absent.csv", ablation.Row) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("--out {f}/absent/x", 1, "absent does not exist"),
+        ("--out {f}/x --every 300", 2, "--max-steps 1000 is not a multiple of --every 300"),
+        ("--out {f}/other", 1, "other.csv is not a table of this program"),
+        ("--out {f}/x --table all", 2, "'all'.*types.*choices"),
+        ("--out {f}/x --data-path {f}/none", 1, "none does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, code, line, tmp_path, monkeypatch, capsys):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setattr(sys, "argv", ["ablation.py"])
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: ablation.main(arguments.format(f=tmp_path).split()))
+    message = capsys.readouterr().err
+    assert exit_.value.code == code and message.count("\n") == 1
+    assert re.search(line, message), message
+    assert [p.name for p in tmp_path.iterdir()] == ["other.csv"]
