@@ -47,7 +47,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def export(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the averaged weights as .safetensors, with their step, arguments, class names and checksum in the header.
+    """Write the averaged weights as .safetensors; what there is of step, arguments, class names is in the header.
 
     Raises:
         OSError: it cannot be written.
@@ -55,7 +55,7 @@ def export(path: Path, checkpoint: dict[str, Any]) -> None:
     from safetensors.torch import save as to_bytes
 
     tensors = {name: tensor.contiguous() for name, tensor in checkpoint["ema"].items()}
-    header = {name: json.dumps(checkpoint[name]) for name in EXPORTED}
+    header = {name: json.dumps(checkpoint[name], default=str) for name in EXPORTED if name in checkpoint}
     data = to_bytes(tensors, {"format": "pt", **header, "sha256": digest(tensors, header)})
     with replacing(path) as beside:
         beside.write_bytes(data)

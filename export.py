@@ -1,0 +1,44 @@
+"""Write the averaged weights of a checkpoint to a file of their own, a quarter of the size.
+
+    python export.py results/ComboStoc-XL-2-run/ckpt.pt --out weights.safetensors     # knows how it was trained
+    python export.py results/ComboStoc-XL-2-run/ckpt.pt --out weights.pt              # a plain state dict
+    python export.py SiT-XL-2-256.pt --out sit.safetensors                            # a published one
+
+CKPT is whatever sample.py takes: a checkpoint of train.py or of the official SiT or ComboStoc code, weights alone, a
+published name, or hf://owner/repo/file. Both kinds of file are read by sample.py; the official programs read the .pt.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import checkpoint
+import download
+from errors import DataError, UsageError, run_program
+from train_utils import Parser, model_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("ckpt", metavar="CKPT", help="what to export")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors or .pt")
+    args: argparse.Namespace = parser.parse_args(argv)
+    if args.out.suffix not in (".safetensors", ".pt"):
+        raise UsageError(f"--out {args.out} must end in .safetensors or .pt")
+    if not args.out.parent.is_dir():
+        raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
+    path = download.locate(args.ckpt)
+    content = checkpoint.load(path)
+    weights = checkpoint.weights(content, args.ckpt)
+    config = model_config(weights, args.ckpt)
+    if args.out.suffix == ".pt":
+        checkpoint.save(args.out, {name: tensor.clone() for name, tensor in weights.items()})
+    else:
+        about = {"step": checkpoint.step(content), "args": checkpoint.training_args(content)}
+        about |= {"class_names": content["class_names"]} if "class_names" in content else {}
+        checkpoint.export(args.out, {"ema": weights, **about})
+    print(f"{config} in {args.out}, {args.out.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,67 @@
+import argparse
+import sys
+
+import pytest
+import torch
+
+import checkpoint
+import export
+from errors import run_program
+from models import SiT_models
+from sampling import load_network, sampling_parser
+
+
+def network(path):
+    parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
+    return load_network(parser.parse_args(["ODE", "--ckpt", str(path)]), torch.device("cpu"), "ema")
+
+
+def test_what_is_exported_samples_as_the_checkpoint_does(trained, tmp_path, capsys):
+    whole = network(trained / "ckpt.pt")
+    export.main([str(trained / "ckpt.pt"), "--out", str(tmp_path / "w.safetensors")])
+    printed = capsys.readouterr().out
+    assert "ComboStoc-XS/4 for inputs of 1 x 8 x 8 and 10 classes" in printed
+    found = network(tmp_path / "w.safetensors")
+    assert (found.step, found.class_names, found.config) == (whole.step, whole.class_names, whole.config)
+    assert found.transport.combostoc_type is whole.transport.combostoc_type
+    for a, b in zip(found.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert (tmp_path / "w.safetensors").stat().st_size < 0.4 * (trained / "ckpt.pt").stat().st_size
+
+
+def test_a_plain_state_dict_is_what_the_official_programs_read(trained, tmp_path):
+    export.main([str(trained / "ckpt.pt"), "--out", str(tmp_path / "w.pt")])
+    state = torch.load(tmp_path / "w.pt", weights_only=True)
+    ema = checkpoint.load(trained / "ckpt.pt")["ema"]
+    assert state.keys() == ema.keys() and all(torch.equal(state[k], ema[k]) for k in ema)
+
+
+def test_an_official_checkpoint_is_converted(tmp_path):
+    """Arguments as a Namespace, the step in the optimiser's state alone, no class names."""
+    model = SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10)
+    opt = {"state": {0: {"step": torch.tensor(700.0)}}, "param_groups": []}
+    content = {"model": model.state_dict(), "ema": model.state_dict(), "opt": opt}
+    torch.save(content | {"args": argparse.Namespace(path_type="GVP", prediction="velocity")}, tmp_path / "sit.pt")
+    export.main([str(tmp_path / "sit.pt"), "--out", str(tmp_path / "sit.safetensors")])
+    found = network(tmp_path / "sit.safetensors")
+    assert found.step == 700 and found.class_names is None and found.transport.path_type.name == "GVP"
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "out", "code", "line"),
+    [
+        ("{f}/absent.pt", "w.pt", 1, "absent.pt"),
+        ("{f}/alien.pt", "w.pt", 1, "alien.pt holds no SiT or ComboStoc model"),
+        ("{f}/alien.pt", "w.ckpt", 2, "--out w.ckpt must end in .safetensors or .pt"),
+        ("{f}/alien.pt", "absent/w.pt", 1, "folder absent does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_line(ckpt, out, code, line, tmp_path, monkeypatch, capsys):
+    torch.save({"w": torch.ones(3)}, tmp_path / "alien.pt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export.py"])
+    with pytest.raises(SystemExit) as exit_:
+        run_program(lambda: export.main([ckpt.format(f=tmp_path), "--out", out]))
+    message = capsys.readouterr().err
+    assert exit_.value.code == code and message.count("\n") == 1 and line in message
+    assert [p.name for p in tmp_path.iterdir()] == ["alien.pt"]
