@@ -2,6 +2,8 @@
 # make test   linters, types and the whole test suite
 # make drill  longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # make graded the study of graded control on digits and on coloured digits, after make demo; 90 minutes, can be continued
+# make study  the paper's claim: SiT and the types on digits, three seeds; can be continued (README says how long)
+# make study-choices  the same for what the paper leaves open; make timesteps  the picture of the types' timesteps
 # All make .venv (test also .venv-app) and install what they need; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ READY := .venv/.ready
 APP_READY := .venv-app/.ready
 DEMO := results/ComboStoc-XS-2-demo
 
-.PHONY: demo test drill graded
+.PHONY: demo test drill graded study study-choices timesteps
 .DELETE_ON_ERROR:
 
 $(READY): requirements.txt requirements-dev.txt constraints.txt
@@ -82,3 +84,19 @@ graded: $(READY)
 	  $(SIBLING)-none-0/ckpt.pt $(SIBLING)-none-1/ckpt.pt $(SIBLING)-none-2/ckpt.pt > results/graded.md
 	$(BIN)/python experiments/graded.py --out results/graded-colour --data-path results/colour-digits \
 	  --ckpt $(SIBLING)-colour-ALL/ckpt.pt $(SIBLING)-colour-NONE/ckpt.pt > results/graded-colour.md
+
+# One run a core. A killed study continues with the same command.
+STUDY = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python experiments/ablation.py --out results/study
+study: $(READY)
+	@mkdir -p results
+	$(STUDY) > results/study-types.md
+	@cat results/study-types.md
+study-choices: $(READY)
+	@mkdir -p results
+	$(STUDY) --table choices --every 500 > results/study-choices.md
+	@cat results/study-choices.md
+
+COLOURED := results/colour-digits
+timesteps: $(READY)
+	test -d $(COLOURED) || $(BIN)/python experiments/colour_digits.py --out $(COLOURED)
+	$(BIN)/python experiments/timestep_maps.py --data-path $(COLOURED) --out results/timesteps.png
