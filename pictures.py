@@ -81,10 +81,10 @@ def save_npz(pictures: Sequence[Path], labels: Sequence[int], path: Path) -> Non
         width, height = first.size
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), height, width, 3)}
     with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
-        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as array:  # dated 1980
+        with archive.open("arr_0.npy", "w", force_zip64=True) as array:
             np.lib.format.write_array_header_1_0(array, header)
             for picture in progress.bar(pictures, desc=path.name):
                 with Image.open(picture) as image:
                     array.write(np.asarray(image.convert("RGB")).tobytes())
-        with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as array:
+        with archive.open("arr_1.npy", "w") as array:
             np.lib.format.write_array(array, np.asarray(labels, np.int64))

@@ -123,6 +123,20 @@ def test_moments_alone(files, tmp_path, means, capsys):
     assert names == ["FID", "IS"]
 
 
+def test_statistics_of_many_images_keep_features_of_some(files, tmp_path, means, monkeypatch, capsys):
+    """Evenly spaced ones, for folders are in the order of their classes; the moments are those of all."""
+    monkeypatch.setattr("evaluation.MAX_FEATURES", 5)
+    evaluate.main([str(files / "others.npz"), "--save-stats", str(tmp_path / "stats.npz")])
+    with np.load(files / "others.npz") as others, np.load(tmp_path / "stats.npz") as saved:
+        images = torch.from_numpy(others["arr_0"]).permute(0, 3, 1, 2).float()
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+        np.testing.assert_allclose(saved["mu"], pooled.double().mean(0), rtol=1e-12)
+        np.testing.assert_allclose(saved["features"], pooled[[0, 10, 20, 29, 39]], rtol=1e-6)
+        assert saved["count"] == N
+    evaluate.main([str(files / "some.npz"), str(tmp_path / "stats.npz")])
+    assert "KID, precision and recall are with 5 of 40 reference images" in capsys.readouterr().err
+
+
 # ---- mistakes ------------------------------------------------------------------------------------------------------
 
 
