@@ -228,7 +228,7 @@ def build_page(studio: Studio) -> Any:
                     widgets |= {
                         "sampler": gr.Dropdown(samplers, value=f"ODE {default.sampling_method}", label="Sampler"),
                         "points": gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points"),
-                        "schedule": gr.Radio(SCHEDULE_NAMES, value=default.preserve_schedule, label="Steps"),
+                        "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
                         "seed": gr.Number(default.seed, precision=0, label="Seed"),
                     }
                 channels = network.config.in_channels

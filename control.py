@@ -99,8 +99,7 @@ def add_control_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preserve-schedule",
         choices=SCHEDULES,
-        default="number",
-        help="the same number of steps everywhere, or steps of the same size (ODE euler, SDE Euler)",
+        help="the same number of steps everywhere, or steps of the same size (ODE euler, SDE Euler); default: number",
     )
     group.add_argument(
         "--preserve-pixels", action="store_true", help="paste pixels that are kept at 1 over the decoded picture"
@@ -114,10 +113,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         UsageError: something is missing, or has no reference to work on.
     """
     if not args.reference:
-        for name in ("preserve", "preserve_channels", "preserve_pixels", "variations"):
+        for name in ("preserve", "preserve_channels", "preserve_schedule", "preserve_pixels", "variations"):
             if getattr(args, name):
                 raise UsageError(f"--{name.replace('_', '-')} works on a picture: give --reference IMG")
         return
+    args.preserve_schedule = args.preserve_schedule or SCHEDULES[0]
     if not args.preserve and not args.preserve_channels:
         raise UsageError("how much is kept of --reference? Give --preserve SPEC, --preserve-channels F,F,... or both")
     labels = len(args.class_labels or [])

@@ -161,6 +161,7 @@ def test_without_a_class_by_the_sde_and_pasted_pixels(picture, tmp_path, tiny_va
     ("flags", "error", "message"),
     [
         ("--preserve 0.5", UsageError, "--preserve works on a picture: give --reference"),
+        ("--preserve-schedule size", UsageError, "--preserve-schedule works on a picture: give --reference"),
         ("--reference {r}", UsageError, "how much is kept of --reference"),
         ("--reference {r} --preserve 0.5 --class-labels 1 2", UsageError, "2 --class-labels for 1 references"),
         ("--reference {r} --preserve 0.5 --cfg-scale 2", UsageError, "guides towards a class: give --class-labels"),
