@@ -155,6 +155,10 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )
+    if args.combostoc_type == "UNSYNC_NONE":
+        for name, published in (("halfmixing", "on"), ("blend", "batch"), ("compensation", "on")):
+            if (value := getattr(args, name)) != published:
+                raise UsageError(f"--{name} {value} is for asynchronous times, not for UNSYNC_NONE")
     parts = process.world_size * args.grad_accum
     if args.global_batch_size % parts:
         raise UsageError(

@@ -304,10 +304,16 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
         "--halfmixing", choices=switch, default="on", help="asynchronous times in half of each batch; off: in all of it"
     )
     parser.add_argument(
-        "--blend", choices=list(BLENDS), default="batch", help="what has one weight of blending with a synchronous time"
+        "--blend",
+        choices=list(BLENDS),
+        default="batch",
+        help="mix asynchronous times with a synchronous one, by a weight for the batch or for each sample",
     )
     parser.add_argument(
-        "--compensation", choices=switch, default="on", help="turn asynchronous velocities towards the diagonal"
+        "--compensation",
+        choices=switch,
+        default="on",
+        help="turn the velocity of asynchronous samples towards the diagonal",
     )
 
 

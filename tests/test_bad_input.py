@@ -70,6 +70,7 @@ CASES = [
         2,
         "UNSYNC_ALL needs a ComboStoc model; SiT-XS/4 takes UNSYNC_NONE",
     ),
+    ("train", "--model SiT-XS/4 --blend off", 2, "--blend off is for asynchronous times, not for UNSYNC_NONE"),
     ("train", "--vae {f}/empty", 1, "neither ema, mse, none nor a diffusers folder"),
     ("train", "--eval-every 5 --eval-samples 0", 2, "0 is not a positive whole number"),
     ("train", "--eval-every 5 --eval-weights {f}/truncated.pt", 1, "weights of inception from .*truncated.pt cannot"),
