@@ -30,6 +30,9 @@ class PixelSpace:
         return latents
 
 
+DECODED = 32  # pictures at a time: the decoder's largest activation is 64 MiB for one of 256 x 256
+
+
 class LatentSpace:
     """An AutoencoderKL of diffusers, in inference mode.
 
@@ -78,7 +81,8 @@ class LatentSpace:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The inverse of `encode`, up to the autoencoder's loss."""
-        return self.vae.decode(latents / self.scale + self.shift).sample
+        parts = (latents / self.scale + self.shift).split(DECODED)
+        return torch.cat([self.vae.decode(part).sample for part in parts])
 
     def encoder_digest(self) -> str:
         """SHA-256 of the encoder's tensors. The published ema and mse differ in their decoders only."""

@@ -34,6 +34,10 @@ class LossWindow:
         self.total += torch.where(bad, 0.0, one)
         self.timed_steps += 1
 
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not spent on training."""
+        self.start_time += seconds
+
     def close(self) -> tuple[float, float]:
         """The mean loss over all processes, nan if all steps were bad, and steps a second; the window starts anew."""
         loss_sum, steps = distributed.sum_over_processes(self.total).tolist()  # waits for the device

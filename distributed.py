@@ -160,6 +160,15 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def gather_to_main(value: T) -> list[T]:
+    """The values of all processes, in the order of their ranks, for the first process; [] for the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(value, values if is_main() else None, group=_hosts)
+    return values if is_main() else []
+
+
 def from_main(make: Callable[[], T]) -> T:
     """What the first process makes and all get; what it raises, all raise."""
     if not dist.is_initialized():

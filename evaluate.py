@@ -8,36 +8,23 @@
 
 SAMPLES and REFERENCE are an .npz of images (arr_0, (N, H, W, 3) uint8), a folder of pictures, 'digits', or an .npz of
 statistics (mu, sigma, and mu_s, sigma_s for sFID). The FID network's weights are fetched once, or read from --weights.
+Under torchrun all processes look at the images; the numbers do not depend on how many.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import distributed
 import precision
-import progress
 from errors import DataError, UsageError, run_program
-from evaluation import (
-    Statistics,
-    compare,
-    extract,
-    has_images,
-    is_statistics,
-    load_statistics,
-    report_name,
-    save_statistics,
-    statistics_of,
-    warnings_about,
-)
-from features import EXTRACTORS, Extractor, load_extractor
+from evaluation import Statistics, compare, open_source, report_name, save_statistics, warnings_about
+from features import EXTRACTORS, load_extractor
 from files import replacing
-from image_sets import open_images
 from train_utils import Parser, positive_int
 
 
@@ -61,53 +48,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     for flag, path in (("--save-stats", args.save_stats), ("--out", args.out)):
         if path and not path.parent.is_dir():
             raise DataError(f"{flag} {path}: folder {path.parent} does not exist")
+    if args.save_stats and args.save_stats.suffix != ".npz":
+        raise UsageError(f"--save-stats {args.save_stats} must end in .npz")
     if args.out and not args.reference:
         raise UsageError(f"--out {args.out} needs a REFERENCE to compare with")
-    device = distributed.single().device
+    process = distributed.setup()
     precision.setup("fp32")
-    sources = [s for s in (args.samples, args.reference) if s]
-    for source in sources:
-        check(source, args)
-    extractor = load_extractor(args.features, args.weights, device)
-    statistics = [load(source, args, extractor, device) for source in sources]
-    if args.save_stats:
+    sources = [open_source(s, args.features, args.image_size) for s in (args.samples, args.reference) if s]
+    extractor = distributed.on_main_first(lambda: load_extractor(args.features, args.weights, process.device))
+    found = [source.statistics(extractor, process, args.batch_size) for source in sources]
+    statistics = [s for s in found if s is not None]  # none in other processes than the first
+    if process.is_main and args.save_stats:
         save_statistics(statistics[0], args.save_stats)
-        print(f"Statistics of {statistics[0].count:,} images in {args.save_stats}")
-    if args.reference:
-        report(args, *statistics)
+        print(f"Statistics of {args.samples} in {args.save_stats}")
+    if process.is_main and args.reference:
+        samples, reference = statistics
+        report(args, samples, reference, process.device)
+    distributed.cleanup()
 
 
-def check(source: str, args: argparse.Namespace) -> None:
-    """Open what is to be read, before anything takes time.
-
-    Raises:
-        DataError: it is missing or is not what it should be, or there are fewer than two images.
-    """
-    if Path(source).suffix == ".npz" and is_statistics(Path(source)):
-        return
-    if (count := len(open_images(source, args.image_size))) < 2:
-        raise DataError(f"{source} holds {count} image; a distribution takes two or more")
-
-
-def load(source: str, args: argparse.Namespace, extractor: Extractor, device: torch.device) -> Statistics:
-    """Statistics from a file, or of images.
-
-    ADM's reference batches have the moments of a whole data set and some of its images: both are used.
-    """
-    path, saved = Path(source), None
-    if path.suffix == ".npz" and is_statistics(path):
-        if not has_images(path):
-            return load_statistics(path, extractor, device)
-        if extractor.name == "inception":
-            saved = load_statistics(path, extractor, device)
-    images = open_images(source, args.image_size)
-    batches = progress.bar(images.batches(args.batch_size), total=-(-len(images) // args.batch_size), desc=path.name)
-    found = statistics_of(extract(batches, extractor), extractor, device)
-    return replace(found, pooled=saved.pooled, spatial=saved.spatial, count=saved.count) if saved else found
-
-
-def report(args: argparse.Namespace, samples: Statistics, reference: Statistics) -> None:
-    results = {report_name(k, samples.extractor): v for k, v in compare(samples, reference).items()}
+def report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:
+    results = {report_name(k, samples.extractor): v for k, v in compare(samples, reference, device).items()}
     for line in warnings_about(samples, reference):
         print(f"Warning: {line}", file=sys.stderr)
     for name, value in results.items():

@@ -1,8 +1,7 @@
 """What `evaluate.py` and `train.py --eval-every` share: statistics of a set of images, and how two sets compare."""
 
-import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import distributed
+import progress
 from errors import DataError
-from features import Extractor, Features
+from features import DIMENSIONS, Extractor
 from files import replacing
-from image_sets import IMAGES, array_names
-from metrics import Moments, frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from image_sets import DAMAGE, IMAGES, Batch, ImageSet, array_names, open_images
+from metrics import (
+    Moments,
+    RunningMoments,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
 
-MAX_FEATURES = 10_000  # in a file of statistics, as many as ADM's reference batches have images
+MAX_KEPT = 50_000  # images of a set whose features are kept for KID, precision and recall; moments are of all
+MAX_FEATURES = 10_000  # of these in a file of statistics, as many as ADM's reference batches have images
 NEIGHBOURS = 3  # of precision and recall
 
 
 @dataclass
 class Statistics:
-    """A set of images as a network sees it.
+    """A set of images as a network sees it, on the CPU.
 
     Attributes:
         extractor: the network's name.
         count: images, 0 where a file does not say.
         pooled, spatial: moments of its features; the spatial ones for inception only.
-        features: (N, D), of all images or of some; None where a file has the moments alone.
-        logits: (N, K), None where they come from a file.
+        features: (K, D), of all images or of some; None where a file has the moments alone.
+        logits: (K, classes), None where they come from a file.
     """
 
     extractor: str
@@ -43,31 +52,121 @@ class Statistics:
 # ---- from images ---------------------------------------------------------------------------------------------------
 
 
-def extract(batches: Iterable[Tensor], extractor: Extractor) -> Features:
-    """Features of all images (N, 3, H, W) uint8, on the CPU."""
-    return joined(on_cpu(extractor.extract(images)) for images in batches)
+@dataclass
+class Seen:
+    """What a process has seen of a set of images."""
+
+    pooled: RunningMoments
+    spatial: RunningMoments | None = None
+    indices: list[int] = field(default_factory=list)  # of images whose features are kept
+    features: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
 
 
-def on_cpu(features: Features) -> Features:
-    pooled, spatial, logits = features
-    return Features(pooled.cpu(), None if spatial is None else spatial.cpu(), logits.cpu())
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most so many of `count` indices: folders are in the order of their classes."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
 
 
-def joined(parts: Iterable[Features]) -> Features:
-    """Features of sets, one after the other."""
-    pooled, spatial, logits = zip(*parts, strict=True)
-    return Features(torch.cat(pooled), None if spatial[0] is None else torch.cat(spatial), torch.cat(logits))
+def look(batches: Iterable[Batch], count: int, extractor: Extractor) -> Seen:
+    """See a process's share of a set of so many images."""
+    seen = Seen(RunningMoments(DIMENSIONS[extractor.name]))
+    kept = set(evenly_spaced(count, MAX_KEPT))
+    for indices, images in batches:
+        found = extractor.extract(images)
+        seen.pooled.add(found.pooled)
+        if found.spatial is not None:
+            seen.spatial = seen.spatial or RunningMoments(found.spatial.shape[1])
+            seen.spatial.add(found.spatial)
+        chosen = [k for k, i in enumerate(indices) if i in kept]
+        seen.indices += [indices[k] for k in chosen]
+        seen.features.append(found.pooled[chosen].cpu())
+        seen.logits.append(found.logits[chosen].cpu())
+    for running in (seen.pooled, seen.spatial):
+        if running is not None:
+            running.to(torch.device("cpu"))
+    return seen
 
 
-def statistics_of(features: Features, extractor: Extractor, device: torch.device) -> Statistics:
-    """Moments in float64 on a device.
+def statistics_of(batches: Iterable[Batch], count: int, extractor: Extractor) -> Statistics | None:
+    """Statistics of a set of which every process gives its share, in the first process; None in the others.
+
+    They do not depend on the number of processes, up to rounding.
 
     Raises:
         ValueError: there are fewer than two images.
     """
-    pooled = features.pooled.to(device)
-    spatial = None if features.spatial is None else moments(features.spatial.to(device))
-    return Statistics(extractor.name, len(pooled), moments(pooled), spatial, pooled, features.logits.to(device))
+    return joined(distributed.gather_to_main(look(batches, count, extractor)), extractor)
+
+
+def joined(parts: list[Seen], extractor: Extractor) -> Statistics | None:
+    """What all processes have seen together; None of no parts."""
+    if not parts:
+        return None
+    pooled, spatial = RunningMoments(DIMENSIONS[extractor.name]), None
+    for part in parts:
+        pooled.merge(part.pooled)
+        if part.spatial is not None:
+            spatial = spatial or RunningMoments(len(part.spatial.mean))
+            spatial.merge(part.spatial)
+    order = torch.tensor([i for part in parts for i in part.indices]).argsort()
+    features, logits = (
+        torch.cat([f for part in parts for f in getattr(part, name)]) for name in ("features", "logits")
+    )
+    return Statistics(
+        extractor.name,
+        pooled.count,
+        pooled.moments(),
+        None if spatial is None else spatial.moments(),
+        features[order],
+        logits[order],
+    )
+
+
+@dataclass
+class Source:
+    """Something to evaluate, opened: statistics, images, or, as ADM's reference batches have, both."""
+
+    name: str
+    saved: Statistics | None
+    images: ImageSet | None
+
+    def statistics(self, extractor: Extractor, process: distributed.Process, batch_size: int) -> Statistics | None:
+        """Its statistics, for which all processes look at the images, in the first process; None in the others."""
+        if self.images is None:
+            return self.saved
+        batches = self.images.batches(batch_size, process.rank, process.world_size)
+        total = -(-len(self.images) // (batch_size * process.world_size))
+        shown = progress.bar(batches, total=total, desc=Path(self.name).name)
+        found = statistics_of(shown, len(self.images), extractor)
+        if found is None or self.saved is None:
+            return found
+        return replace(found, pooled=self.saved.pooled, spatial=self.saved.spatial, count=self.saved.count)
+
+
+def open_source(name: str, extractor: str, image_size: int | None = None) -> Source:
+    """Open a file, a folder, or 'digits', before anything takes time.
+
+    Args:
+        extractor: the network that is going to look. ADM's moments are of inception; another one looks at the images.
+        image_size: crop pictures of folders.
+
+    Raises:
+        DataError: it is missing, is not what it should be, or has fewer than two images.
+    """
+    path = Path(name)
+    saved = None
+    if path.suffix == ".npz":
+        names = array_names(path)
+        if {"mu", "sigma"} <= names:
+            if IMAGES not in names:
+                return Source(name, load_statistics(path, extractor), None)
+            if extractor == "inception":
+                saved = load_statistics(path, extractor)
+    images = open_images(name, image_size)
+    if len(images) < 2:
+        raise DataError(f"{name} holds {len(images)} image; a distribution takes two or more")
+    return Source(name, saved, images)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -78,33 +177,23 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     arrays = {"mu": statistics.pooled.mean, "sigma": statistics.pooled.cov}
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.cov}
-    if statistics.features is not None:  # evenly spaced: folders are in the order of their classes
-        n = len(statistics.features)
-        chosen = torch.linspace(0, n - 1, min(n, MAX_FEATURES)).round().long()
-        arrays["features"] = statistics.features[chosen.to(statistics.features.device)]
-    content: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+    if statistics.features is not None:
+        arrays["features"] = statistics.features[evenly_spaced(len(statistics.features), MAX_FEATURES)]
+    content: dict[str, Any] = {name: tensor.numpy() for name, tensor in arrays.items()}
     content |= {"extractor": np.array(statistics.extractor), "count": np.array(statistics.count)}
     with replacing(path) as beside, open(beside, "wb") as file:
         np.savez(file, **content)
 
 
-def is_statistics(path: Path) -> bool:
-    """Whether an .npz holds moments."""
-    return {"mu", "sigma"} <= array_names(path)
-
-
-def load_statistics(path: Path, extractor: Extractor, device: torch.device) -> Statistics:
+def load_statistics(path: Path, extractor: str) -> Statistics:
     """Read what `save_statistics` or ADM wrote; ADM's files are of the inception network.
 
     Raises:
         DataError: it is damaged, or of another network.
     """
 
-    def array(name: str) -> Tensor:
-        return torch.from_numpy(np.asarray(arrays[name])).to(device)
-
     def moments_from(mean: str, cov: str) -> Moments:
-        found = Moments(array(mean).double(), array(cov).double())
+        found = Moments(*(torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in (mean, cov)))
         d = len(found.mean)
         if found.mean.shape != (d,) or found.cov.shape != (d, d):
             raise ValueError(f"{mean} has shape {tuple(found.mean.shape)}, {cov} {tuple(found.cov.shape)}")
@@ -118,43 +207,47 @@ def load_statistics(path: Path, extractor: Extractor, device: torch.device) -> S
             count = int(arrays["count"]) if "count" in arrays else 0
             pooled = moments_from("mu", "sigma")
             spatial = moments_from("mu_s", "sigma_s") if "mu_s" in arrays else None
-            features = array("features") if "features" in arrays else None
+            features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
             if features is not None and (features.ndim != 2 or features.shape[1] != len(pooled.mean)):
                 raise ValueError(f"features have shape {tuple(features.shape)}, mu {tuple(pooled.mean.shape)}")
-    except (ValueError, KeyError, TypeError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, TypeError) as error:
         raise DataError(f"{path} holds no statistics that can be read: {error}") from None
-    if name != extractor.name:
-        raise DataError(f"{path} holds statistics of {name}, not of {extractor.name}: give --features {name}")
-    if len(pooled.mean) != extractor.dimensions:
-        raise DataError(
-            f"{path} holds statistics of {len(pooled.mean)} features; {extractor.name} has {extractor.dimensions}"
-        )
+    if name != extractor:
+        raise DataError(f"{path} holds statistics of {name}, not of {extractor}")
+    if len(pooled.mean) != DIMENSIONS[extractor]:
+        raise DataError(f"{path} holds statistics of {len(pooled.mean)} features; {extractor} has {DIMENSIONS[name]}")
     return Statistics(name, count, pooled, spatial, features, None)
-
-
-def has_images(path: Path) -> bool:
-    """Whether an .npz holds images, as ADM's reference batches do beside their statistics."""
-    return IMAGES in array_names(path)
 
 
 # ---- comparison ----------------------------------------------------------------------------------------------------
 
 
-def compare(samples: Statistics, reference: Statistics) -> dict[str, float]:
-    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`).
+def compare(samples: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
+    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`), on a device in float64.
 
     IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std.
+
+    Raises:
+        DataError: the spatial features differ in number, as from another layer.
     """
-    results = {"FD": frechet_distance(samples.pooled, reference.pooled)}
+
+    def distance(a: Moments, b: Moments) -> float:
+        a, b = (Moments(m.mean.to(device), m.cov.to(device)) for m in (a, b))
+        return frechet_distance(a, b)
+
+    results = {"FD": distance(samples.pooled, reference.pooled)}
     if samples.spatial is not None and reference.spatial is not None:
-        results["sFD"] = frechet_distance(samples.spatial, reference.spatial)
+        counts = len(samples.spatial.mean), len(reference.spatial.mean)
+        if counts[0] != counts[1]:
+            raise DataError(f"the samples have {counts[0]} spatial features (mu_s), the reference {counts[1]}")
+        results["sFD"] = distance(samples.spatial, reference.spatial)
     if samples.logits is not None:
-        results["IS"], results["IS_std"] = inception_score(samples.logits)
+        results["IS"], results["IS_std"] = inception_score(samples.logits.to(device))
     if samples.features is not None and reference.features is not None:
-        results["KD"], results["KD_std"] = kernel_distance(samples.features, reference.features)
-        if min(len(samples.features), len(reference.features)) > NEIGHBOURS:
-            values = precision_recall(samples.features, reference.features, NEIGHBOURS)
-            results["precision"], results["recall"] = values
+        pair = samples.features.to(device), reference.features.to(device)
+        results["KD"], results["KD_std"] = kernel_distance(*pair)
+        if min(map(len, pair)) > NEIGHBOURS:
+            results["precision"], results["recall"] = precision_recall(*pair, NEIGHBOURS)
     return results
 
 
@@ -170,8 +263,10 @@ def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:
     """What makes the numbers hard to compare with others'."""
     d = len(reference.pooled.mean)
     yield from warnings_about_counts(d, samples=samples.count, reference=reference.count)
-    if reference.features is not None and len(reference.features) < reference.count:
-        yield f"KID, precision and recall are with {len(reference.features):,} of {reference.count:,} reference images"
+    for what, statistics in (("samples", samples), ("reference", reference)):
+        if statistics.features is not None and len(statistics.features) < statistics.count:
+            kept = len(statistics.features)
+            yield f"KID, precision and recall are with {kept:,} of {statistics.count:,} images ({what})"
 
 
 def warnings_about_counts(dimensions: int, **counts: int) -> Iterator[str]:

@@ -23,7 +23,10 @@ from files import flush, link, replacing
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
 COLUMNS = {  # of the tables
     "metrics": ("step", "epoch", "loss", "bad_steps"),
-    "evaluations": ("step", "features", "samples", "FD", "sFD", "IS", "KD", "precision", "recall"),
+    "evaluations": (
+        *("step", "features", "reference", "samples", "sampling_steps"),
+        *("FD", "sFD", "IS", "KD", "precision", "recall"),
+    ),
 }
 Stamps = dict[str, int]
 
@@ -157,12 +160,18 @@ class Experiment:
         if self.is_main:
             self._append("metrics", row)
 
-    def log_evaluation(self, step: int, features: str, samples: int, results: dict[str, float], seconds: float) -> None:
-        """One log line, and one row of evaluations.csv."""
-        numbers = ", ".join(f"{report_name(k, features)} {v:.5g}" for k, v in results.items() if not k.endswith("_std"))
-        self.logger.info(f"(step={step:07d}) {numbers} ({samples:,} samples, {seconds:.0f} s)")
-        shown = {k: f"{v:.6g}" for k, v in results.items() if k in COLUMNS["evaluations"]}
-        self._append("evaluations", {"step": step, "features": features, "samples": samples, **shown})
+    def has_evaluation(self, step: int) -> bool:
+        """Whether a step's row is in evaluations.csv, as the first process sees it."""
+        table = self.folder / "evaluations.csv"
+        return distributed.from_main(lambda: table.is_file() and f"\n{step}," in table.read_text())
+
+    def log_evaluation(self, row: dict[str, Any], seconds: float) -> None:
+        """One log line, and one row of evaluations.csv: what the numbers are of, and the numbers."""
+        numbers = {k: v for k, v in row.items() if isinstance(v, float) and not k.endswith("_std")}
+        text = ", ".join(f"{report_name(k, row['features'])} {v:.5g}" for k, v in numbers.items())
+        self.logger.info(f"(step={row['step']:07d}) {text} ({row['samples']:,} samples, {seconds:.0f} s)")
+        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        self._append("evaluations", {k: v for k, v in shown.items() if k in COLUMNS["evaluations"]})
 
     def _append(self, name: str, row: Mapping[str, object]) -> None:
         """One row of a table."""

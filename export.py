@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
     path = download.locate(args.ckpt)
+    if args.out.exists() and args.out.samefile(path):
+        raise UsageError(f"--out {args.out} is the checkpoint itself, which holds more than is exported")
     content = checkpoint.load(path)
     weights = checkpoint.weights(content, args.ckpt)
     config = model_config(weights, args.ckpt)

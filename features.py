@@ -15,7 +15,8 @@ from torch import Tensor
 
 from errors import DataError, UsageError, first_line
 
-EXTRACTORS = ("inception", "efficientnet-lite0")
+DIMENSIONS = {"inception": 2048, "efficientnet-lite0": 1280}  # D below
+EXTRACTORS = tuple(DIMENSIONS)
 
 
 class Features(NamedTuple):
@@ -30,7 +31,6 @@ class Extractor(NamedTuple):
     """A network ready to use: images (N, 3, H, W) uint8 -> Features."""
 
     name: str
-    dimensions: int  # D
     extract: Callable[[Tensor], Features]  # of images anywhere
 
 
@@ -45,10 +45,10 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         DataError: the weights cannot be fetched or are those of another network.
     """
     if name == "inception":
-        return Extractor(name, 2048, in_float32(inception(weights, device)))
+        return Extractor(name, in_float32(inception(weights, device)))
     if weights is not None:
         raise UsageError(f"weights {weights} are for the features inception; {name} brings its own")
-    return Extractor(name, 1280, in_float32(efficientnet_lite0(device)))
+    return Extractor(name, in_float32(efficientnet_lite0(device)))
 
 
 def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], Features]:
@@ -57,6 +57,7 @@ def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], 
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError:
         raise UsageError("--features inception needs the package torch-fidelity: pip install torch-fidelity") from None
+    source = weights or URL_INCEPTION_V3
     try:
         if weights is None:
             folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -69,8 +70,7 @@ def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], 
         names = ["2048", "logits_unbiased"]
         model: Any = FeatureExtractorInceptionV3("inception", names, feature_extractor_weights_path=str(weights))
     except Exception as error:  # urllib, torch and pickle each raise their own
-        hint = "" if weights and weights.is_file() else " (give a file of them with --weights)"
-        source = weights or URL_INCEPTION_V3
+        hint = " (or give a file of them: --weights, in train.py --eval-weights)" if source == URL_INCEPTION_V3 else ""
         raise DataError(f"weights of inception from {source} cannot be used: {first_line(error)}{hint}") from None
     model.to(device)
     kept: list[Tensor] = []

@@ -1,10 +1,15 @@
-"""Sets of images to evaluate: an .npz of samples, a folder of pictures, or the embedded digits; read batch by batch."""
+"""Sets of images to evaluate: an .npz of samples, a folder of pictures, or the embedded digits; read batch by batch.
 
+Several processes read a set together: each takes every world_size-th batch.
+"""
+
+import struct
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -16,15 +21,27 @@ from images import read_image
 from pictures import to_uint8
 
 IMAGES = "arr_0"
+SKIPPED = 1 << 24  # bytes at a time
+# What reading a damaged archive raises.
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, LookupError, RuntimeError)
+
+
+Batch = tuple[Sequence[int], Tensor]  # indices of images in their set, and the images, (n, 3, H, W) uint8
 
 
 class ImageSet(Protocol):
     """Images of one size."""
 
     def __len__(self) -> int: ...
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Parts of the set, in order: (n, 3, H, W) uint8."""
+    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A process's share of the set, in batches of at most `size`, in order."""
         ...
+
+
+def shares(count: int, size: int, rank: int, world_size: int) -> Iterator[range]:
+    """Indices of the batches of a process."""
+    for start in range(rank * size, count, world_size * size):
+        yield range(start, min(start + size, count))
 
 
 @dataclass
@@ -47,20 +64,18 @@ class NpzImages:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        n, height, width, channels = self.shape
+    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        n, *shape = self.shape
+        image_bytes = int(np.prod(shape))
         with open_array(self.path, IMAGES) as array:
             read_header(array, self.path)
-            for start in range(0, n, size):
-                count = min(size, n - start)
-                try:
-                    content = array.read(count * height * width * channels)
-                except (zipfile.BadZipFile, OSError, EOFError) as error:
-                    raise DataError(f"{self.path} is damaged: {error}") from None
-                if len(content) < count * height * width * channels:
-                    raise DataError(f"{self.path} is damaged: {IMAGES} ends after {start} of {n} images")
-                pixels = np.frombuffer(content, np.uint8).reshape(count, height, width, channels)
-                yield torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
+            position = 0
+            for indices in shares(n, size, rank, world_size):
+                skip(array, (indices.start - position) * image_bytes, self.path)
+                content = read(array, len(indices) * image_bytes, self.path)
+                position = indices.stop
+                pixels = np.frombuffer(content, np.uint8).reshape(len(indices), *shape)
+                yield indices, torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
 
 
 class FolderImages:
@@ -82,19 +97,18 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        first: torch.Size | None = None
-        for start in range(0, len(self), size):
+    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        first = self.read(self.paths[0]).shape
+        for indices in shares(len(self), size, rank, world_size):
             images = []
-            for path in self.paths[start : start + size]:
+            for path in self.paths[indices.start : indices.stop]:
                 images.append(self.read(path))
-                first = first or images[0].shape
                 if images[-1].shape != first:
                     wanted, found = (f"{s[2]} x {s[1]}" for s in (first, images[-1].shape))
                     raise DataError(
                         f"image {path} is {found}, {self.paths[0]} is {wanted}: give --image-size to crop all to one"
                     )
-            yield torch.stack(images)
+            yield indices, torch.stack(images)
 
     def read(self, path: str) -> Tensor:
         if self.image_size:
@@ -112,8 +126,9 @@ class DigitImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        yield from self.images.split(size)
+    def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        for indices in shares(len(self), size, rank, world_size):
+            yield indices, self.images[indices.start : indices.stop]
 
 
 def open_images(source: str, image_size: int | None = None) -> ImageSet:
@@ -144,11 +159,11 @@ def array_names(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} is no .npz file: {error}") from None
 
 
-def open_array(path: Path, name: str) -> zipfile.ZipExtFile:
+def open_array(path: Path, name: str) -> IO[bytes]:
     """One array of an .npz as a stream of bytes.
 
     Raises:
@@ -157,10 +172,13 @@ def open_array(path: Path, name: str) -> zipfile.ZipExtFile:
     names = array_names(path)
     if name not in names:
         raise DataError(f"{path} has no {name}; it holds {', '.join(sorted(names)) or 'nothing'}")
-    return zipfile.ZipFile(path).open(f"{name}.npy")  # type: ignore[return-value]
+    try:
+        return zipfile.ZipFile(path).open(f"{name}.npy")
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged: {error}") from None
 
 
-def read_header(array: zipfile.ZipExtFile, path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(array: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether in Fortran order, and dtype, which stand before an array's bytes.
 
     Raises:
@@ -168,7 +186,28 @@ def read_header(array: zipfile.ZipExtFile, path: Path) -> tuple[tuple[int, ...],
     """
     try:
         version = np.lib.format.read_magic(array)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(array)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return reader(array)
+    except DAMAGE as error:
         raise DataError(f"{path} is damaged: {error}") from None
+
+
+def read(array: IO[bytes], count: int, path: Path) -> bytes:
+    """So many bytes.
+
+    Raises:
+        DataError: there are fewer, or they cannot be decompressed.
+    """
+    try:
+        content = array.read(count)
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    if len(content) < count:
+        raise DataError(f"{path} is damaged: {IMAGES} ends too early")
+    return content
+
+
+def skip(array: IO[bytes], count: int, path: Path) -> None:
+    """Read past so many bytes."""
+    for start in range(0, count, SKIPPED):
+        read(array, min(SKIPPED, count - start), path)

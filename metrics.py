@@ -21,16 +21,49 @@ class Moments:
     cov: Tensor
 
 
+class RunningMoments:
+    """Mean and covariance of features that come in parts, in float64, by the update of Chan, Golub and LeVeque."""
+
+    def __init__(self, dimensions: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(dimensions, dtype=torch.float64)
+        self.scatter = torch.zeros(dimensions, dimensions, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
+
+    def add(self, features: Tensor) -> None:
+        """See more features, (N, D)."""
+        features = features.double()
+        mean = features.mean(0)
+        self._join(len(features), mean, (features - mean).T @ (features - mean))
+
+    def merge(self, other: "RunningMoments") -> None:
+        """See what another one has seen."""
+        if other.count:
+            self._join(other.count, other.mean, other.scatter)
+
+    def to(self, device: torch.device) -> None:
+        self.mean, self.scatter = self.mean.to(device), self.scatter.to(device)
+
+    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        self.to(mean.device)
+        total = self.count + count
+        delta = mean - self.mean
+        self.scatter += scatter + torch.outer(delta, delta) * (self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
+
+    def moments(self) -> Moments:
+        """Mean and unbiased covariance of what has been seen."""
+        if self.count < 2:
+            raise ValueError(f"a covariance takes two images or more, not {self.count}")
+        return Moments(self.mean, self.scatter / (self.count - 1))
+
+
 def moments(features: Tensor) -> Moments:
     """Mean and unbiased covariance of (N, D), N of at least 2."""
-    if len(features) < 2:
-        raise ValueError(f"a covariance takes two images or more, not {len(features)}")
-    mean = torch.stack([part.double().sum(0) for part in features.split(CHUNK)]).sum(0) / len(features)
-    cov = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=features.device)
+    running = RunningMoments(features.shape[1])
     for part in features.split(CHUNK):
-        centred = part.double() - mean
-        cov += centred.T @ centred
-    return Moments(mean, cov / (len(features) - 1))
+        running.add(part)
+    return running.moments()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
@@ -75,6 +108,8 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000) 
     KID of Binkowski et al., arXiv 1801.01401. Sets of fewer images than `size` are taken whole.
     """
     size = min(size, len(a), len(b))
+    if size == len(a) == len(b):
+        subsets = 1  # there is but one
     if size < 2:
         raise ValueError(f"a kernel distance takes two images or more, not {size}")
     random = np.random.RandomState(SEED)
@@ -107,7 +142,8 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
 def share_among(points: Tensor, members: Tensor, k: int) -> float:
     """The share of points (N, D) that are among members (M, D)."""
     members = members.double()
+    rows = max(1, CHUNK * 8192 // len(members))  # at a time: 256 MB of distances
     # The nearest of a set to one of its own is itself.
-    radii = torch.cat([torch.cdist(part, members).kthvalue(k + 1).values for part in members.split(CHUNK)])
-    inside = [(torch.cdist(part.double(), members) <= radii).any(1) for part in points.split(CHUNK)]
+    radii = torch.cat([torch.cdist(part, members).kthvalue(k + 1).values for part in members.split(rows)])
+    inside = [(torch.cdist(part.double(), members) <= radii).any(1) for part in points.split(rows)]
     return torch.cat(inside).double().mean().item()

@@ -1,8 +1,9 @@
 """Evaluation during training: samples of the averaged weights against a reference, on all processes."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,21 +12,21 @@ import distributed
 import progress
 from autoencoder import Autoencoder
 from data import Items
-from errors import DataError, UsageError
+from errors import UsageError
 from evaluation import (
     Statistics,
     compare,
-    extract,
-    is_statistics,
+    evenly_spaced,
     joined,
-    load_statistics,
+    look,
+    open_source,
     report_name,
     statistics_of,
     warnings_about_counts,
 )
-from features import EXTRACTORS, Extractor, Features, load_extractor
+from features import DIMENSIONS, EXTRACTORS, load_extractor
 from feed import Data
-from image_sets import open_images
+from image_sets import Batch, shares
 from images import UnreadableImage
 from latents import CachedLatents
 from models import SiT
@@ -61,7 +62,7 @@ class Monitor:
     must call the same methods at the same time.
 
     Raises:
-        UsageError: cached latents without a reference.
+        UsageError: cached latents without a reference, or too few samples.
         DataError: weights or reference cannot be read.
     """
 
@@ -71,88 +72,94 @@ class Monitor:
             raise UsageError(
                 f"--eval-every {args.eval_every} with cached latents needs --eval-reference: images or statistics"
             )
-
-        def load() -> Extractor:
-            return load_extractor(args.eval_features, args.eval_weights, process.device)
-
+        if args.eval_samples < 2:
+            raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
+        name, device = args.eval_features, process.device
+        self.source = open_source(args.eval_reference, name, args.image_size) if args.eval_reference else None
         # The first process fetches what has to be fetched.
-        self.extractor = distributed.on_main_first(load)
-        self.reference: Statistics | None = None  # in the main process
+        self.extractor = distributed.on_main_first(lambda: load_extractor(name, args.eval_weights, device))
+        self.reference: Statistics | None = None  # in the first process
 
     def prepare(self) -> list[str]:
         """Look at the reference; returns lines to log."""
-        if self.args.eval_reference:
-            self.reference = self.load_reference() if self.process.is_main else None
+        if self.source is None:
+            count = min(len(self.data.dataset), MAX_REFERENCE)
+            self.reference = statistics_of(self.training_images(), count, self.extractor)
         else:
-            self.reference = self.joined_statistics(extract(self.training_images(), self.extractor))
+            self.reference = self.source.statistics(self.extractor, self.process, BATCH)
         if self.reference is None:
             return []
         counts = {"samples": self.args.eval_samples, "reference": self.reference.count}
-        warnings = warnings_about_counts(self.extractor.dimensions, **counts)
+        warnings = warnings_about_counts(DIMENSIONS[self.extractor.name], **counts)
         source = self.args.eval_reference or "the training data"
         name = report_name("FD", self.extractor.name)
         return [f"Evaluating: {name} and others against {source}", *(f"Warning: {line}" for line in warnings)]
 
-    def load_reference(self) -> Statistics:
-        source = self.args.eval_reference
-        if Path(source).suffix == ".npz" and is_statistics(Path(source)):
-            return load_statistics(Path(source), self.extractor, self.process.device)
-        images = open_images(source, self.args.image_size)
-        if len(images) < 2:
-            raise DataError(f"{source} holds {len(images)} image; a distribution takes two or more")
-        features = extract(progress.bar(images.batches(BATCH), desc=source), self.extractor)
-        return statistics_of(features, self.extractor, self.process.device)
-
-    def training_images(self) -> Iterator[Tensor]:
-        """This process's share of the training images, or of evenly spaced ones: (n, 3, H, W) uint8."""
+    def training_images(self) -> Iterator[Batch]:
+        """This process's share of the training images, or of evenly spaced ones."""
         dataset = self.data.dataset
-        chosen = torch.linspace(0, len(dataset) - 1, min(len(dataset), MAX_REFERENCE)).round().long().tolist()
-        mine = chosen[self.process.rank :: self.process.world_size]
-        for start in progress.bar(range(0, len(mine), BATCH), desc="reference"):
-            images = list(readable(dataset, mine[start : start + BATCH]))
+        chosen = evenly_spaced(len(dataset), MAX_REFERENCE)
+        for part in shares(len(chosen), BATCH, self.process.rank, self.process.world_size):
+            images = {k: image for k in part if (image := readable(dataset, chosen[k])) is not None}
             if images:
-                yield torch.from_numpy(to_uint8(torch.stack(images))).permute(0, 3, 1, 2)
+                yield list(images), as_bytes(torch.stack(list(images.values())))
 
     @torch.no_grad()
-    def samples(self, model: SiT, transport: Transport, autoencoder: Autoencoder) -> Iterator[Tensor]:
-        """This process's share of the samples: (n, 3, H, W) uint8."""
+    def samples(
+        self, model: SiT, transport: Transport, autoencoder: Autoencoder, stop: Callable[[], bool]
+    ) -> Iterator[Batch]:
+        """This process's share of the samples, until all processes are asked to stop."""
         args, process, data = self.args, self.process, self.data
         field = guided(model, 1.0, precision_name=args.precision)
-        mine = range(process.rank, args.eval_samples, process.world_size)
-        batch_size = args.global_batch_size // process.world_size
-        for start in progress.bar(range(0, len(mine), batch_size), desc="samples"):
-            indices = mine[start : start + batch_size]
+        classes = len(data.dataset.class_names)
+        for start in progress.bar(range(0, args.eval_samples, args.global_batch_size), desc="samples"):
+            if stop():  # as often in every process
+                return
+            in_round = range(start, min(start + args.global_batch_size, args.eval_samples))
+            indices = in_round[process.rank :: process.world_size]
+            if not indices:
+                continue
             noise = ImageNoise(args.global_seed, indices)
-            noise.labels(len(data.dataset.class_names))  # drawn first by sample_ddp.py
-            y = torch.tensor([i % len(data.dataset.class_names) for i in indices], device=process.device)
+            noise.labels(classes)  # drawn first by sample_ddp.py
+            y = torch.tensor([i % classes for i in indices], device=process.device)
             z = noise.randn((data.channels, data.input_size, data.input_size), process.device)
             sample = Sampler(transport).sample_sde(
                 diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
             )
-            yield torch.from_numpy(to_uint8(autoencoder.decode(sample(z, field, y=y)[-1]))).permute(0, 3, 1, 2)
+            yield indices, as_bytes(autoencoder.decode(sample(z, field, y=y)[-1]))
 
-    def evaluate(self, model: SiT, transport: Transport) -> dict[str, float]:
-        """The numbers of `evaluation.compare`, in the main process; {} in the others."""
-        assert self.data.autoencoder is not None
-        found = self.joined_statistics(extract(self.samples(model, transport, self.data.autoencoder), self.extractor))
-        return {} if found is None or self.reference is None else compare(found, self.reference)
+    def about(self, step: int) -> dict[str, Any]:
+        """What the numbers of a step are of, for evaluations.csv."""
+        args = self.args
+        reference = args.eval_reference or args.data_path
+        about = {"features": args.eval_features, "reference": reference, "samples": args.eval_samples}
+        return {"step": step, **about, "sampling_steps": args.eval_sampling_steps}
 
-    def joined_statistics(self, features: Features) -> Statistics | None:
-        """Statistics of all processes' features, in the main process, in the order that one process would have."""
-        parts = distributed.gather(features)
-        if not self.process.is_main:
-            return None
-        order = torch.cat([rank + len(parts) * torch.arange(len(part.pooled)) for rank, part in enumerate(parts)])
-        pooled, spatial, logits = joined(parts)
-        order = order.argsort()
-        features = Features(pooled[order], None if spatial is None else spatial[order], logits[order])
-        return statistics_of(features, self.extractor, self.process.device)
+    def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
+        """The numbers of `evaluation.compare`, in the first process; {} in the others, or if asked to stop.
+
+        Args:
+            stop: asked between batches, in all processes at the same time, and answered alike in all.
+        """
+        autoencoder = self.data.autoencoder
+        assert autoencoder is not None
+        seen = look(self.samples(model, transport, autoencoder, stop), self.args.eval_samples, self.extractor)
+        found = None
+        if not stop():
+            found = joined(distributed.gather_to_main(seen), self.extractor)
+        if found is None or self.reference is None:
+            return {}
+        return compare(found, self.reference, self.process.device)
 
 
-def readable(dataset: Items, indices: list[int]) -> Iterator[Tensor]:
-    """Images as they are trained on, without those that cannot be read, which training names."""
-    for i in indices:
-        try:
-            yield dataset[i, False][0]
-        except UnreadableImage:
-            continue
+def as_bytes(images: Tensor) -> Tensor:
+    """(N, 1 or 3, H, W) in [-1, 1] to (N, 3, H, W) uint8."""
+    return torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
+
+
+def readable(dataset: Items, index: int) -> Tensor | None:
+    """An image as it is trained on, None if it cannot be read, which training says."""
+    try:
+        return dataset[index, False][0]
+    except UnreadableImage:
+        return None

@@ -290,6 +290,8 @@ class Run:
         on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
         bar = progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal)
         signum, too_many = 0, False
+        if due(args.eval_every, step) and step and not self.experiment.has_evaluation(step):
+            self.evaluate(step, request)
         loading = load_batches(self.data.dataset, order, args.num_workers, process.device, self.books.found)
         with loading as loaded, bar, logging_redirect_tqdm([self.experiment.logger]):
             batches = feed(loaded, self.data.to_latents, process.device)
@@ -326,15 +328,17 @@ class Run:
                     self.log_row(step, order.steps_per_epoch)
                 if due(args.sample_every, step) and process.is_main and self.data.autoencoder is not None:
                     self.draw_preview(step)
-                if due(args.eval_every, step):
-                    self.evaluate(step)
                 # Last, so that a run that is continued from here has all of the above behind it.
                 is_end = bool(signum) or too_many or step == total_steps
-                rolling, kept = due(args.reckpt_every, step) or is_end, due(args.ckpt_every, step)
+                is_evaluated = due(args.eval_every, step)
+                rolling = due(args.reckpt_every, step) or is_end or is_evaluated
+                kept = due(args.ckpt_every, step)
                 kept |= args.ckpt_format == "safetensors" and step == total_steps
                 if rolling or kept:
                     self.save(step, rolling=rolling, kept=kept, is_end=is_end)
                 self.experiment.saver.check()
+                if is_evaluated and not (signum or too_many):  # or when the run continues from here
+                    self.evaluate(step, request)
         self.experiment.saver.wait()
         distributed.barrier()  # nobody leaves before all is written: torchrun would end the others
         if too_many:
@@ -394,17 +398,22 @@ class Run:
         if self.args.wandb:
             wandb_utils.log_image(np.asarray(picture), step=step)
 
-    def evaluate(self, step: int) -> None:
-        """Numbers of the averaged weights, in log.txt, evaluations.csv and Weights & Biases."""
+    def evaluate(self, step: int, request: signals.StopRequest) -> None:
+        """Numbers of the averaged weights, in log.txt, evaluations.csv and Weights & Biases.
+
+        A signal ends it without numbers; the run that continues begins with it.
+        """
         assert self.monitor is not None
-        args, start_time = self.args, time.monotonic()
-        results = self.monitor.evaluate(self.ema, self.transport)
-        if not self.process.is_main:
-            return
+        start_time = time.monotonic()
+        stop = lambda: bool(distributed.greatest([request.signum])[0])  # noqa: E731
+        results = self.monitor.evaluate(self.ema, self.transport, stop)
         seconds = time.monotonic() - start_time
-        self.experiment.log_evaluation(step, args.eval_features, args.eval_samples, results, seconds)
-        if args.wandb:
-            wandb_utils.log({report_name(k, args.eval_features): v for k, v in results.items()}, step=step)
+        self.books.window.pause(seconds)
+        if results:
+            self.experiment.log_evaluation(self.monitor.about(step) | results, seconds)
+            if self.args.wandb:
+                names = {report_name(k, self.args.eval_features): v for k, v in results.items()}
+                wandb_utils.log(names, step=step)
 
 
 def due(every: int, step: int) -> bool:

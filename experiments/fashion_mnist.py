@@ -2,7 +2,8 @@
 
     python experiments/fashion_mnist.py --out data/fashion-mnist
 
-The files are those of Debian's package dataset-fashion-mnist, if it is installed, or are fetched by torchvision.
+The files are those of Debian's package dataset-fashion-mnist, if it is installed, or are fetched by torchvision; they
+are left in data/fashion-mnist-files.
 """
 
 import argparse
@@ -34,8 +35,7 @@ def load(root: Path, debian: Path) -> FashionMNIST:
     if debian.is_dir():
         raw.mkdir(parents=True, exist_ok=True)
         for archive in debian.glob("*.gz"):
-            if not (raw / archive.stem).is_file():
-                extract_archive(str(archive), str(raw))
+            extract_archive(str(archive), str(raw))
     try:
         return FashionMNIST(str(root), train=True, download=True)
     except (RuntimeError, urllib.error.URLError, OSError) as error:
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--source", type=Path, default=DEBIAN, help="folder of the four .gz files")
     args: argparse.Namespace = parser.parse_args(argv)
-    dataset = load(args.out.with_name(args.out.name + "-files"), args.source)
+    if args.source != DEBIAN and not args.source.is_dir():
+        raise DataError(f"--source {args.source} does not exist")
+    dataset = load(args.out.resolve().with_name(args.out.resolve().name + "-files"), args.source)
     names = [f"{k}-{name.replace('/', '-')}" for k, name in enumerate(dataset.classes)]  # in their usual order
     for name in names:
         (args.out / name).mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,10 @@ from PIL import Image
 
 import checkpoint
 import distributed
+import evaluate  # noqa: F401 -- for the server
 import experiment
 import files
+import monitor
 import sample_ddp  # noqa: F401 -- for the server, as are the programs
 import train  # noqa: F401
 import training
@@ -55,7 +57,8 @@ class Fault:
             signals its process group, data workers included.
         moment: "begin" of a step, or one of `MOMENTS`, the first such after a step has begun: between optimiser and
             average, in the middle of writing a checkpoint, before or after it gets its name, after a line of
-            metrics.csv. Or "half a picture", in the middle of writing one in sample_ddp.py.
+            metrics.csv. Or "half a picture", in the middle of writing one in sample_ddp.py, or "evaluation",
+            in the middle of the first one of train.py.
         step: of the run, or later where that one is past; or a picture's number.
         rank: the process.
     """
@@ -105,15 +108,15 @@ def arm(fault: Fault) -> None:
         hit("step")
         original(*args, **settings)
 
-    def save(content, file, original=torch.save) -> None:
+    def save(content, file, original=torch.save, **settings) -> None:
         if state["armed"] and not state["done"] and fault.moment == "half a file":
-            original(content, file)
+            original(content, file, **settings)
             file.truncate(file.tell() // 2)
             file.flush()
             hit("half a file")
             file.seek(0)
             file.truncate()
-        original(content, file)
+        original(content, file, **settings)
 
     def replace(source, target, original=os.replace) -> None:
         is_checkpoint = str(target).endswith(".pt")
@@ -129,6 +132,10 @@ def arm(fault: Fault) -> None:
             os.truncate(file, file.stat().st_size // 2)
             strike(fault)
 
+    def labels(self, classes, original=monitor.ImageNoise.labels):
+        hit("evaluation")
+        return original(self, classes)
+
     def flush(path, original=files.flush) -> None:
         original(path)
         if path.name == "metrics.csv":
@@ -137,6 +144,7 @@ def arm(fault: Fault) -> None:
     distributed.seed_for, training.update_ema, torch.save, os.replace = seed_for, update_ema, save, replace
     Transport.training_losses = training_losses
     experiment.flush = flush
+    monitor.ImageNoise = type("Noise", (monitor.ImageNoise,), {"labels": labels})
     if fault.moment == "half a picture":
         Image.Image.save = save_picture
 

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 import evaluate
+import features
 import metrics
 from errors import run_program
+from features import Extractor, Features
 from image_sets import open_images
+
+from .faults import launch
 
 OFFLINE = ["--features", "efficientnet-lite0"]
 N = 40
@@ -20,7 +24,7 @@ N = 40
 def files(tmp_path_factory):
     """Sets of digits: the first, others of the same kind, and the first with noise, as .npz."""
     root = tmp_path_factory.mktemp("sets")
-    (digits,) = open_images("digits").batches(1797)
+    ((_, digits),) = open_images("digits").batches(1797)
     digits = digits.permute(0, 2, 3, 1).numpy()
     rng = np.random.default_rng(0)
     np.savez(root / "some.npz", digits[:N])
@@ -40,7 +44,7 @@ def numbers(capsys, *args: str) -> dict[str, float]:
 def test_noise_grows_and_a_set_is_at_no_distance_from_itself(files, capsys, tmp_path):
     reference = str(tmp_path / "some-stats.npz")
     evaluate.main([str(files / "some.npz"), "--save-stats", reference, *OFFLINE])
-    assert "Statistics of 40 images" in capsys.readouterr().out
+    assert f"Statistics of {files / 'some.npz'} in {reference}" in capsys.readouterr().out
     found = [numbers(capsys, str(files / f"{k}.npz"), reference) for k in ("some", "noise16", "noise96")]
     assert set(found[0]) == {f"{k}-efficientnet-lite0" for k in ("FD", "IS", "KD", "precision", "recall")}
     distances = [f["FD-efficientnet-lite0"] for f in found]
@@ -73,27 +77,41 @@ def test_few_images_are_warned_of(files, capsys):
     )
 
 
+def test_two_processes_see_what_one_does(files, tmp_path):
+    """Each half of the batches: the same numbers, and the same file of statistics up to rounding."""
+    for world_size in (1, 2):
+        out = ["--out", str(tmp_path / f"{world_size}.json"), "--save-stats", str(tmp_path / f"{world_size}.npz")]
+        args = [str(files / "some.npz"), str(files / "others.npz"), *OFFLINE, "--batch-size", "12", *out]
+        codes = launch(args, tmp_path / "log", world_size=world_size, program="evaluate")
+        assert codes == [0] * world_size, (tmp_path / "log").read_text()
+    one, two = (json.loads((tmp_path / f"{k}.json").read_text()) for k in (1, 2))
+    assert one.keys() == two.keys() and one["sample_count"] == N
+    assert all(two[k] == pytest.approx(v, rel=1e-5) for k, v in one.items() if isinstance(v, float))
+    with np.load(tmp_path / "1.npz") as a, np.load(tmp_path / "2.npz") as b:
+        np.testing.assert_allclose(a["features"], b["features"], rtol=1e-4, atol=1e-5)
+
+
 # ---- the FID network's own files, with a network that is no network ------------------------------------------------
 
 
 @pytest.fixture
 def means(monkeypatch):
     """In inception's place: features that are the means over parts of a picture."""
-    from features import Extractor, Features
 
     def extract(images: torch.Tensor) -> Features:
         pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)  # (N, 12)
         return Features(pooled, pooled[:, :5] ** 2, pooled / 50)
 
-    monkeypatch.setattr(evaluate, "load_extractor", lambda name, *_: Extractor(name, 12, extract))
+    monkeypatch.setattr(evaluate, "load_extractor", lambda name, *_: Extractor(name, extract))
+    monkeypatch.setitem(features.DIMENSIONS, "inception", 12)
 
 
 def write_adm(path, digits: np.ndarray, shown: np.ndarray, **changes) -> None:
     """A reference batch as ADM's: moments of one set of images, and some images."""
     pooled = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(digits).permute(0, 3, 1, 2).float(), 2).flatten(1)
     arrays = {}
-    for suffix, features in (("", pooled), ("_s", pooled[:, :5] ** 2)):
-        found = metrics.moments(features)
+    for suffix, seen in (("", pooled), ("_s", pooled[:, :5] ** 2)):
+        found = metrics.moments(seen)
         arrays |= {f"mu{suffix}": found.mean.numpy(), f"sigma{suffix}": found.cov.numpy()}
     np.savez(path, arr_0=shown, **(arrays | changes))
 
@@ -134,7 +152,7 @@ def test_statistics_of_many_images_keep_features_of_some(files, tmp_path, means,
         np.testing.assert_allclose(saved["features"], pooled[[0, 10, 20, 29, 39]], rtol=1e-6)
         assert saved["count"] == N
     evaluate.main([str(files / "some.npz"), str(tmp_path / "stats.npz")])
-    assert "KID, precision and recall are with 5 of 40 reference images" in capsys.readouterr().err
+    assert "KID, precision and recall are with 5 of 40 images (reference)" in capsys.readouterr().err
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------
@@ -166,10 +184,11 @@ CASES = [
     ("{f}/some.npz {f}/thin.npz", 1, "thin.npz holds statistics of 7 features; efficientnet-lite0 has 1280"),
     ("{f}/some.npz {f}/skew.npz", 1, "mu has shape (1280,), sigma (7, 7)"),
     ("{f}/some.npz {f}/nan.npz", 1, "mu or sigma is not finite"),
-    ("{f}/some.npz {f}/inception.npz", 1, "statistics of inception, not of efficientnet-lite0: give --features"),
+    ("{f}/some.npz {f}/inception.npz", 1, "statistics of inception, not of efficientnet-lite0"),
     ("{f}/some.npz {f}/folder", 1, "a.png cannot be read"),
     ("{f}/some.npz {f}/others.npz --weights w.pth", 2, "w.pth are for the features inception"),
     ("{f}/some.npz {f}/others.npz --out {f}/absent/x.json", 1, "absent does not exist"),
+    ("{f}/some.npz --save-stats x", 2, "--save-stats x must end in .npz"),
     ("{f}/some.npz --save-stats x.npz --out y.json", 2, "--out y.json needs a REFERENCE"),
     ("{f}/some.npz {f}/others.npz --batch-size 0", 2, "0 is not a positive whole number"),
 ]

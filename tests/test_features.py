@@ -41,7 +41,7 @@ def test_inception_is_torch_fidelitys_and_has_sfids_features(weights):
     reference.Mixed_6d.register_forward_hook(lambda module, inputs, output: seen.append(output))
     _, pooled, logits = reference(images(2))
     assert torch.equal(found.pooled, pooled) and torch.equal(found.logits, logits)
-    assert found.pooled.shape == (2, extractor.dimensions) and found.logits.shape == (2, 1008)
+    assert found.pooled.shape == (2, 2048) and found.logits.shape == (2, 1008)
     # the first of the branches that Mixed_6d joins, its first 7 channels last, as TensorFlow has them
     assert torch.equal(found.spatial.reshape(2, 17, 17, 7).permute(0, 3, 1, 2), seen[0][:, :7])
     assert found.spatial.std() > 0
@@ -80,7 +80,7 @@ def test_efficientnet_knows_what_a_photograph_shows():
     extractor = load_extractor("efficientnet-lite0", None, CPU)
     found = extractor.extract(flower)
     assert found.logits.argmax(1).item() == 985
-    assert found.pooled.shape == (1, extractor.dimensions) and found.spatial is None
+    assert found.pooled.shape == (1, 1280) and found.spatial is None
 
 
 def test_weights_are_for_inception_only(weights):

@@ -14,9 +14,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8
 
 
 def joined(images, size: int) -> np.ndarray:
+    """All images, read by one process, which two read as well."""
     parts = list(images.batches(size))
-    assert all(part.dtype == torch.uint8 and len(part) <= size for part in parts)
-    return torch.cat(parts).permute(0, 2, 3, 1).numpy()
+    assert all(part.dtype == torch.uint8 and len(indices) == len(part) <= size for indices, part in parts)
+    assert [i for indices, _ in parts for i in indices] == list(range(len(images)))
+    shared = [batch for rank in range(2) for batch in images.batches(size, rank, 2)]
+    for (ours, part), (theirs, same) in zip(parts, sorted(shared, key=lambda b: b[0][0]), strict=True):
+        assert ours == theirs and torch.equal(part, same)
+    return torch.cat([part for _, part in parts]).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -53,6 +58,20 @@ def test_pictures_of_a_folder_are_cropped_as_training_does(image_folder):
     assert np.array_equal(found[0], np.asarray(first))
 
 
+def test_any_flipped_byte_of_a_compressed_file_is_read_or_refused(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", PIXELS[:3] // 64)
+    whole = (tmp_path / "x.npz").read_bytes()
+    refused = 0
+    for k in range(0, len(whole), 3):
+        (tmp_path / "y.npz").write_bytes(whole[:k] + bytes([whole[k] ^ 255]) + whole[k + 1 :])
+        try:
+            joined(open_images(str(tmp_path / "y.npz")), 2)
+        except DataError as error:
+            assert "y.npz" in str(error)
+            refused += 1
+    assert refused > len(whole) / 3 / 2
+
+
 def test_digits_are_the_embedded_ones():
     found = joined(open_images("digits"), 500)
     assert found.shape == (1797, 8, 8, 3) and np.ptp(found, axis=-1).max() == 0
@@ -85,7 +104,7 @@ def test_what_is_no_set_of_images_is_named(tmp_path, image_folder):
         ("absent.npz", "does not exist"),
         ("folder", "holds no images"),
         ("header.npz", "damaged"),
-        ("cut.npz", "damaged: arr_0 ends after 8 of 10 images"),
+        ("cut.npz", "damaged: arr_0 ends too early"),
         ("flipped.npz", "damaged"),
     ):
         with pytest.raises(DataError, match=message) as raised:

@@ -2,18 +2,20 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import checkpoint
 import evaluate
 import sample_ddp
 import train
 from image_sets import open_images
 
 from .conftest import DIGITS_ARGS
-from .faults import launch
+from .faults import Fault, launch
 from .test_train import assert_equal_bit_for_bit
 
 EVALUATED = [
@@ -30,7 +32,7 @@ def rows(folder) -> list[dict[str, str]]:
 def reference(tmp_path_factory):
     """Statistics of some digits."""
     root = tmp_path_factory.mktemp("reference")
-    (digits,) = open_images("digits").batches(1797)
+    ((_, digits),) = open_images("digits").batches(1797)
     np.savez(root / "some.npz", digits[:40].permute(0, 2, 3, 1).numpy())
     evaluate.main([str(root / "some.npz"), "--features", "efficientnet-lite0", "--save-stats", str(root / "stats.npz")])
     return root / "stats.npz"
@@ -73,11 +75,28 @@ def test_evaluating_changes_nothing_and_a_run_continues(tmp_path, image_folder):
     with open(tmp_path / "ComboStoc-XS-4-parts" / "evaluations.csv", "a") as file:
         file.write("5,efficientnet-lite0,")  # a row that was cut off
     parts = run("parts", 6, "--eval-every", "2")
+    log = (parts / "log.txt").read_text()
+    assert [log.count(f"(step={k:07d}) FD-") for k in (2, 4, 6)] == [1, 1, 1]  # not again where it continues
     assert_equal_bit_for_bit(plain / "ckpt.pt", whole / "ckpt.pt")
     assert not (plain / "evaluations.csv").exists()
     assert [row["step"] for row in rows(whole)] == ["2", "4", "6"] and rows(parts) == rows(whole)
     assert "against the training data" in (whole / "log.txt").read_text()
     assert all(float(row["FD"]) > 0 and row["sFD"] == "" for row in rows(whole))
+
+
+def test_a_signal_ends_an_evaluation_which_the_run_that_continues_makes_up_for(tmp_path, reference):
+    """Two processes, of which one is told to stop in the middle of sampling."""
+    args = [*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", "4", *EVALUATED, "--eval-every", "2"]
+    args += ["--eval-reference", str(reference), "--log-every", "0"]
+    fault = Fault("SIGTERM", "evaluation", 1, rank=1)
+    assert launch(args, tmp_path / "log", world_size=2, fault=fault) == [143, 143], (tmp_path / "log").read_text()
+    folder = tmp_path / "ComboStoc-XS-4-exp_tmp"
+    assert not (folder / "evaluations.csv").exists()
+    steps = checkpoint.load(folder / "ckpt.pt")["step"], checkpoint.load(folder / "ckpt-previous.pt")["step"]
+    assert steps == (3, 2)  # saved before the evaluation, and once more
+    shutil.copy(folder / "ckpt-previous.pt", folder / "ckpt.pt")  # as if it had been killed at once
+    assert launch(args, tmp_path / "log", world_size=2) == [0, 0], (tmp_path / "log").read_text()
+    assert [row["step"] for row in rows(folder)] == ["2", "4"]
 
 
 def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image_folder, monkeypatch):
@@ -94,5 +113,5 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
         for rank in range(2):
             watcher = object.__new__(monitor.Monitor)
             watcher.data, watcher.process = data, Process(rank, rank, 2, torch.device("cpu"))
-            seen += [image for batch in watcher.training_images() for image in batch]
+            seen += [image for _, batch in watcher.training_images() for image in batch]
         assert len(torch.stack(seen).unique(dim=0)) == len(seen) == expected
