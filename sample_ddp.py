@@ -36,6 +36,7 @@ from sampling import ImageNoise, Network, draw, guided_by, load_network, samplin
 from train_utils import build_sampler, positive_int
 
 CFG_SCALE = 1.0
+SETTINGS = "settings.json"
 WRITERS = 4  # threads that encode pictures
 
 
@@ -80,14 +81,15 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
     if process.is_main:
         for left in folder.glob("*.tmp"):
             left.unlink()  # half-written when a run was killed
+        seconds = time.time() - start_time
         npz = folder.with_name(folder.name + ".npz")
         labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
         save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
         drawn, evaluations = map(int, work.tolist())
-        run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(time.time() - start_time, 2)}
+        run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
-            print(f"{evaluations / drawn:g} model evaluations an image, {drawn / run['seconds']:.2f} images/s")
-        manifest.write(args, network, process, run, settings_of(args, network), npz)
+            print(f"{evaluations / drawn:g} model evaluations an image, {drawn / seconds:.2f} images/s")
+        manifest.write(args, network, process, run, json.loads((folder / SETTINGS).read_text()), npz)
         print(f"{args.num_fid_samples} images in {folder} and in {npz}")
 
 
@@ -97,8 +99,8 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     Returns:
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
-    missing = [i for i in range(args.num_fid_samples) if not picture_path(folder, i).is_file()]
-    distributed.barrier()  # every process has counted before any writes
+    everything = range(args.num_fid_samples)
+    missing = distributed.from_main(lambda: [i for i in everything if not picture_path(folder, i).is_file()])
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
@@ -172,7 +174,7 @@ def make_folder(args: argparse.Namespace, network: Network) -> Path:
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     folder = args.sample_dir / "-".join([*parts, digest])
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "settings.json") as file:
+    with replacing(folder / SETTINGS) as file:
         file.write_text(json.dumps(settings, indent=1) + "\n")
     return folder
 

@@ -22,7 +22,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,10 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import distributed
+import precision
 import progress
-from data import DIGITS, load_dataset
+import train as training
+from data import DIGITS, ImageDataset, load_dataset, native_channels
 from errors import DataError, UsageError, run_program
-from experiments.judge import Judge
+from experiments.judge import Judge, shrunk
 from experiments.tables import read_rows, write_rows
 from files import replacing
 from latents import is_latents
@@ -140,7 +143,7 @@ def train(job: Job) -> None:
     """Train, or continue training, by train.py.
 
     Raises:
-        DataError: it failed.
+        DataError: it failed, or has kept no checkpoint of a step that is to be measured.
     """
     args = job.args
     launcher = [sys.executable]
@@ -153,10 +156,19 @@ def train(job: Job) -> None:
         *("--ckpt-every", every, "--ckpt-format", "safetensors", "--reckpt-every", every),
         *("--log-every", str(max(1, args.every // 5)), "--sample-every", "0"),
     ]
-    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DataError(f"training {job.variant} with seed {job.seed} failed: {last}")
+    name = f"{job.variant} with seed {job.seed}"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            _, output = process.communicate()
+        except BaseException:  # a signal: training saves and ends by it, too
+            process.terminate()
+            raise
+    if process.returncode:
+        lines = output.strip().splitlines() or ["no message"]
+        raise DataError(f"training {name} failed: {next((x for x in lines if ': error: ' in x), lines[-1])}")
+    for step in job.steps:
+        if not job.checkpoint(step).is_file():
+            raise DataError(f"training {name} has passed step {step} without keeping it: remove {job.folder}")
 
 
 def training_seconds(folder: Path, step: int) -> float:
@@ -179,13 +191,14 @@ def measure(job: Job, row: Row) -> Row:
     parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
     args = parser.parse_args(["SDE", *sampler])
     args.cfg_scale = 1.0
+    precision.setup(args.precision)
     device = distributed.single().device
     network = load_network(args, device, default_vae="ema")
     model = guided_by(args, network)
     images, labels = [], torch.arange(row.samples) % network.num_labels
     for part in torch.arange(row.samples).split(BATCH):
         noise = ImageNoise(0, part.tolist())
-        images.append(draw(args, network, noise, labels[part].to(device), model)[0].cpu())
+        images.append(shrunk(draw(args, network, noise, labels[part].to(device), model)[0].clamp(-1, 1)).cpu())
     samples = torch.cat(images)
     row.fd = JUDGE.distance(samples)
     row.accuracy = (JUDGE.classes(samples) == labels).double().mean().item()
@@ -197,13 +210,12 @@ JUDGE: Judge  # in the processes that carry out jobs
 
 
 def prepare(judge: Judge, devices: "multiprocessing.Queue[str]") -> None:
-    """Make a process ready: the classifier, and a GPU of its own where there are several."""
+    """Make a process ready: the classifier, and GPUs of its own."""
     global JUDGE
     JUDGE = judge
     signal.signal(signal.SIGTERM, stop)
-    device = devices.get()
-    if device:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    if visible := devices.get():
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
 def carry_out(job: Job) -> list[Row]:
@@ -253,16 +265,16 @@ def draw_figure(rows: Sequence[Row], variants: Sequence[str], path: Path) -> Non
 
 
 def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
-    """Markdown: mean and standard deviation over seeds at every step that all variants have."""
+    """Markdown: mean and standard deviation over seeds (how many) at every step that all variants have."""
     distances, accuracies, seconds = (by_variant(rows, name) for name in ("fd", "accuracy", "seconds"))
     there = [v for v in variants if v in distances]
     steps = sorted(set.intersection(*(set(distances[v]) for v in there)))
-    yield "| | " + " | ".join(f"FD at {step}" for step in steps) + " | in class at the end | s of training |"
+    yield "| | " + " | ".join(f"1000 FD at {step}" for step in steps) + " | in class at the end | s of training |"
     yield "| --- " * (len(steps) + 3) + "|"
     for v in there:
         cells = [spread([1000 * x for x in distances[v][step]], 1) for step in steps]
         cells += [spread([100 * x for x in accuracies[v][steps[-1]]], 1) + " %", spread(seconds[v][steps[-1]], 0)]
-        yield f"| {v} ({len(distances[v][steps[-1]])} seeds) | " + " | ".join(cells) + " |"
+        yield f"| {v} ({len(distances[v][steps[-1]])}) | " + " | ".join(cells) + " |"
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -325,45 +337,80 @@ def main(argv: Sequence[str] | None = None) -> None:
     for job in jobs:
         job.steps = [step for step in steps if job.row(step).key not in there]
     jobs = [job for job in jobs if job.steps]
-    if jobs:
-        for new in run(args, jobs):
+    failure = None
+    try:
+        for new in run(args, jobs) if jobs else ():
             rows += new
             write_rows(rows, table)
+    except DataError as error:  # what there is is shown all the same
+        failure = error
     digest = training_digest(args)
     shown = [r for r in rows if r.training == digest and r.samples == args.samples and r.variant in variants]
     shown = [r for r in shown if r.sampling_steps == args.num_sampling_steps]
+    if shown:
+        show(args, shown, variants)
+    if failure is not None:
+        raise failure
+
+
+def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]) -> None:
+    """Draw the figure and print the table."""
     draw_figure(shown, variants, args.out.with_name(f"{args.out.name}-{args.table}.png"))
     print("\n".join([*table_lines(shown, variants), "", *comparison_lines(shown, variants)]))
 
 
 def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
-    """Carry out jobs, several at a time; rows come run by run."""
-    side = int(value_of("--image-size", common_args(args), "256"))
-    dataset = load_dataset(args.data_path, side, 1 if args.data_path == DIGITS else 3)
-    judge = Judge(dataset, mirror=args.data_path != DIGITS)
+    """Carry out jobs, several at a time; rows come run by run.
+
+    Raises:
+        DataError: some failed, when all others are done.
+    """
+    judge = Judge(load_images(args), mirror=args.data_path != DIGITS)
     print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", file=sys.stderr, flush=True)
-    gpus = torch.cuda.device_count()
-    at_a_time = args.jobs or (max(1, gpus // args.nproc_per_node) if gpus else os.cpu_count() or 1)
+    gpus = visible_gpus()
+    at_a_time = args.jobs or (max(1, len(gpus) // args.nproc_per_node) if gpus else os.cpu_count() or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (at_a_time * args.nproc_per_node))))
     context = multiprocessing.get_context("spawn")
     devices = context.Queue()
     for k in range(at_a_time):
-        devices.put(str(k % gpus) if gpus > 1 and args.nproc_per_node == 1 else "")
-    with ProcessPoolExecutor(at_a_time, context, prepare, (judge, devices)) as pool:
-        futures = [pool.submit(carry_out, job) for job in jobs]
+        first = k * args.nproc_per_node
+        devices.put(",".join(gpus[(first + i) % len(gpus)] for i in range(args.nproc_per_node)) if gpus else "")
+    waiting, running, failures = list(jobs), set[Future[list[Row]]](), []
+    with (
+        ProcessPoolExecutor(at_a_time, context, prepare, (judge, devices)) as pool,
+        progress.bar(total=len(jobs), desc="runs") as bar,
+    ):
         try:
-            for future in progress.bar(as_completed(futures), total=len(jobs), desc="runs"):
-                yield future.result()
+            while waiting or running:
+                while waiting and len(running) < at_a_time:  # what is handed over cannot be taken back
+                    running.add(pool.submit(carry_out, waiting.pop(0)))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    bar.update()
+                    try:
+                        yield future.result()
+                    except DataError as error:
+                        failures.append(str(error))
+        except BrokenProcessPool:
+            raise DataError("a process that trains or measures was killed (was there too little memory?)") from None
         except BaseException:
             for worker in multiprocessing.active_children():
                 worker.terminate()
-            pool.shutdown(cancel_futures=True)
             raise
+    if failures:
+        raise DataError(f"{len(failures)} of {len(jobs)} runs failed; the last: {failures[-1]}")
 
 
-def value_of(flag: str, argv: Sequence[str], default: str) -> str:
-    """The last value of an argument of train.py."""
-    return next((argv[k + 1] for k in reversed(range(len(argv) - 1)) if argv[k] == flag), default)
+def load_images(args: argparse.Namespace) -> ImageDataset:
+    """The data as train.py has them."""
+    given = training.make_parser().parse_args(common_args(args))
+    return load_dataset(args.data_path, given.image_size, native_channels(args.data_path) if given.vae == "none" else 3)
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this program may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return chosen.split(",") if chosen else [str(k) for k in range(torch.cuda.device_count())]
 
 
 def stop(signum: int, frame: object) -> None:

@@ -1,10 +1,13 @@
 """A small classifier of a data set, to judge samples by: their classes, and the features of its last hidden layer."""
 
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import ImageDataset
+from images import UnreadableImage
 from metrics import frechet_distance, moments
 
 SIDE = 32  # larger pictures are averaged down to this
@@ -24,8 +27,8 @@ class Judge:
     def __init__(self, dataset: ImageDataset, *, mirror: bool, seed: int = 0, epochs: int = 30) -> None:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(dataset), generator=generator)[:MAX_IMAGES].tolist()
-        items = [dataset[i, False] for i in chosen]
-        images, labels = torch.stack([shrunk(x[None])[0] for x, _ in items]), torch.tensor([y for _, y in items])
+        items = [(shrunk(x[None])[0], y) for x, y in readable(dataset, chosen)]
+        images, labels = torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
         channels, side = images.shape[1], -(-images.shape[2] // 4)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -76,6 +79,15 @@ class Judge:
         """The Frechet distance between samples and data, in units of the data's total variance."""
         between = frechet_distance(moments(self.features(images)), self.moments)
         return between / self.moments.cov.trace().item()
+
+
+def readable(dataset: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[Tensor, int]]:
+    """Images and labels, without those that cannot be read."""
+    for i in indices:
+        try:
+            yield dataset[i, False]
+        except UnreadableImage:
+            continue
 
 
 def shrunk(images: Tensor) -> Tensor:

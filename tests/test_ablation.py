@@ -102,7 +102,7 @@ def test_what_is_there_is_not_computed_again_but_shown(tmp_path, monkeypatch, ca
     monkeypatch.setattr(ablation, "run", None)  # is not called
     ablation.main(flags)
     printed = capsys.readouterr().out
-    assert "| SiT (3 seeds) | 510.0 +- 10.0 | 510.0 +- 10.0 | 50.0 +- 0.0 % | 40 +- 0 |" in printed
+    assert "| SiT (3) | 510.0 +- 10.0 | 510.0 +- 10.0 | 50.0 +- 0.0 % | 40 +- 0 |" in printed
     assert "UNSYNC_ALL is closer to the data than UNSYNC_NONE in this many seeds: 3 of 3 at 2, 2 of 3 at 4" in printed
     assert "UNSYNC_PATCH" not in printed  # on one channel it is UNSYNC_ALL
     with Image.open(tmp_path / "study-types.png") as figure:

@@ -68,3 +68,24 @@ def test_three_thousand_steps_leave_nothing_behind(tmp_path):
     assert min(f for step, (_, f, _) in seen.items() if step > 2500) <= files
     assert max(f for _, f, _ in later) <= files + 5
     assert max(t for _, _, t in later) <= threads
+
+
+@pytest.mark.drill
+def test_a_study_that_is_ended_leaves_nothing_running_and_continues(tmp_path):
+    """SIGTERM to the study alone, in the middle of training: the trainings save and end, and go on from there."""
+    args = ["--out", "study", "--results-dir", ".", "--size", "XS/4", "--max-steps", "400", "--every", "200"]
+    args += ["--samples", "20", "--num-sampling-steps", "3", "--seeds", "0", "--jobs", "2"]
+    command = [sys.executable, str(ROOT / "experiments" / "ablation.py"), *args]
+    settings = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **settings) as process:
+        while not any("(step=0000080)" in log.read_text() for log in tmp_path.glob("*/log.txt")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.terminate()
+    assert process.returncode == 143
+    logs = [log.read_text() for log in tmp_path.glob("*/log.txt")]
+    assert 1 <= len(logs) <= 2 and sum("Stopped by SIGTERM" in log for log in logs) >= 1
+    finished = subprocess.run(command, **settings, check=True)
+    assert "UNSYNC_ALL is closer to the data than UNSYNC_NONE in this many seeds:" in finished.stdout
+    assert len((tmp_path / "study.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert any("Continuing" in log.read_text() for log in tmp_path.glob("*/log.txt"))
