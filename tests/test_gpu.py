@@ -131,3 +131,31 @@ def test_pictures_fetched_later_are_complete():
         for wait, s in zip(waits, (1.0, 0.5)):
             assert abs(wait().astype(int) - to_uint8(images * s)).max() <= 1
     """)
+
+
+def test_two_sets_compare_on_the_gpu_as_on_the_cpu():
+    """Features in float32 whatever training allows, arithmetic in float64."""
+    run_code("""
+        from dataclasses import fields
+        from evaluation import compare, statistics_of
+        from features import load_extractor
+        precision.setup("tf32")
+        images = torch.randint(0, 256, (2, 24, 3, 32, 32), dtype=torch.uint8)
+        results = []
+        for device in (torch.device("cpu"), torch.device("cuda", 0)):
+            extractor = load_extractor("efficientnet-lite0", None, device)
+            sets = [statistics_of([(range(24), part)], 24, extractor) for part in images]
+            assert all(getattr(s.pooled, f.name).device.type == "cpu" for s in sets for f in fields(s.pooled))
+            results.append(compare(*sets, device))
+        assert torch.backends.cudnn.allow_tf32
+        cpu, cuda = results
+        assert cpu.keys() == cuda.keys() and all(abs(cuda[k] - v) <= 1e-3 * abs(v) + 1e-6 for k, v in cpu.items()), results
+    """)
+
+
+def test_evaluation_during_training_on_the_gpu(tmp_path):
+    args = [*DIGITS_ARGS, "--sample-every", "0", "--max-steps", "4", "--eval-every", "2", "--eval-samples", "8"]
+    args += ["--eval-sampling-steps", "3", "--eval-features", "efficientnet-lite0"]
+    run_cli("train.py", *args, processes=min(gpus(), 2), cwd=tmp_path)
+    table = (tmp_path / "results" / "ComboStoc-XS-4-exp_tmp" / "evaluations.csv").read_text().splitlines()
+    assert [row.partition(",")[0] for row in table] == ["step", "2", "4"]
