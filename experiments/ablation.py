@@ -265,10 +265,10 @@ def draw_figure(rows: Sequence[Row], variants: Sequence[str], path: Path) -> Non
 
 
 def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
-    """Markdown: mean and standard deviation over seeds (how many) at every step that all variants have."""
+    """Markdown: mean and standard deviation over seeds (how many) at every step."""
     distances, accuracies, seconds = (by_variant(rows, name) for name in ("fd", "accuracy", "seconds"))
     there = [v for v in variants if v in distances]
-    steps = sorted(set.intersection(*(set(distances[v]) for v in there)))
+    steps = sorted(distances[there[0]])
     yield "| | " + " | ".join(f"1000 FD at {step}" for step in steps) + " | in class at the end | s of training |"
     yield "| --- " * (len(steps) + 3) + "|"
     for v in there:
@@ -354,7 +354,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]) -> None:
-    """Draw the figure and print the table."""
+    """Draw the figure and print the table, at the steps that all variants have."""
+    steps = set.intersection(*({r.step for r in shown if r.variant == v} for v in {r.variant for r in shown}))
+    shown = [r for r in shown if r.step in steps]
     draw_figure(shown, variants, args.out.with_name(f"{args.out.name}-{args.table}.png"))
     print("\n".join([*table_lines(shown, variants), "", *comparison_lines(shown, variants)]))
 

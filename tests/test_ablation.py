@@ -93,6 +93,7 @@ def complete_table(tmp_path) -> list[str]:
                 if (variant, seed, step) == ("UNSYNC_ALL", 1, 4):
                     row.fd = 0.9
                 rows.append(row)
+    rows.append(ablation.Job(args, "SiT", 0, []).row(6))  # a step that the others do not have is not shown
     write_rows(rows, tmp_path / "study.csv")
     return flags
 
@@ -104,6 +105,7 @@ def test_what_is_there_is_not_computed_again_but_shown(tmp_path, monkeypatch, ca
     printed = capsys.readouterr().out
     assert "| SiT (3) | 510.0 +- 10.0 | 510.0 +- 10.0 | 50.0 +- 0.0 % | 40 +- 0 |" in printed
     assert "UNSYNC_ALL is closer to the data than UNSYNC_NONE in this many seeds: 3 of 3 at 2, 2 of 3 at 4" in printed
+    assert "1000 FD at 4 | in class" in printed
     assert "UNSYNC_PATCH" not in printed  # on one channel it is UNSYNC_ALL
     with Image.open(tmp_path / "study-types.png") as figure:
         assert figure.width > 800 and len(figure.convert("RGB").getcolors(10**6)) > 50
@@ -112,7 +114,7 @@ def test_what_is_there_is_not_computed_again_but_shown(tmp_path, monkeypatch, ca
 def test_a_table_comes_back_as_it_was(tmp_path):
     complete_table(tmp_path)
     rows = read_rows(tmp_path / "study.csv", ablation.Row)
-    assert len(rows) == 24 and rows[0].variant == "SiT" and rows[0].seed == 0 and rows[0].fd == 0.5
+    assert len(rows) == 25 and rows[0].variant == "SiT" and rows[0].seed == 0 and rows[0].fd == 0.5
     write_rows(rows, tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "study.csv").read_bytes()
     assert read_rows(tmp_path / "absent.csv", ablation.Row) == []
