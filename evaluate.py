@@ -73,7 +73,7 @@ def report(args: argparse.Namespace, samples: Statistics, reference: Statistics,
         print(f"Warning: {line}", file=sys.stderr)
     for name, value in results.items():
         if not name.endswith("_std"):
-            spread = f" +- {results[f'{name}_std']:.6g}" if f"{name}_std" in results else ""
+            spread = f" +- {results[f'{name}_std']:.6g}" if results.get(f"{name}_std") else ""
             print(f"{name:<28} {value:.6g}{spread}")
     if args.out:
         about = {"samples": args.samples, "reference": args.reference, "features": args.features}

@@ -70,7 +70,11 @@ def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], 
         names = ["2048", "logits_unbiased"]
         model: Any = FeatureExtractorInceptionV3("inception", names, feature_extractor_weights_path=str(weights))
     except Exception as error:  # urllib, torch and pickle each raise their own
-        hint = " (or give a file of them: --weights, in train.py --eval-weights)" if source == URL_INCEPTION_V3 else ""
+        hint = (
+            " (give a file of them with --weights or --eval-weights, or take efficientnet-lite0, which brings its own)"
+            if source == URL_INCEPTION_V3
+            else ""
+        )
         raise DataError(f"weights of inception from {source} cannot be used: {first_line(error)}{hint}") from None
     model.to(device)
     kept: list[Tensor] = []

@@ -68,7 +68,7 @@ def test_weights_that_cannot_be_fetched_are_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(feature_extractor_inceptionv3, "URL_INCEPTION_V3", "http://127.0.0.1:9/weights-00000000.pth")
-    with pytest.raises(DataError, match=r"weights-00000000\.pth cannot be used.*--weights"):
+    with pytest.raises(DataError, match=r"weights-00000000\.pth cannot be used.*with --weights"):
         load_extractor("inception", None, CPU)
 
 
