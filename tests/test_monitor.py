@@ -115,3 +115,37 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
             watcher.data, watcher.process = data, Process(rank, rank, 2, torch.device("cpu"))
             seen += [image for _, batch in watcher.training_images() for image in batch]
         assert len(torch.stack(seen).unique(dim=0)) == len(seen) == expected
+
+
+def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
+    """Also where their shares differ in size, or there is nothing for one of them in the last round."""
+    from argparse import Namespace
+    from functools import partial
+
+    import monitor
+    from autoencoder import load_autoencoder
+    from data import ImageFolder
+    from distributed import Process
+    from feed import Data
+    from models import SiT_models
+    from transport import create_transport
+
+    cpu = torch.device("cpu")
+    autoencoder = load_autoencoder("none", cpu, 3)
+    model = SiT_models["SiT-XS/4"](input_size=8, in_channels=3, num_classes=3).eval()
+    drawn, asked = [], []
+    for rank in range(2):
+        watcher = object.__new__(monitor.Monitor)
+        watcher.data = Data(ImageFolder(image_folder, 8), lambda x: x, 3, 8, autoencoder)
+        watcher.process = Process(rank, rank, 2, cpu)
+        settings = {"eval_sampling_steps": 3, "global_batch_size": 8, "global_seed": 0, "precision": "fp32"}
+        watcher.args = Namespace(eval_samples=17, **settings)
+        answers = []
+        for indices, images in watcher.samples(model, create_transport(), autoencoder, partial(answers.append, 0)):
+            assert len(images) == len(indices) and images.dtype == torch.uint8
+            drawn += indices
+        asked.append(len(answers))
+        told = iter([False, True])
+        only = list(watcher.samples(model, create_transport(), autoencoder, partial(next, told)))
+        assert [list(indices) for indices, _ in only] == [list(range(rank, 8, 2))]
+    assert sorted(drawn) == list(range(17)) and asked == [3, 3]
