@@ -62,6 +62,16 @@ def test_shapes_in_any_number_of_dimensions(shape):
         assert loss.shape == (n,) and loss.isfinite().all()
 
 
+def test_on_one_channel_a_time_a_position_is_one_an_entry():
+    """Why the study of grey digits leaves UNSYNC_PATCH out."""
+    losses = []
+    for kind in ("UNSYNC_PATCH", "UNSYNC_ALL"):
+        torch.manual_seed(0)
+        transport = create_transport(combostoc_type=kind)
+        losses.append(transport.training_losses(sin_model, torch.linspace(-1, 1, 384).reshape(6, 1, 8, 8))["loss"])
+    assert torch.equal(*losses)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("shape", [(6, 4, 8, 8), (5, 4, 8, 8), (6, 5, 3), (1, 4, 8, 8), (4, 2, 3, 4, 4)])
 @pytest.mark.parametrize("settings", [{}, {"use_halfmixing": False}, {"use_blend": False}, {"use_blend": "sample"}])
