@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -218,11 +218,11 @@ def prepare(judge: Judge, devices: "multiprocessing.Queue[str]") -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
 
 
-def carry_out(job: Job) -> list[Row]:
-    """Train what is not trained yet, and measure."""
+def carry_out(job: Job) -> Row:
+    """Train what is not trained yet, and measure the first step."""
     if not all(job.checkpoint(step).is_file() for step in job.steps):
         train(job)
-    return [measure(job, job.row(step)) for step in job.steps]
+    return measure(job, job.row(job.steps[0]))
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------
@@ -339,8 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = [job for job in jobs if job.steps]
     failure = None
     try:
-        for new in run(args, jobs) if jobs else ():
-            rows += new
+        for row in run(args, jobs) if jobs else ():
+            rows.append(row)
             write_rows(rows, table)
     except DataError as error:  # what there is is shown all the same
         failure = error
@@ -361,8 +361,8 @@ def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]
     print("\n".join([*table_lines(shown, variants), "", *comparison_lines(shown, variants)]))
 
 
-def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
-    """Carry out jobs, several at a time; rows come run by run.
+def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
+    """Carry out jobs, several at a time; rows come one by one.
 
     Raises:
         DataError: some failed, when all others are done.
@@ -377,22 +377,26 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[list[Row]]:
     for k in range(at_a_time):
         first = k * args.nproc_per_node
         devices.put(",".join(gpus[(first + i) % len(gpus)] for i in range(args.nproc_per_node)) if gpus else "")
-    waiting, running, failures = list(jobs), set[Future[list[Row]]](), []
+    waiting, running, failures = list(jobs), dict[Future[Row], Job](), []
     with (
         ProcessPoolExecutor(at_a_time, context, prepare, (judge, devices)) as pool,
-        progress.bar(total=len(jobs), desc="runs") as bar,
+        progress.bar(total=sum(len(job.steps) for job in jobs), desc="checkpoints") as bar,
     ):
         try:
             while waiting or running:
                 while waiting and len(running) < at_a_time:  # what is handed over cannot be taken back
-                    running.add(pool.submit(carry_out, waiting.pop(0)))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    bar.update()
+                    job = waiting.pop(0)
+                    running[pool.submit(carry_out, job)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
                     try:
                         yield future.result()
                     except DataError as error:
                         failures.append(str(error))
+                    else:
+                        bar.update()
+                        if job.steps[1:]:
+                            waiting.insert(0, replace(job, steps=job.steps[1:]))
         except BrokenProcessPool:
             raise DataError("a process that trains or measures was killed (was there too little memory?)") from None
         except BaseException:
