@@ -32,14 +32,16 @@ $(APP_READY): $(READY) requirements-app.txt constraints-app.txt
 	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -c constraints-app.txt
 	@touch $@
 
+# Training on pictures of 8 x 8, in pixel space.
+TINY := --vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3
+
 # On the CPU even where there is a GPU: the model is tiny. One thread for each of the two processes.
 demo: export CUDA_VISIBLE_DEVICES =
 demo: export OMP_NUM_THREADS = 1
 demo: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train.py --exp demo \
-	  --data-path digits --vae none --image-size 8 --num-classes 10 --num-workers 0 \
-	  --model ComboStoc-XS/2 --combostoc-type UNSYNC_ALL \
-	  --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1200 --reckpt-every 300 --sample-every 400
+	  --data-path digits $(TINY) --model ComboStoc-XS/2 --combostoc-type UNSYNC_ALL \
+	  --ema-decay 0.995 --max-steps 1200 --reckpt-every 300 --sample-every 400
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2 --out $(DEMO)/ode.png
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py SDE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2 --out $(DEMO)/sde.png
 	$(BIN)/torchrun --standalone --nproc_per_node=2 sample_ddp.py ODE --ckpt $(DEMO)/ckpt.pt \
@@ -75,8 +77,7 @@ $(COLOURED): | $(READY)
 # The demo is the first of them. What is trained is not trained again, and rows that are there are not computed again.
 SIBLING := results/ComboStoc-XS-2-graded
 TRAIN_SIBLING = $(BIN)/torchrun --standalone --nproc_per_node=2 train.py \
-	  --vae none --image-size 8 --num-classes 10 --num-workers 0 --model ComboStoc-XS/2 \
-	  --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --reckpt-every 300 --sample-every 0
+	  $(TINY) --model ComboStoc-XS/2 --ema-decay 0.995 --reckpt-every 300 --sample-every 0
 graded: export CUDA_VISIBLE_DEVICES =
 graded: export OMP_NUM_THREADS = 1
 graded: $(READY) $(COLOURED)
@@ -93,20 +94,18 @@ graded: $(READY) $(COLOURED)
 	  --ckpt $(SIBLING)-colour-ALL/ckpt.pt $(SIBLING)-colour-NONE/ckpt.pt > results/graded-colour.md
 
 # One run a core. A killed study continues with the same command.
-STUDY = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python experiments/ablation.py --out results/study
+STUDY = OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python experiments/ablation.py
 study: $(READY)
 	@mkdir -p results
-	$(STUDY) > results/study-types.md
+	$(STUDY) --out results/study > results/study-types.md
 	@cat results/study-types.md
 study-choices: $(READY)
 	@mkdir -p results
-	$(STUDY) --table choices --every 500 > results/study-choices.md
+	$(STUDY) --out results/study --table choices --every 500 > results/study-choices.md
 	@cat results/study-choices.md
 study-colour: $(READY) $(COLOURED)
-	OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= $(BIN)/python experiments/ablation.py --out results/study-colour \
-	  --data-path $(COLOURED) --max-steps 3000 --every 750 \
-	  -- --vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3 --ema-decay 0.99 \
-	  > results/study-colour-types.md
+	$(STUDY) --out results/study-colour --data-path $(COLOURED) --max-steps 3000 --every 750 \
+	  -- $(TINY) --ema-decay 0.99 > results/study-colour-types.md
 	@cat results/study-colour-types.md
 
 timesteps: $(READY) $(COLOURED)

@@ -1,0 +1,96 @@
+"""What a study has measured: its rows, and the figure and the table that show them."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from files import replacing
+
+
+@dataclass
+class Row:
+    """What was measured of one checkpoint."""
+
+    variant: str
+    seed: int
+    step: int
+    training: str  # digest of the other arguments of training
+    samples: int
+    sampling_steps: int
+    fd: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0  # of training up to this step, by the clock
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from other rows."""
+        return tuple(asdict(self).values())[:6]
+
+
+def by_variant(rows: Sequence[Row], measure: str) -> dict[str, dict[int, list[float]]]:
+    """variant -> step -> the values of all seeds."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        values.setdefault(row.variant, {}).setdefault(row.step, []).append(getattr(row, measure))
+    return values
+
+
+def draw_figure(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
+    """Frechet distance and class accuracy against training steps: means over seeds, and the range between them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
+    titles = {"fd": "Frechet distance / variance of the data", "accuracy": "share in the class asked for"}
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        values = by_variant(rows, name)
+        for variant in (v for v in variants if v in values):
+            steps = sorted(values[variant])
+            groups = [values[variant][step] for step in steps]
+            (line,) = axis.plot(steps, [statistics.fmean(g) for g in groups], "o-", markersize=4, label=variant)
+            low, high = ([f(g) for g in groups] for f in (min, max))
+            axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("training steps")
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
+    """Markdown: mean and standard deviation over seeds (how many) at every step."""
+    distances, accuracies, seconds = (by_variant(rows, name) for name in ("fd", "accuracy", "seconds"))
+    there = [v for v in variants if v in distances]
+    steps = sorted(distances[there[0]])
+    yield "| | " + " | ".join(f"1000 FD at {step}" for step in steps) + " | in class at the end | s of training |"
+    yield "| --- " * (len(steps) + 3) + "|"
+    for v in there:
+        cells = [spread([1000 * x for x in distances[v][step]], 1) for step in steps]
+        cells += [spread([100 * x for x in accuracies[v][steps[-1]]], 1) + " %", spread(seconds[v][steps[-1]], 0)]
+        yield f"| {v} ({len(distances[v][steps[-1]])}) | " + " | ".join(cells) + " |"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{deviation}"
+
+
+def comparison_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
+    """In how many seeds each variant's distance is below that of UNSYNC_NONE, or of the first one, at every step."""
+    by_key = {(row.variant, row.seed, row.step): row.fd for row in rows}
+    base = "UNSYNC_NONE" if "UNSYNC_NONE" in variants else variants[0]
+    for v in variants:
+        pairs: dict[int, list[bool]] = {}
+        for (variant, seed, step), fd in sorted(by_key.items()):
+            if variant == v != base and (base, seed, step) in by_key:
+                pairs.setdefault(step, []).append(fd < by_key[base, seed, step])
+        if pairs:
+            counts = ", ".join(f"{sum(won)} of {len(won)} at {step}" for step, won in pairs.items())
+            yield f"{v} is closer to the data than {base} in this many seeds: {counts} steps"
