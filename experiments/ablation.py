@@ -157,7 +157,7 @@ def training_seconds(folder: Path, step: int) -> float:
     for k in sorted(k for k in rates if k <= step):
         seconds += (k - previous) / max(rates[k], 1e-9)
         previous = k
-    return round(seconds, 1)
+    return seconds
 
 
 def log_of(folder: Path) -> str:
