@@ -25,6 +25,7 @@ from files import replacing
 
 StateDict = dict[str, torch.Tensor]
 EXPORTED = ("step", "args", "class_names")
+READERS = 4  # threads that compare checksums
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -156,14 +157,15 @@ def load_pickle(path: Path, verify: bool) -> Any:
 def check_crc(path: Path) -> None:
     """Compare the CRC-32 of every record of a .pt file; torch itself does not."""
 
-    def read(record: zipfile.ZipInfo) -> None:
-        with archive.open(record) as file:
-            while file.read(1 << 20):
-                pass  # a record that was read to its end has been compared
+    def read(share: int) -> None:
+        with zipfile.ZipFile(path) as archive:  # one a thread: a ZipFile is not for several
+            for record in archive.infolist()[share::READERS]:
+                with archive.open(record) as file:
+                    while file.read(1 << 20):
+                        pass  # a record that was read to its end has been compared
 
-    with zipfile.ZipFile(path) as archive, ThreadPoolExecutor(4) as pool:
-        for _ in pool.map(read, archive.infolist()):
-            pass
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, range(READERS)))
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:

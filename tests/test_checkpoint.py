@@ -4,6 +4,8 @@ import pickle
 import subprocess
 import sys
 import threading
+import zipfile
+from collections import defaultdict
 
 import pytest
 import torch
@@ -145,6 +147,24 @@ def test_one_wrong_bit_anywhere_in_a_tensor_is_noticed(tmp_path, suffix):
             checkpoint.load(path)
     path.write_bytes(whole)
     assert checkpoint.load(path)["step"] == 1
+
+
+def test_no_archive_is_read_by_two_threads(tmp_path, monkeypatch):
+    """zipfile does not promise that: from Python 3.12 on intact records then seem to be damaged."""
+    checkpoint.save(tmp_path / "a.pt", {"model": {str(i): torch.randn(10) for i in range(20)}})
+    readers, archives, read = defaultdict(set), [], []
+
+    class Watched(zipfile.ZipFile):
+        def open(self, name, *args, **kwargs):
+            archives.append(self)  # keeps it, so that no other gets its id
+            readers[id(self)].add(threading.get_ident())
+            read.append(getattr(name, "filename", name))
+            return super().open(name, *args, **kwargs)
+
+    monkeypatch.setattr(zipfile, "ZipFile", Watched)
+    checkpoint.load(tmp_path / "a.pt")
+    assert len(archives) >= 20 and all(len(threads) == 1 for threads in readers.values())
+    assert sorted(read) == sorted(zipfile.ZipFile(tmp_path / "a.pt").namelist())  # each of them, once
 
 
 LAYOUT = [
