@@ -8,10 +8,10 @@ are embedded like an image of times, so that the conditioning has one vector a t
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
 
 # --------------------------------------------------------------------------------------------------------------------
 # Embeddings of timesteps, labels and positions
@@ -149,21 +151,39 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
-def recomputed(function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+def recomputed(function: Callable[..., T], *args: Any) -> T:
     """function(*args), which keeps nothing but the arguments for the backward pass. It must not draw random numbers."""
     if not torch.is_grad_enabled():
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift in one pass over memory, with shift and scale (N, 1 or T, D)."""
-    return torch.addcmul(shift, x, 1 + scale)
+class Conditioning(NamedTuple):
+    """The vectors that condition the tokens of a batch, after their SiLU.
+
+    Consecutive parts of a batch may differ in what they have: a vector for each token, or one for all of a sample's.
+    """
+
+    vectors: Tensor  # (M, D), part after part, sample after sample
+    parts: tuple[tuple[int, int], ...]  # of each part: n samples with k vectors each, k = 1 or T
+
+    def modulation(self, layer: nn.Module, count: int) -> Iterator[Sequence[Tensor]]:
+        """What a layer of adaLN makes of them: `count` times, for each part (n, k, D)."""
+        made = layer(self.vectors).split([n * k for n, k in self.parts])  # one product for all parts
+        parts = [m.view(n, k, -1).chunk(count, dim=-1) for m, (n, k) in zip(made, self.parts, strict=True)]
+        return zip(*parts, strict=True)
 
 
-def gated_sum(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
-    """x + gate branch in one pass over memory, with gate (N, 1 or T, D)."""
-    return torch.addcmul(x, gate, branch)
+def modulate(x: Iterable[Tensor], shift: Sequence[Tensor], scale: Sequence[Tensor]) -> Tensor:
+    """x (1 + scale) + shift, from parts of a batch (n, T, D) and (n, 1 or T, D) to the batch (N, T, D)."""
+    parts = [torch.addcmul(b, part, 1 + a) for part, b, a in zip(x, shift, scale, strict=True)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def gated_sum(x: Sequence[Tensor], gate: Sequence[Tensor], branch: Tensor) -> list[Tensor]:
+    """x + gate branch for each part of a batch, with gate (n, 1 or T, D) and branch (N, T, D)."""
+    branches = branch.split([len(part) for part in x])
+    return [torch.addcmul(part, g, b) for part, g, b in zip(x, gate, branches, strict=True)]
 
 
 def adaln_modulation(hidden_size: int, out_features: int) -> nn.Sequential:
@@ -173,7 +193,10 @@ def adaln_modulation(hidden_size: int, out_features: int) -> nn.Sequential:
 
 
 class SiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero)."""
+    """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero).
+
+    Each product is one for the whole batch, also where its parts are conditioned differently.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, **block_kwargs: Any) -> None:
         super().__init__()
@@ -183,10 +206,10 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
         self.adaLN_modulation = adaln_modulation(hidden_size, 6 * hidden_size)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D), after its SiLU
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=-1)
-        x = gated_sum(x, gate_msa, self.attn(modulate(self.norm1(x), shift_msa, scale_msa)))
-        return gated_sum(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
+    def forward(self, x: Sequence[Tensor], c: Conditioning) -> list[Tensor]:  # parts of x (N, T, D)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = c.modulation(self.adaLN_modulation, 6)
+        x = gated_sum(x, gate_msa, self.attn(modulate(map(self.norm1, x), shift_msa, scale_msa)))
+        return gated_sum(x, gate_mlp, self.mlp(modulate(map(self.norm2, x), shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Module):
@@ -198,10 +221,10 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
         self.adaLN_modulation = adaln_modulation(hidden_size, 2 * hidden_size)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # x (N, T, D), c (N, 1 or T, D), after its SiLU
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=-1)
-        with without_autocast(x.device):  # guidance takes differences of what comes out
-            return self.linear(modulate(self.norm_final(x), shift, scale))
+    def forward(self, x: Sequence[Tensor], c: Conditioning) -> Tensor:  # parts of x (N, T, D)
+        shift, scale = c.modulation(self.adaLN_modulation, 2)
+        with without_autocast(x[0].device):  # guidance takes differences of what comes out
+            return self.linear(modulate(map(self.norm_final, x), shift, scale))
 
 
 class SiT(nn.Module):
@@ -303,24 +326,28 @@ class SiT(nn.Module):
         Returns:
             (N, C, H, W).
         """
-        y_emb = self.y_embedder(y, self.training)  # (N, D)
-        if isinstance(t, Tensor):
-            return self.transform(x, t, y_emb)
-        sizes = [len(segment) for segment in t]
-        return torch.cat([self.transform(*s) for s in zip(x.split(sizes), t, y_emb.split(sizes), strict=True)])
-
-    def transform(self, x: Tensor, t: Tensor, y_emb: Tensor) -> Tensor:
-        """`forward` of embedded labels (N, D) and of one segment."""
-        # A patch embedding leaves positions last in memory; unless tokens are made so, every block pays for it.
-        c = F.silu(self.embed_timesteps(t, x) + y_emb[:, None]).contiguous()  # (N, 1 or T, D)
-        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-            c = c.to(torch.get_autocast_dtype(x.device.type))  # here, or every block would do it, and keep its copy
+        parts = [t] if isinstance(t, Tensor) else t
+        c = self.condition(x, parts, self.y_embedder(y, self.training))
         x = (self.x_embedder(x) + self.pos_embed).contiguous()  # (N, T, D)
+        tokens = list(x.split([n for n, _ in c.parts]))  # a list, as a block returns: one compilation serves all
         every = self.grad_checkpointing if self.training else 0
         for i, block in enumerate(self.blocks):
-            x = recomputed(block, x, c) if every and i % every == 0 else block(x, c)
-        x = self.unpatchify(self.final_layer(x, c))
+            tokens = recomputed(block, tokens, c) if every and i % every == 0 else block(tokens, c)
+        x = self.unpatchify(self.final_layer(tokens, c))
         return x[:, : self.in_channels]
+
+    forward.takes_segments = True  # type: ignore[attr-defined]  # `Transport.training_losses` asks
+
+    def condition(self, x: Tensor, parts: Sequence[Tensor], y_emb: Tensor) -> Conditioning:
+        """From the timesteps of consecutive parts of the batch and its embedded labels (N, D)."""
+        sizes = [len(t) for t in parts] if len(parts) > 1 else [len(x)]
+        embedded = zip(x.split(sizes), parts, y_emb.split(sizes), strict=True)
+        vectors = [self.embed_timesteps(t, x_part) + y_part[:, None] for x_part, t, y_part in embedded]  # (n, k, D)
+        # Flat and so contiguous: a patch embedding leaves positions last in memory, and every block would pay for it.
+        c = F.silu(torch.cat([v.flatten(0, 1) for v in vectors]))
+        if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+            c = c.to(torch.get_autocast_dtype(x.device.type))  # here, or every block would do it, and keep its copy
+        return Conditioning(c, tuple((v.shape[0], v.shape[1]) for v in vectors))
 
     def forward_with_cfg(
         self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None = 3

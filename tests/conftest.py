@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -31,6 +32,18 @@ def golden_model_config() -> dict:
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference over the largest expected value."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that run within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func.overloadpacket))
+        return func(*args, **kwargs or {})
 
 
 class GaussianModel:

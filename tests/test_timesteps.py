@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from models import ComboStoc, SiT
 from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape
+from transport.transport import takes_segments
 
 from .conftest import golden
 
@@ -97,23 +99,63 @@ def test_a_batch_of_one_kind_is_one_segment(fraction, sizes):
     assert [tuple(s.shape) for s in transport.segments(t)] == sizes
 
 
-def test_segments_reach_the_model_and_change_no_loss():
-    """A plain model gets one tensor; one that knows segments gets two, and the same targets."""
-    transport = create_transport(combostoc_type="UNSYNC_ALL")
-    x1 = torch.randn(6, 4, 8, 8)
-    seen = []
+class Recorder(torch.nn.Module):
+    """A model that keeps the timesteps it was called with."""
 
-    def model(x, t):
-        seen.append(t)
+    def forward(self, x, t):
+        self.seen = t
         parts = [t] if isinstance(t, torch.Tensor) else t
         return sin_model(x, torch.cat([s.expand(-1, *x.shape[1:]) for s in parts]))
 
-    losses = []
-    for in_segments in (False, True):
-        torch.manual_seed(5)
-        losses.append(transport.training_losses(model, x1, in_segments=in_segments)["loss"])
-    assert torch.equal(*losses)
-    assert isinstance(seen[0], torch.Tensor) and [s.shape for s in seen[1]] == [(3, 4, 8, 8), (3, 1, 1, 1)]
+
+class SegmentRecorder(Recorder):
+    def forward(self, x, t):
+        return super().forward(x, t)
+
+    forward.takes_segments = True
+
+
+class ForkedRecorder(SegmentRecorder):
+    def forward(self, x, t):  # as a fork that knows one tensor writes it
+        return super().forward(x, t)
+
+
+def loss_of(model, called=None):
+    torch.manual_seed(5)
+    transport = create_transport(combostoc_type="UNSYNC_ALL")
+    loss = transport.training_losses(model if called is None else called, torch.randn(6, 4, 8, 8))["loss"]
+    return loss, [model.seen.shape] if isinstance(model.seen, torch.Tensor) else [s.shape for s in model.seen]
+
+
+def test_segments_reach_the_models_that_take_them_and_change_no_loss(tmp_path):
+    """As SiT's train.py calls the transport, also through DDP and torch.compile; others get one tensor."""
+    whole, halves = [(6, 4, 8, 8)], [(3, 4, 8, 8), (3, 1, 1, 1)]
+    expected, shapes = loss_of(Recorder())
+    assert shapes == whole
+    compiled = SegmentRecorder()
+    models = {"segments": (SegmentRecorder(), None, halves), "fork": (ForkedRecorder(), None, whole)}
+    models["function"] = (plain := Recorder(), lambda x, t: plain(x, t), whole)
+    models["compiled"] = (compiled, torch.compile(compiled, backend="eager"), halves)
+    for model, called, seen in models.values():
+        loss, shapes = loss_of(model, called)
+        assert torch.equal(loss, expected) and shapes == seen
+    model = SegmentRecorder()
+    model.weight = torch.nn.Parameter(torch.zeros(1))  # DDP wants one
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        loss, shapes = loss_of(model, torch.nn.parallel.DistributedDataParallel(model))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(loss, expected) and shapes == halves
+
+
+def test_the_models_take_segments_and_a_fork_with_its_own_forward_does_not():
+    class Fork(SiT):
+        def forward(self, x, t, y):
+            return super().forward(x, t, y)
+
+    small = {"input_size": 4, "hidden_size": 12, "depth": 1, "num_heads": 2}
+    assert takes_segments(SiT(**small)) and takes_segments(ComboStoc(**small)) and not takes_segments(Fork(**small))
 
 
 @async_types

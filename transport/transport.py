@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .timesteps import Blend, ComboStocType, count_async, draw_timesteps
@@ -203,23 +204,22 @@ class Transport:
         return [part for part in (t[:n_async], one_each) if len(part)]
 
     def training_losses(
-        self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None, *, in_segments: bool = False
+        self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """Loss of each sample of a batch.
 
         Args:
-            model: called as model(x_t, t, **model_kwargs), returns a tensor like x_t.
+            model: called as model(x_t, t, **model_kwargs), returns a tensor like x_t. Where `takes_segments` its t is
+                the list of `segments`, so that it spends one conditioning token on a synchronous sample.
             x1: (N, C, ...) data.
             model_kwargs: class labels and whatever else the model takes.
-            in_segments: give the model the list of `segments` as its t. `SiT` and `ComboStoc` take it, and then spend
-                one conditioning token on a synchronous sample; a model that knows one tensor needs False.
 
         Returns:
             {"pred": the model's output, "loss": (N,)}.
         """
         t, x0, x1 = self.sample(x1)
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
-        times = self.segments(t) if in_segments else t
+        times = self.segments(t) if takes_segments(model) else t
         output = _call(model, xt.to(x1.dtype), times, model_kwargs or {})  # xt is float32 for bfloat16 data, as t is
 
         if self.model_type is ModelType.VELOCITY:
@@ -311,6 +311,17 @@ class Transport:
         if singular_end and t1 > 1 - 1e-6:
             t1 = 1 - SINGULAR_EPS
         return (t1, t0) if reverse else (t0, t1)
+
+
+def takes_segments(model: Model) -> bool:
+    """Whether a model's `forward` is marked to take a list of timesteps, for consecutive parts of the batch.
+
+    Asked of the model within DistributedDataParallel and torch.compile, which hand on what they are given. A subclass
+    with a `forward` of its own has no mark.
+    """
+    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
+        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
+    return getattr(getattr(model, "forward", None), "takes_segments", False)
 
 
 def _call(model: Model, x: Tensor, t: Tensor | list[Tensor], model_kwargs: dict[str, Any]) -> Tensor:
