@@ -1,5 +1,6 @@
 # make demo   train on the embedded digits, sample, count: a few minutes on any CPU
 # make test   linters, types and the whole test suite
+# make smoke  what users do, in short, with another Python: make smoke PYTHON=python3.13; a minute, in .venv-3.13
 # make drill  longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # make graded the study of graded control on digits and on coloured digits, after make demo; 90 minutes, can be continued
 # make study  the paper's claim: SiT and the types on digits, three seeds; can be continued (README says how long)
@@ -14,12 +15,26 @@ APP_READY := .venv-app/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
-.PHONY: demo test drill graded study study-choices study-colour timesteps
+.PHONY: demo test smoke smoke-steps drill graded study study-choices study-colour timesteps
 .DELETE_ON_ERROR:
 
-$(READY): requirements.txt requirements-dev.txt constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; \
+OLD_ENOUGH = $(PYTHON) -c 'import sys; v = sys.version_info; \
 	  v >= (3, 10) or sys.exit("Python 3.10 or newer is needed, $(PYTHON) is %d.%d; try make PYTHON=python3.12" % v[:2])'
+VERSION_OF = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+
+# A Python that is asked for by name is the one that runs.
+ifeq ($(origin PYTHON),command line)
+ifneq ($(wildcard $(BIN)/python),)
+ifneq ($(shell $(BIN)/python $(VERSION_OF)),$(shell $(PYTHON) $(VERSION_OF)))
+ifeq ($(filter smoke%,$(MAKECMDGOALS)),)
+$(error .venv is of Python $(shell $(BIN)/python $(VERSION_OF)), not of $(PYTHON): remove it (rm -r .venv), or leave PYTHON out)
+endif
+endif
+endif
+endif
+
+$(READY): requirements.txt requirements-dev.txt constraints.txt
+	@$(OLD_ENOUGH)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	@touch $@
@@ -59,6 +74,37 @@ test: $(READY) $(APP_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not drill" -n 3 --dist loadfile
+
+# What users do with a Python: train, continue, sample, count, evaluate. With what they install, in an environment of its
+# own, which is not made anew.
+smoke:
+	@$(OLD_ENOUGH)
+	@version=$$($(PYTHON) $(VERSION_OF)) && \
+	  $(MAKE) --no-print-directory smoke-steps PYTHON=$(PYTHON) SMOKE_VENV=.venv-$$version SMOKE=results/smoke-$$version
+
+$(SMOKE_VENV)/.ready: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(SMOKE_VENV)
+	$(SMOKE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+SMOKE_BIN = $(SMOKE_VENV)/bin
+SMOKE_RUN = $(SMOKE)/ComboStoc-XS-4-exp_tmp
+SMOKE_TRAIN = $(SMOKE_BIN)/torchrun --standalone --nproc_per_node=2 train.py --results-dir $(SMOKE) --data-path digits \
+	  $(TINY) --num-workers 2 --model ComboStoc-XS/4 --log-every 20 --sample-every 40
+smoke-steps: export CUDA_VISIBLE_DEVICES =
+smoke-steps: export OMP_NUM_THREADS = 1
+smoke-steps: $(SMOKE_VENV)/.ready
+	rm -rf $(SMOKE)
+	$(SMOKE_TRAIN) --max-steps 20
+	$(SMOKE_TRAIN) --max-steps 40
+	grep -q 'Continuing .* from step 20 to 40' $(SMOKE_RUN)/log.txt
+	$(SMOKE_BIN)/python sample.py ODE --ckpt $(SMOKE_RUN)/ckpt.pt --out $(SMOKE)/ode.png
+	$(SMOKE_BIN)/python sample.py SDE --ckpt $(SMOKE_RUN)/ckpt.pt --num-sampling-steps 20 --out $(SMOKE)/sde.png
+	$(SMOKE_BIN)/torchrun --standalone --nproc_per_node=2 sample_ddp.py ODE --ckpt $(SMOKE_RUN)/ckpt.pt \
+	  --num-fid-samples 64 --per-proc-batch-size 32 --sample-dir $(SMOKE)/samples
+	$(SMOKE_BIN)/python evaluate.py $(SMOKE)/samples/*.npz $(SMOKE)/samples/*/ --features efficientnet-lite0
+	@test -s $(SMOKE_RUN)/samples/0000040.png -a -s $(SMOKE)/ode.png -a -s $(SMOKE)/sde.png
+	@echo "smoke: Python $$($(SMOKE_BIN)/python $(VERSION_OF)) trains, continues, samples, evaluates"
 
 drill: export OMP_NUM_THREADS = 1
 drill: export CUDA_VISIBLE_DEVICES =

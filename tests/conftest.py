@@ -6,9 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the suite is for CPUs; tests/test_gpu.py undoes this in processes of its own
-
 import numpy as np
 import pytest
 import torch
@@ -16,6 +13,23 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 GOLDEN = Path(__file__).parent / "golden"
+GPUS, HIDDEN_GPUS = "CUDA_VISIBLE_DEVICES", "TESTS_CUDA_VISIBLE_DEVICES"
+
+
+def pytest_configure() -> None:
+    """Hide the GPUs, before CUDA starts: the suite is for CPUs, and tests/test_gpu.py's processes for `with_gpus`."""
+    os.environ.setdefault(HIDDEN_GPUS, os.environ.get(GPUS, "all"))  # the workers of pytest-xdist inherit both
+    os.environ[GPUS] = ""
+
+
+def with_gpus() -> dict[str, str]:
+    """The environment as it was before the GPUs were hidden."""
+    environment = dict(os.environ)
+    if (visible := environment.pop(HIDDEN_GPUS)) == "all":
+        del environment[GPUS]
+    else:
+        environment[GPUS] = visible
+    return environment
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:

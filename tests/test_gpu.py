@@ -1,6 +1,5 @@
 """What only a CUDA device can show, in processes of their own."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,27 +9,26 @@ import pytest
 
 import checkpoint
 
-from .conftest import DIGITS_ARGS, ROOT, VISIBLE_GPUS, run_cli
-
-ENVIRONMENT = {} if VISIBLE_GPUS is None else {"CUDA_VISIBLE_DEVICES": VISIBLE_GPUS}
+from .conftest import DIGITS_ARGS, GPUS, ROOT, run_cli, with_gpus
 
 
 def gpus() -> int:
     if not shutil.which("nvidia-smi"):
         return 0
-    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | ENVIRONMENT
     count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    return int(subprocess.run(count, env=environment, capture_output=True, text=True).stdout or 0)
+    return int(subprocess.run(count, env=with_gpus(), capture_output=True, text=True).stdout or 0)
 
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpus() == 0, reason="needs a CUDA device")]
+WITHOUT = "needs a CUDA device: without one nccl, streams, what Triton compiles, and numbers on the device go untested"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpus() == 0, reason=WITHOUT)]
 
 
 @pytest.fixture(autouse=True)
 def visible(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
+    environment = with_gpus()
+    monkeypatch.delenv(GPUS)
+    if GPUS in environment:
+        monkeypatch.setenv(GPUS, environment[GPUS])
 
 
 def test_train_and_sample_with_nccl(tmp_path):
@@ -49,10 +47,9 @@ def test_train_and_sample_with_nccl(tmp_path):
 
 
 def run_code(code: str) -> None:
-    """In a process that sees the GPUs, although the tests' own modules hide them."""
-    environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | ENVIRONMENT
+    """In a process that sees the GPUs."""
     prelude = "import precision, torch; torch.cuda.init(); precision.setup('fp32')\n"
-    subprocess.run([sys.executable, "-c", prelude + textwrap.dedent(code)], cwd=ROOT, env=environment, check=True)
+    subprocess.run([sys.executable, "-c", prelude + textwrap.dedent(code)], cwd=ROOT, check=True)
 
 
 def test_the_golden_outputs_on_the_gpu():
