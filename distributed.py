@@ -3,10 +3,13 @@
 import ctypes
 import hashlib
 import os
+import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -14,13 +17,16 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from errors import DataError, UsageError
+from errors import DataError, UsageError, leaving, reason
+from launch import find_place
 
 T = TypeVar("T")
 
 # How long a process waits for another. In training: as long as a picture or a save may take. In other programs: as long
 # as the largest part of the work that a process does alone.
 TIMEOUT, LONG_TIMEOUT = timedelta(minutes=30), timedelta(hours=2)
+NAME_PATIENCE = 60.0  # seconds; the first process's machine may get its name while the others wait
+ABORT_PATIENCE = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,59 @@ _hosts: Any = None  # the group over which hosts talk without waiting for GPUs; 
 
 
 def setup(timeout: timedelta = LONG_TIMEOUT) -> Process:
-    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one."""
-    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys():
+    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one.
+
+    On every way out of the program the group is left, at the latest by `abandon`.
+
+    Raises:
+        UsageError: the environment says that there are other processes, but not enough to join them.
+        DataError: they cannot be joined.
+    """
+    place = find_place(os.environ)
+    if place is None:
         return single()
-    rank, local_rank, world_size = (int(os.environ[k]) for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    rank, world_size, local_rank = place
+    os.environ["LOCAL_RANK"] = str(local_rank)  # `errors.report` reads it
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise UsageError(f"process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible")
+            raise UsageError(
+                f"process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible, "
+                "and each process must see those of all"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
         keep_freed_memory()
+    check_name(os.environ["MASTER_ADDR"])
+    leaving.callback(abandon)
+    try:
+        join(rank, world_size, device, timeout)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        what = f"process {rank} of {world_size} cannot join the others at {address}: {reason(error)}"
+        raise DataError(what + missing_interfaces()) from error
+    return Process(rank, local_rank, world_size, device)
+
+
+def check_name(host: str) -> None:
+    """
+    Raises:
+        UsageError: MASTER_ADDR is no address, and has not become one in `NAME_PATIENCE`.
+    """
+    deadline = time.monotonic() + NAME_PATIENCE
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > deadline:
+                raise UsageError(f"MASTER_ADDR={host}: {getattr(error, 'strerror', error)}") from None
+        time.sleep(min(1.0, NAME_PATIENCE))
+
+
+def join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -> None:
+    """Meet the other processes, and make the groups."""
     on_gpu = device.type == "cuda"
     store, _, _ = next(dist.rendezvous("env://", rank, world_size, timeout=timeout))
     dist.init_process_group(
@@ -66,7 +113,18 @@ def setup(timeout: timedelta = LONG_TIMEOUT) -> Process:
     if on_gpu:
         global _hosts
         _hosts = dist.new_group(backend="gloo", timeout=timeout)
-    return Process(rank, local_rank, world_size, device)
+
+
+def missing_interfaces() -> str:
+    """What is wrong with the network interfaces that the environment names, to go on a message; or nothing."""
+    present = [name for _, name in socket.if_nameindex()]
+    wrong = []
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        value = os.environ.get(variable, "")
+        names = [] if value.startswith("^") else value.lstrip("=").split(",")  # NCCL: all but these, these exactly
+        if any(name and not any(p.startswith(name.partition(":")[0]) for p in present) for name in names):
+            wrong.append(f"{variable}={value}")
+    return f" ({' and '.join(wrong)}, but the interfaces here are {', '.join(present)})" if wrong else ""
 
 
 def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta = TIMEOUT) -> dist.Store:
@@ -122,6 +180,26 @@ def cleanup() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def abandon() -> None:
+    """Leave the process group, if there still is one, on the way out of a program that has failed.
+
+    Nobody is waited for: `cleanup` on GPUs first waits for what is being communicated, and another process may hang.
+    """
+    if dist.is_initialized():
+        thread = threading.Thread(target=_abort, daemon=True)
+        thread.start()
+        thread.join(ABORT_PATIENCE)
+
+
+def _abort() -> None:
+    with suppress(Exception):  # the program is ending by an error of its own, which has been told
+        if dist.get_backend() == "nccl":
+            default: Any = dist.distributed_c10d._get_default_group()
+            default._get_backend(torch.device("cuda")).abort()
+        else:
+            dist.destroy_process_group()
 
 
 def is_main() -> bool:

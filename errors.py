@@ -1,9 +1,11 @@
 """What goes wrong by the user's hand or in the user's files, and how a program ends then: one line and an exit code."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 
 
 class UsageError(Exception):
@@ -14,39 +16,89 @@ class DataError(Exception):
     """A file or folder that is missing or is not what it should be. Exit code 1."""
 
 
+# What `run_program` calls on every way out, after the line is said. It ends by itself: other processes may hang.
+leaving = ExitStack()
+
 # What gloo and NCCL say when a process they talk to is gone.
 LOST_PROCESS = ("by peer", "gloo/transport", "remote worker", "ncclRemoteError", "ncclSystemError")
+# What torch says where data workers cannot hand on what they have loaded, and what helps.
+SHARED_MEMORY, OPEN_FILES = ("shared memory", "(shm)"), ("Too many open files", "items of ancdata")
+MORE_SHARED_MEMORY = "enlarge /dev/shm (docker run --shm-size=8g), or lower --num-workers"
+MORE_OPEN_FILES = "raise `ulimit -n`, or lower --num-workers"
+# What CUDA says when the fault is the machine's. Others, an illegal address for instance, are a program's.
+DEVICE = ("no kernel image", "driver version", "driver on your system", "busy or unavailable", "ECC error", "NVLink")
+# Which arguments need less memory.
+LESS_MEMORY = {
+    "train.py": "a larger --grad-accum, --grad-checkpointing 1, --precision bf16 or a smaller --global-batch-size",
+    "sample_ddp.py": "a smaller --per-proc-batch-size",
+    **dict.fromkeys(("sample.py", "evaluate.py", "extract_latents.py"), "a smaller --batch-size"),
+}
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says, in one line."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def own_words(error: BaseException) -> str:
+    """What an error says, without the traceback that is wrapped around it when a data worker has raised it."""
+    text = str(error).strip()
+    if "\nOriginal Traceback " not in text:
+        return text
+    kind = type(error)
+    named = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    if (said := text.rpartition(f"\n{named}: ")[2]) != text:
+        return said
+    name, _, said = re.split(r"\n(?=[A-Za-z_][\w.]*(?::|$))", text)[-1].partition(":")
+    return said.strip() or name
+
+
+def reason(error: BaseException) -> str:
+    """The cause that a library's error tells, in one line."""
+    text = own_words(error) or type(error).__name__
+    text = text.rpartition("\nLast error:\n")[2].strip() or text  # NCCL's, after what it always says
+    return re.sub(r"^\[[^\]]*\] ", "", text.splitlines()[0])  # gloo's file and line
+
+
+def explain(error: BaseException, program: str) -> str:
+    """One line for an error that is neither the program's nor its arguments' fault; "" for others."""
+    text, said = own_words(error), reason(error)
+    if any(words in text for words in OPEN_FILES):
+        return f"too many open files, {MORE_OPEN_FILES}"
+    if any(words in text for words in SHARED_MEMORY):
+        return f"the data workers' shared memory is full: {said} ({MORE_SHARED_MEMORY})"
+    if text.startswith("DataLoader worker"):
+        return f"{said} (was there too little memory?)"
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        short = " ".join(re.split(r"(?<=\.) (?=[A-Z])", said)[:3])  # advice on the allocator follows
+        return f"{short} (less is needed by {LESS_MEMORY.get(program, 'smaller batches')})"
+    if any(words in text for words in DEVICE):
+        return said
+    if any(words in text for words in LOST_PROCESS):
+        return f"another process has failed, or does not answer: {said}"
+    return ""
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main; end on a user's mistake with one line instead of a traceback."""
     name = os.path.basename(sys.argv[0])
-    try:
-        main()
-    except UsageError as error:
-        sys.exit(report(name, str(error), 2))
-    except DataError as error:
-        # A data-loading worker wraps the message in its traceback; the last line is ours.
-        message = str(error).strip()
-        sys.exit(report(name, message.rpartition("\nerrors.DataError: ")[2], 1))
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        sys.exit(report(name, what, 1))
-    except RuntimeError as error:
-        text = str(error)
-        if any(words in text for words in LOST_PROCESS):
-            sys.exit(report(name, "another process has failed, or does not answer", 1))
-        if text.startswith("DataLoader worker"):
-            sys.exit(report(name, f"{first_line(error)} (was there too little memory?)", 1))
-        raise
-    except KeyboardInterrupt:
-        sys.exit(report(name, "interrupted", 130))
+    with leaving:
+        try:
+            main()
+        except UsageError as error:
+            sys.exit(report(name, str(error), 2))
+        except DataError as error:
+            sys.exit(report(name, own_words(error), 1))
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else own_words(error)
+            sys.exit(report(name, what, 1))
+        except (RuntimeError, MemoryError) as error:
+            if not (line := explain(error, name)):
+                raise
+            sys.exit(report(name, line, 1))
+        except KeyboardInterrupt:
+            sys.exit(report(name, "interrupted", 130))
 
 
 def report(name: str, message: str, code: int) -> int:
@@ -58,5 +110,6 @@ def report(name: str, message: str, code: int) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)
     message = message.replace("\n", "\\n")  # a file's name may have any character
-    print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
     return code

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 import distributed
 import precision
 import progress
+import workers
 from autoencoder import LatentSpace, load_autoencoder
 from data import ImageFolder
 from errors import DataError, UsageError, run_program
@@ -185,7 +186,7 @@ def extract(
         pin_memory=process.device.type == "cuda",
     )
     start_time, encoded, left_out = time.time(), 0, []
-    loaded = iter(loader)
+    loaded = workers.loaded_by(workers.start(loader))
     with progress.bar(total=sum(map(len, shards.values())) * process.world_size, desc="images") as bar:
         for k, members in shards.items():
             moments, labels, unreadable = [], [], []

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import distributed
 import signals
+import workers
 from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
 from data import BatchOrder, Items, Skipping, collate, load_dataset, native_channels
 from errors import UsageError
@@ -71,6 +71,9 @@ def load_batches(
     Args:
         unreadable: gets, when a batch is taken, the reasons of images that could not be read, by their index; the next
             readable ones are in their place.
+
+    Raises:
+        DataError: workers cannot be started, or one has died.
     """
     loader = DataLoader(
         Skipping(dataset),
@@ -82,10 +85,10 @@ def load_batches(
         multiprocessing_context="fork" if num_workers else None,
     )
     with signals.blocked():
-        loaded: Any = iter(loader)  # draws a random number
+        loaded = workers.start(loader)  # draws a random number
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y, reasons in loaded:
+        for x, y, reasons in workers.loaded_by(loaded):
             if unreadable is not None:
                 unreadable.update(reasons)
             yield x, y

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # One request may arrive twice, from the scheduler and from torchrun, which passes on what it receives itself.
 SAME_REQUEST = 2.0  # seconds
 
@@ -17,6 +17,7 @@ SAME_REQUEST = 2.0  # seconds
 class StopRequest:
     """Within it the first of `STOPPING` is noted, and another, at least `SAME_REQUEST` later, ends the process at once.
 
+    SIGHUP comes when the terminal is closed, an ssh session's for instance. Where it is ignored it stays so.
     Signals arrive by a pipe at a thread of its own, so that the second one works even while the main thread waits for
     another process in C++. The exit code is then 128 + the signal's number, as shells have it.
 
@@ -29,7 +30,7 @@ class StopRequest:
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._previous_fd = signal.set_wakeup_fd(self._write_end)
-        self._previous = {s: signal.signal(s, lambda *_: None) for s in STOPPING}
+        self._previous = {s: signal.signal(s, lambda *_: None) for s in STOPPING if not is_ignored(s)}
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         return self
@@ -58,6 +59,11 @@ class StopRequest:
         self._listener.join()
         os.close(self._write_end)
         os.close(self._read_end)
+
+
+def is_ignored(signum: int) -> bool:
+    """Whether this program was started to go on after its terminal is closed, as by nohup."""
+    return signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN
 
 
 def name(signum: int) -> str:

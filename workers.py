@@ -1,0 +1,61 @@
+"""Data workers: what is said when they cannot start, or when one of them dies."""
+
+import errno
+import signal
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from errors import MORE_OPEN_FILES, MORE_SHARED_MEMORY, DataError
+
+
+def start(loader: DataLoader[Any]) -> Any:
+    """Begin to load: a loader's iterator, whose workers are at work.
+
+    Raises:
+        DataError: they cannot be started.
+    """
+    try:
+        return iter(loader)
+    except OSError as error:
+        advice = {errno.ENOSPC: MORE_SHARED_MEMORY, errno.EMFILE: MORE_OPEN_FILES}.get(error.errno or 0)
+        text = f"{loader.num_workers} data workers cannot be started: {error.strerror or error}"
+        raise DataError(f"{text} ({advice or 'lower --num-workers'})") from error
+
+
+def loaded_by(iterator: Any) -> Iterator[Any]:
+    """What the workers load.
+
+    Raises:
+        DataError: one has died.
+    """
+    workers: Sequence[BaseProcess] = getattr(iterator, "_workers", ())
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (OSError, EOFError, RuntimeError) as error:
+            is_of_the_data = not workers or " in DataLoader worker process " in str(error)
+            if is_of_the_data or not (death := cause_of_death(workers)):
+                raise
+            raise DataError(death) from error
+        yield batch
+
+
+def cause_of_death(workers: Sequence[BaseProcess], timeout: float = 5.0) -> str:
+    """How the first of the workers that have ended did; "" if none does within the timeout, in seconds.
+
+    What a worker has left behind is missed before the system says that it has ended.
+    """
+    wait([worker.sentinel for worker in workers], timeout)
+    for worker in workers:
+        code = worker.exitcode
+        if code is not None:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            advice = MORE_SHARED_MEMORY if code == -signal.SIGBUS else "was there too little memory?"
+            return f"DataLoader worker (pid {worker.pid}) {how} ({advice})"
+    return ""
