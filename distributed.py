@@ -3,11 +3,13 @@
 import ctypes
 import hashlib
 import os
+import platform
 import socket
 import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -162,6 +164,20 @@ def single() -> Process:
         return Process(0, 0, 1, torch.device("cuda", 0))
     keep_freed_memory()
     return Process(0, 0, 1, torch.device("cpu"))
+
+
+def describe(process: Process, precision: str) -> str:
+    """Processes and their devices, precision and versions, in one line; all processes call it."""
+    if process.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(process.device)
+        mine, cuda = f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)", f", CUDA {torch.version.cuda}"
+    else:
+        threads = torch.get_num_threads()
+        mine, cuda = f"CPU ({threads} thread{'s' * (threads > 1)})", ""
+    devices = " and ".join(
+        f"{count} process{'es' * (count > 1)} on {device}" for device, count in Counter(gather(mine)).items()
+    )
+    return f"{devices}, {precision}; Python {platform.python_version()}, torch {torch.__version__}{cuda}"
 
 
 def keep_freed_memory() -> None:

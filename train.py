@@ -232,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Experiment(args, process) as experiment:
         distributed.from_main(lambda: experiment.open(args, step, start.source, start.seen))
         log = experiment.logger.info
+        log(distributed.describe(process, args.precision))
         for line in lines:
             log(line)
         log(f"Experiment folder {experiment.folder}")

@@ -7,7 +7,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, dataloader
 
 from errors import MORE_OPEN_FILES, MORE_SHARED_MEMORY, DataError
 
@@ -21,6 +21,7 @@ def start(loader: DataLoader[Any]) -> Any:
     try:
         return iter(loader)
     except OSError as error:
+        dataloader._MultiProcessingDataLoaderIter._shutdown = True  # else the half-made one complains
         advice = {errno.ENOSPC: MORE_SHARED_MEMORY, errno.EMFILE: MORE_OPEN_FILES}.get(error.errno or 0)
         text = f"{loader.num_workers} data workers cannot be started: {error.strerror or error}"
         raise DataError(f"{text} ({advice or 'lower --num-workers'})") from error

@@ -70,8 +70,9 @@ def test_another_number_of_processes_goes_on_with_the_same_images(tmp_path):
 FAULTS = [
     (Fault("SIGINT", "begin", 5), 2, 130, "Stopped by SIGINT at step 6; the same command continues"),
     (Fault("SIGUSR1", "begin", 5), 1, 138, "Stopped by SIGUSR1 at step 6; the same command continues"),
+    (Fault("SIGHUP", "begin", 5), 1, 129, "Stopped by SIGHUP at step 6; the same command continues"),
     (Fault("full disk", "begin", 5), 1, 1, r"train.py: error: .*/ckpt-next.pt: File too large"),
-    (Fault("dead worker", "begin", 5), 1, 1, "train.py: error: DataLoader worker .*was there too little memory"),
+    (Fault("dead worker", "begin", 5), 1, 1, "train.py: error: DataLoader worker .*illed.*was there too little memory"),
     (Fault("SIGSTOP", "begin", 5, rank=1), 2, 1, "train.py: error: another process has failed, or does not answer"),
 ]
 

@@ -29,6 +29,21 @@ def test_a_signal_is_noted_and_interrupts_nothing(signum):
     assert [signal.getsignal(s) for s in signals.STOPPING] == before
 
 
+def test_a_closed_terminal_ends_nothing_that_nohup_has_started():
+    """It starts programs with SIGHUP ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_for(lambda: request.signum)
+            assert request.signum == signal.SIGTERM
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_one_request_may_arrive_twice():
     """A scheduler signals all processes, and torchrun passes on what it gets."""
     with signals.StopRequest() as request:
