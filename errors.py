@@ -76,7 +76,7 @@ def explain(error: BaseException, program: str) -> str:
     if any(words in text for words in DEVICE):
         return said
     if any(words in text for words in LOST_PROCESS):
-        return f"another process has failed, or does not answer: {said}"
+        return f"another process has failed, or does not answer: {said.partition('. This is typically')[0]}"  # gloo's
     return ""
 
 
