@@ -30,7 +30,7 @@ NCCL = (
     "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.\n"
     "Last error:\nCall to connect to 10.0.0.7<29511> failed : Connection refused"
 )
-GLOO = "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:24511. This is typically caused by a remote"
+GLOO = "[/src/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:24511. This is typically caused"
 
 
 def in_a_worker(kind: type[Exception], said: str, name: str = "") -> Exception:
