@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All that is measured on one GPU, unattended. A part that fails or hangs does not stop the others.
-#     bash benchmarks/run_gpu.sh [PART ...]    default: all of tests train train-128 sample sample-cfg batches bookkeeping sizes
+#     bash benchmarks/run_gpu.sh [PART ...]    default: all of tests sample sample-cfg train-128 train batches bookkeeping sizes
 # Results go to $OUT, by default benchmarks/results/<name of the GPU>. PYTHON chooses the interpreter; it needs torch,
-# torchvision, timm, torchdiffeq, scikit-learn, pytest and matplotlib. A part takes some minutes, ten at most (LIMIT, s).
+# torchvision, timm, torchdiffeq, scikit-learn, pytest and matplotlib. A part takes some minutes, eight at most (LIMIT, s).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-LIMIT=${LIMIT:-600}
+LIMIT=${LIMIT:-480}
 name=$(nvidia-smi --query-gpu=name --format=csv,noheader --id=0 | tr -cs '[:alnum:]\n' '-') || exit 1
 out=${OUT:-benchmarks/results/$name}
 mkdir -p "$out"
@@ -20,7 +20,7 @@ measure() { # part, then the benchmark's arguments
 }
 
 fast="--precision bf16 --compile"
-for part in "${@:-tests train train-128 sample sample-cfg batches bookkeeping sizes}"; do
+for part in "${@:-tests sample sample-cfg train-128 train batches bookkeeping sizes}"; do
     for part in $part; do
         echo "== $part"
         case $part in
