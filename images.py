@@ -7,7 +7,7 @@ import stat
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from errors import DataError, first_line
 
@@ -15,6 +15,9 @@ from errors import DataError, first_line
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb: half a GiB as RGB
 MAX_BYTES = 2**31
+# Colour profile, comments and metadata of a PNG, decompressed: as much as the pixels may be. Pillow's own limit, a MiB
+# each, is less than printers' profiles and the histories that editors keep.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**29
 # These speak of the machine, not of the picture.
 TROUBLE = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
 

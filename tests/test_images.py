@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from data import ImageFolder, center_crop_arr
 from errors import DataError
@@ -110,6 +110,36 @@ def test_garbled_exif_does_not_cost_a_picture(tmp_path):
     for k, exif in enumerate((b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"rubbish")):
         path = save(image, tmp_path / f"{k}.jpg", exif=exif)
         assert (pixels(path) == 255).all()
+
+
+TEXT = "x" * 3_000_000
+
+
+def large_chunks(folder):
+    """Pictures with more metadata than pixels, as printers' profiles and editors' histories are."""
+    noise = np.random.default_rng(0).bytes(2_000_000)  # does not compress
+    exif = Image.Exif()
+    exif[0x010E] = TEXT
+    info = {name: PngImagePlugin.PngInfo() for name in ("zTXt", "iTXt", "XMP", "tEXt")}
+    info["zTXt"].add_text("a", TEXT, zip=True)
+    info["iTXt"].add_itxt("a", TEXT, zip=True)
+    info["XMP"].add_itxt("XML:com.adobe.xmp", f"<x>{TEXT}</x>", zip=True)
+    for k in range(3):
+        info["tEXt"].add_text(f"a{k}", TEXT * 8)  # 72 MB in all
+    yield "profile.png", {"icc_profile": noise}
+    yield "bomb of a profile.png", {"icc_profile": bytes(20_000_000)}
+    yield from ((f"{name}.png", {"pnginfo": chunk}) for name, chunk in info.items())
+    yield "exif.png", {"exif": exif}
+    yield "profile.jpg", {"icc_profile": noise}
+    yield "profile.webp", {"icc_profile": noise, "lossless": True}
+    yield "profile.tif", {"icc_profile": noise}
+    yield "comment.gif", {"comment": TEXT.encode()}
+
+
+def test_metadata_of_any_size_does_not_cost_a_picture(tmp_path):
+    image = Image.new("RGB", (16, 16), RED)
+    for name, settings in large_chunks(tmp_path):
+        assert abs(pixels(save(image, tmp_path / name, **settings)).astype(int) - RED).max() <= 1, name
 
 
 def broken_files(folder):
