@@ -1,6 +1,8 @@
 """Training images: a folder with one sub-folder a class, or the embedded digits; and the order they are visited in."""
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +17,9 @@ import progress
 from distributed import seed_for
 from errors import DataError
 from images import MAX_PIXELS, UnreadableImage, read_image
+from listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
 
 DIGITS = "digits"
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 Key = tuple[int, bool]  # (index of the image, whether to mirror it)
 
@@ -26,9 +28,13 @@ class Items(Protocol):
     """What is trained on: tensors with labels."""
 
     class_names: list[str]
+    notes: list[str]  # lines about what was left out
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: Key) -> tuple[Tensor, int]: ...
+    def digest(self) -> str:
+        """Of what is trained on, and in which order: the same where the data are the same."""
+        ...
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
@@ -77,6 +83,10 @@ class Digits(Dataset[tuple[Tensor, int]]):
         grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0 .. 16
         images = torch.stack([to_tensor(center_crop_arr(Image.fromarray(g), image_size)) for g in grey])
         self.images = images.expand(-1, channels, -1, -1)  # (1797, channels, image_size, image_size)
+        self.notes: list[str] = []
+
+    def digest(self) -> str:
+        return DIGITS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,19 +94,6 @@ class Digits(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, _ = key
         return self.images[index], self.labels[index]
-
-
-def image_files(folder: Path) -> list[str]:
-    """Paths of the images in a folder and below, sorted; symbolic links are followed, loops are not."""
-    found, seen = [], set()
-    for directory, below, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        found += [os.path.join(directory, n) for n in names if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
-    return sorted(found)
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
@@ -110,7 +107,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         class_names: take the class numbers from this list of names instead of from the sort order.
 
     Raises:
-        DataError: the folder is missing, has no sub-folders, or one without images or of an unknown class.
+        DataError: the folder is missing, has no sub-folders, or one without images, of an unknown class, or that cannot
+            be listed.
     """
 
     native_channels = 3
@@ -127,28 +125,44 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         root = Path(root)
         if not root.is_dir():
             raise DataError(f"data folder {root} does not exist (or give '{DIGITS}', the embedded set)")
-        folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        is_class = {entry: is_folder(entry) for entry in entries(root)}
+        folders = [entry.name for entry in is_class if is_class[entry]]
         self.image_size = image_size
         self.mode = "L" if channels == 1 else "RGB"
-        self.class_names = class_names or [p.name for p in folders]
-        self.paths: list[str] = []
+        self.class_names = class_names or folders
+        self.paths = Paths(root)
         self.labels: list[int] = []
+        self.others: Counter[str] = Counter()  # files that are no pictures, by suffix
         if not folders and flat:
-            self._add(root, -1)
+            self._add(str(root), -1)
         elif not folders:
             raise DataError(f"data folder {root} has no sub-folders; it needs one for each class, with images in it")
-        for folder in progress.bar(folders, desc=f"classes of {root}"):
-            if folder.name not in self.class_names:
+        for name in progress.bar(folders, desc=f"classes of {root}"):
+            if name not in self.class_names:
                 known = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
-                raise DataError(f"folder {folder} is no class that the model was trained on ({known})")
-            self._add(folder, self.class_names.index(folder.name))
+                raise DataError(f"folder {root / name} is no class that the model was trained on ({known})")
+            self._add(os.path.join(root, name), self.class_names.index(name))
+        self.notes: list[str] = []
+        if folders and (loose := sum(is_picture(entry) for entry in is_class if not is_class[entry])):
+            self.notes.append(f"{loose:,} pictures directly in {root} are in the folder of no class: left out")
+        if self.others:
+            self.notes.append(f"files in {root} that are no pictures: left out ({summary(self.others)})")
 
-    def _add(self, folder: Path, label: int) -> None:
-        paths = image_files(folder)
+    def _add(self, folder: str, label: int) -> None:
+        others: Counter[str] = Counter()
+        paths = image_files(folder, others)
         if not paths:
-            raise DataError(f"folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        self.paths += paths
+            found = f"; it holds {summary(others)}" if others else ""
+            raise DataError(f"folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){found}")
+        self.paths.extend(paths)
         self.labels += [label] * len(paths)
+        self.others += others
+
+    def digest(self) -> str:
+        listing = hashlib.sha256()
+        for k, label in enumerate(self.labels):
+            listing.update(b"%b\0%d\0" % (self.paths.name(k), label))
+        return listing.hexdigest()
 
     def __len__(self) -> int:
         return len(self.paths)

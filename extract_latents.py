@@ -11,9 +11,7 @@ out, and listed in manifest.json.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -87,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = settings_of(args, autoencoder, images)
 
     if process.is_main:
+        for note in images.notes:
+            print(f"Warning: {note}", file=sys.stderr)
         open_folder(args.out, settings)
     distributed.barrier()
     shards = shard_ranges(len(images), SHARD_SIZE)
@@ -107,16 +107,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: ImageFolder) -> dict[str, Any]:
     """What the latents are made of."""
-    listing = hashlib.sha256()
-    for path, label in zip(images.paths, images.labels, strict=True):
-        listing.update(f"{os.path.relpath(path, args.data_path)}\0{label}\0".encode(errors="surrogateescape"))
     return {
         "autoencoder": {"name": args.vae, **encoder_of(autoencoder)},
         "image_size": args.image_size,
         "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
         "precision": args.precision,
         "class_names": images.class_names,
-        "source": {"images": len(images), "listing_sha256": listing.hexdigest()},
+        "source": {"images": len(images), "listing_sha256": images.digest()},
     }
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DIGITS, Digits, image_files, load_image
+from data import DIGITS, Digits, load_image
 from errors import DataError
 from images import read_image
+from listing import image_files
 from pictures import to_uint8
 
 IMAGES = "arr_0"
@@ -85,7 +86,8 @@ class FolderImages:
         image_size: crop them to squares, as training does. None takes them as they are, all of one size.
 
     Raises:
-        DataError: there are none; when read: one cannot be read, or has another size than the first.
+        DataError: there are none, or not all can be listed; when read: one cannot be read, or has another size than
+            the first.
     """
 
     def __init__(self, root: Path, image_size: int | None = None) -> None:

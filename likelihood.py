@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,9 @@ def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:
     """The images of --data-path, with the class numbers that the model was trained with."""
     channels = network.config.in_channels if args.vae == "none" else 3
     dataset = load_dataset(args.data_path, network.image_size, channels, flat=True, class_names=network.class_names)
+    if distributed.is_main():
+        for note in dataset.notes:
+            print(f"Warning: {note}", file=sys.stderr)
     classes, model_classes = len(dataset.class_names), network.config.num_classes
     if classes > model_classes or (0 < classes < model_classes and not network.class_names):
         raise UsageError(

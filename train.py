@@ -196,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = replace(config, learn_sigma=found.learn_sigma)
         if found != config:
             raise UsageError(f"checkpoint {start.source} holds {found}; the arguments describe {config}")
-    lines = start.lines + check_classes(dataset.class_names, args, start)
+    lines = [*start.lines, *(f"Warning: {note}" for note in dataset.notes)]
+    lines += check_classes(dataset.class_names, args, start)
     transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)))
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)

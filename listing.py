@@ -1,0 +1,155 @@
+"""What of a folder is data: its pictures, without what systems and editors leave behind; many paths in one array."""
+
+import os
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from errors import DataError
+
+# Taken by their name: a million files are not opened to list them. Reading them goes by content.
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif"),
+    *(".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+}
+# Left out by their name: labels, captions and tables, which there may be as many of as of images.
+OTHER_SUFFIXES = {
+    *(".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".rst", ".html", ".htm", ".yaml", ".yml", ".toml"),
+    *(".caption", ".log", ".ini", ".url", ".py", ".ipynb", ".sh", ".mat", ".npy", ".npz", ".pt", ".pth", ".pkl"),
+    *(".safetensors", ".parquet", ".h5", ".hdf5", ".db", ".lmdb", ".mdb", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".wav", ".mp3", ".pdf", ".svg"),
+    *(".part", ".partial", ".crdownload", ".download", ".tmp", ".bak", ".orig", ".swp"),
+}
+# All else is told by its first bytes.
+PICTURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-6]\s", re.DOTALL
+)
+# Of macOS, Windows, Synology, QNAP, NetApp and file systems, in small letters; beside names that begin with a dot.
+LEFT_BEHIND = {
+    *("__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information"),
+    *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot", "lost+found", "__pycache__"),
+}
+
+
+def entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and was not left behind by a system or an editor, sorted by name.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as found:
+            kept = [e for e in found if not e.name.startswith(".") and e.name.lower() not in LEFT_BEHIND]
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be listed: {error.strerror}") from error
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def suffix_of(entry: os.DirEntry[str]) -> str:
+    return os.path.splitext(entry.name)[1].lower()
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """
+    Raises:
+        DataError: nobody can tell, because it cannot be followed; it may be a folder of images.
+    """
+    try:
+        if entry.is_dir():
+            return True
+        if entry.is_symlink():
+            entry.stat()
+    except OSError as error:
+        if suffix_of(entry) not in IMAGE_SUFFIXES:  # reading a picture says what is wrong with it
+            raise DataError(f"{entry.path} cannot be followed: {error.strerror}") from error
+    return False
+
+
+def is_picture(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is taken for a picture: by its suffix, or if that says nothing, by its first bytes.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    suffix = suffix_of(entry)
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    if suffix in OTHER_SUFFIXES or suffix.endswith(("~", "#")) or not entry.is_file():  # editors' copies: a.png~
+        return False
+    try:
+        with open(entry.path, "rb") as file:
+            return PICTURE.match(file.read(16)) is not None
+    except OSError as error:
+        raise DataError(f"file {entry.path} cannot be read: {error.strerror}") from error
+
+
+def image_files(folder: str | Path, others: Counter[str] | None = None) -> list[str]:
+    """Paths of the pictures in a folder and below, sorted; symbolic links are followed, loops are not.
+
+    Args:
+        others: counts the files that are no pictures, by their suffix.
+
+    Raises:
+        DataError: something below cannot be listed or followed; it is named.
+    """
+    found: list[str] = []
+    seen, pending = set(), [os.fspath(folder)]
+    while pending:
+        directory = pending.pop()
+        real = os.path.realpath(directory)
+        if real in seen:
+            continue
+        seen.add(real)
+        below = []
+        for entry in entries(directory):
+            if is_folder(entry):
+                below.append(entry.path)
+            elif is_picture(entry):
+                found.append(entry.path)
+            elif others is not None:
+                others[suffix_of(entry) or "without a suffix"] += 1
+        pending += reversed(below)
+    return sorted(found)
+
+
+def summary(others: Counter[str]) -> str:
+    """Files that are no pictures, in a few words: '12 .json, 3 .txt'."""
+    most = others.most_common(5)
+    rest = sum(others.values()) - sum(count for _, count in most)
+    return ", ".join([*(f"{count:,} {suffix}" for suffix, count in most), *([f"{rest:,} others"] if rest else [])])
+
+
+class Paths:
+    """Paths below a folder, in one array.
+
+    Forked data workers share it. The strings of a list would be copied into each of them, one by one as they are used:
+    using a Python object writes to its count of references.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = os.fspath(root)
+        self.names = bytearray()  # relative to the root, one after another
+        self.ends = array("q", [0])
+
+    def extend(self, paths: Iterable[str]) -> None:
+        """Append paths that begin with the root."""
+        prefix = os.path.join(self.root, "")
+        for path in paths:
+            self.names += os.fsencode(path.removeprefix(prefix))
+            self.ends.append(len(self.names))
+
+    def name(self, index: int) -> bytes:
+        """A path as seen from the root."""
+        return bytes(self.names[self.ends[index] : self.ends[index + 1]])
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.name(range(len(self))[index])))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[k] for k in range(len(self)))
