@@ -1,9 +1,11 @@
 """Training images: a folder with one sub-folder a class, or the embedded digits; and the order they are visited in."""
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+import distributed
 import progress
 from distributed import seed_for
 from errors import DataError
@@ -32,6 +35,7 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: Key) -> tuple[Tensor, int]: ...
+    @property
     def digest(self) -> str:
         """Of what is trained on, and in which order: the same where the data are the same."""
         ...
@@ -84,9 +88,7 @@ class Digits(Dataset[tuple[Tensor, int]]):
         images = torch.stack([to_tensor(center_crop_arr(Image.fromarray(g), image_size)) for g in grey])
         self.images = images.expand(-1, channels, -1, -1)  # (1797, channels, image_size, image_size)
         self.notes: list[str] = []
-
-    def digest(self) -> str:
-        return DIGITS
+        self.digest = DIGITS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -158,6 +160,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         self.labels += [label] * len(paths)
         self.others += others
 
+    @cached_property
     def digest(self) -> str:
         listing = hashlib.sha256()
         for k, label in enumerate(self.labels):
@@ -230,11 +233,42 @@ def load_dataset(
     return ImageFolder(data_path, image_size, channels, flat=flat, class_names=class_names)
 
 
+def check_same_everywhere(dataset: Items, data_path: str) -> None:
+    """Make sure that all processes have been given the same data.
+
+    Raises:
+        DataError: one has others than the first; it is named, and what differs.
+    """
+    first, *others = distributed.gather((dataset.class_names, len(dataset), dataset.digest))
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            raise DataError(
+                f"--data-path {data_path} is not the same for all processes: {difference(first, other)} for process "
+                f"{rank}; do all nodes see one folder?"
+            )
+
+
+def difference(first: tuple[list[str], int, str], other: tuple[list[str], int, str]) -> str:
+    """What the data of two processes differ in: class names, number of images, digest."""
+    names, images, _ = first
+    other_names, other_images, _ = other
+    if len(names) != len(other_names):
+        return f"{len(names):,} classes for the first, {len(other_names):,}"
+    for k, (name, other_name) in enumerate(zip(names, other_names, strict=True)):
+        if name != other_name:
+            return f"class {k} is {name} for the first, {other_name}"
+    if images != other_images:
+        return f"{images:,} images for the first, {other_images:,}"
+    return f"{images:,} images of some names for the first, of others"
+
+
 class BatchOrder(Sampler[list[Key]]):
     """This process's share of every global batch, without end, from any step on.
 
     The order of an epoch is a function of (seed, epoch) alone, so that a continued run sees what an uninterrupted one
-    would, on any number of processes. Images that do not fill a last batch wait for the next epoch's order.
+    would, on any number of processes. Images that do not fill a last batch wait for the next epoch's order. Where a run
+    is in all this is one number, the images that it is past, those that waited included: epoch * length + how many of
+    the epoch's order. It keeps its meaning when the batch size changes.
 
     Args:
         length: images in the data set.
@@ -242,13 +276,23 @@ class BatchOrder(Sampler[list[Key]]):
         rank, world_size: this process among them.
         seed: of the run.
         start_step: first step to yield.
+        start: images that the run is past then; by default, as many as so many steps of this batch size take.
+        flip: mirror half of the images.
 
     Raises:
         DataError: there are fewer images than one global batch takes.
     """
 
     def __init__(
-        self, length: int, global_batch_size: int, rank: int, world_size: int, seed: int, start_step: int = 0
+        self,
+        length: int,
+        global_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        start_step: int = 0,
+        start: int | None = None,
+        flip: bool = True,
     ) -> None:
         if length < global_batch_size:
             raise DataError(f"the data set has {length} images, fewer than one global batch of {global_batch_size}")
@@ -257,17 +301,39 @@ class BatchOrder(Sampler[list[Key]]):
         self.local_batch_size = global_batch_size // world_size
         self.rank = rank
         self.seed = seed
-        self.start_step = start_step
+        self.flip = flip
         self.steps_per_epoch = length // global_batch_size
+        self.start_step = start_step
+        self.start = steps_to_images(start_step, length, global_batch_size) if start is None else start
+        self.epoch, offset = divmod(self.start, length)
+        self.steps_left = (length - offset) // global_batch_size  # of the epoch that is begun
+
+    def images(self, step: int) -> int:
+        """Images that the run is past before a step, from the first one on."""
+        steps = step - self.start_step
+        if steps < self.steps_left:
+            return self.start + steps * self.global_batch_size
+        later = steps_to_images(steps - self.steps_left, self.length, self.global_batch_size)
+        return (self.epoch + 1) * self.length + later
+
+    def last_step(self, epochs: int) -> int:
+        """The step at which so many passes over the data are done; before the first one where they have been."""
+        return self.start_step + self.steps_left + (epochs - self.epoch - 1) * self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
-        step, epoch = self.start_step, -1
-        while True:
-            if step // self.steps_per_epoch != epoch:
-                epoch = step // self.steps_per_epoch
+        current = -1
+        for step in itertools.count(self.start_step):
+            epoch, offset = divmod(self.images(step), self.length)
+            if epoch != current:
+                current = epoch
                 generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", epoch))
-                order = torch.randperm(self.length, generator=generator).tolist()
-                mirror = torch.randint(2, (self.length,), generator=generator).bool().tolist()
-            start = step % self.steps_per_epoch * self.global_batch_size + self.rank * self.local_batch_size
-            yield [(order[k], mirror[k]) for k in range(start, start + self.local_batch_size)]
-            step += 1
+                order = torch.randperm(self.length, generator=generator)
+                mirror = torch.randint(2, (self.length,), generator=generator).bool() & self.flip
+            mine = slice(start := offset + self.rank * self.local_batch_size, start + self.local_batch_size)
+            yield list(zip(order[mine].tolist(), mirror[mine].tolist(), strict=True))
+
+
+def steps_to_images(steps: int, length: int, global_batch_size: int) -> int:
+    """Images that so many steps from the beginning of an epoch take a run past, see `BatchOrder`."""
+    epochs, rest = divmod(steps, length // global_batch_size)
+    return epochs * length + rest * global_batch_size

@@ -28,7 +28,7 @@ import precision
 import progress
 import workers
 from autoencoder import LatentSpace, load_autoencoder
-from data import ImageFolder
+from data import ImageFolder, check_same_everywhere
 from errors import DataError, UsageError, run_program
 from files import replacing, sha256
 from images import UnreadableImage
@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--image-size {args.image_size} is not a multiple of the autoencoder's {autoencoder.factor}")
     autoencoder.encode_precision = args.precision
     images = ImageFolder(args.data_path, args.image_size)
+    check_same_everywhere(images, args.data_path)
     settings = settings_of(args, autoencoder, images)
 
     if process.is_main:
@@ -113,7 +114,7 @@ def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: Imag
         "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
         "precision": args.precision,
         "class_names": images.class_names,
-        "source": {"images": len(images), "listing_sha256": images.digest()},
+        "source": {"images": len(images), "listing_sha256": images.digest},
     }
 
 

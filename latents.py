@@ -129,6 +129,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         check_kinds(self.manifest, path)
         self.class_names: list[str] = self.manifest["class_names"]
         self.notes: list[str] = []
+        self.digest: str = self.manifest["sha256"]
         self.image_size: int = self.manifest["image_size"]
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
         self.labels: list[int] = [k for shard in self.shards for k in shard["labels"]]
@@ -161,9 +162,6 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         with ThreadPoolExecutor(4) as pool:
             for _ in progress.bar(pool.map(check, mine), total=len(mine), desc=f"checking {self.folder}"):
                 pass
-
-    def digest(self) -> str:
-        return self.manifest["sha256"]
 
     def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder | None) -> None:
         """Compare with what a program is asked for; without the autoencoder itself, by its name.

@@ -11,7 +11,7 @@ from torch import Tensor
 import distributed
 import progress
 from autoencoder import Autoencoder, PixelSpace
-from data import ImageDataset, load_dataset
+from data import ImageDataset, check_same_everywhere, load_dataset
 from errors import UsageError
 from latents import is_latents
 from sampling import ImageNoise, Network
@@ -81,6 +81,7 @@ def score(
 ) -> None:
     """Print the mean bits per dimension of the images of --data-path, with its standard error."""
     dataset = images_of(args, network)
+    check_same_everywhere(dataset, args.data_path)
     mine = range(process.rank, len(dataset), process.world_size)
     total = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
     starts = range(0, len(mine), batch_size)

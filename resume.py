@@ -10,6 +10,7 @@ import torch
 import checkpoint
 import distributed
 import download
+from data import Items, steps_to_images
 from errors import DataError, UsageError
 from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
@@ -135,6 +136,33 @@ def check_classes(class_names: list[str], args: argparse.Namespace, start: Start
     if len(class_names) == args.num_classes:
         return []
     return [f"Warning: the data have {len(class_names)} of --num-classes {args.num_classes}; the others stay untrained"]
+
+
+def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespace) -> tuple[int, list[str]]:
+    """Images that a run to be continued is past, as `BatchOrder` counts them, and a warning where the data were others.
+
+    Raises:
+        DataError: the checkpoint does not count them as it should.
+    """
+    progress, length = start.saved.get("progress", {}), len(dataset)
+    if step == 0:
+        return 0, []
+    if "images_seen" not in progress:  # of an older version, or a predecessor's
+        batch_size = checkpoint.training_args(start.saved).get("global_batch_size", args.global_batch_size)
+        return steps_to_images(step, length, min(batch_size, length)), []
+    seen, data = progress["images_seen"], progress.get("data")
+    if not (
+        (type(seen) is int and 0 <= seen < 2**62)
+        and (isinstance(data, dict) and isinstance(data.get("sha256"), str))
+        and (type(data.get("images")) is int and 0 < data["images"] < 2**62)
+    ):
+        raise DataError(f"checkpoint {start.source} is damaged: its progress is not what it should be")
+    if data["sha256"] == dataset.digest:
+        return seen, []
+    return seen * length // data["images"], [
+        f"Warning: the data have changed: {start.source} was trained on {data['images']:,} images, --data-path "
+        f"{args.data_path} has {length:,} and another listing; its passes over the data count on"
+    ]
 
 
 # ---- state ---------------------------------------------------------------------------------------------------------

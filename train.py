@@ -33,7 +33,7 @@ import progress
 import signals
 import wandb_utils
 from bookkeeping import Bookkeeping
-from data import DIGITS, BatchOrder
+from data import DIGITS, BatchOrder, check_same_everywhere
 from errors import DataError, UsageError, run_program
 from evaluation import report_name
 from experiment import Experiment, plain
@@ -42,7 +42,7 @@ from latents import is_latents
 from models import SiT
 from monitor import Monitor, add_eval_args
 from pictures import grid, save_image, to_uint8
-from resume import check_classes, find_start, initialize_from, restore_state
+from resume import check_classes, find_start, images_seen, initialize_from, restore_state
 from sampling import ImageNoise, guided
 from train_utils import (
     MODEL_NAMES,
@@ -190,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Data and model.
     data = load_latents(args, process) if is_latents(args.data_path) else load_images(args, process)
     dataset = data.dataset
+    check_same_everywhere(dataset, args.data_path)
     config = ModelConfig(args.model, data.input_size, data.channels, args.num_classes, learn_sigma=True)
     if start.source:
         found = model_config(checkpoint.weights(start.saved, start.source), start.source)
@@ -217,10 +218,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     monitor = Monitor(args, process, data) if args.eval_every else None
     check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
+    seen, warnings = images_seen(start, step, dataset, args)
+    lines += warnings
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
-    order = BatchOrder(len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step)
-    total_steps = args.epochs * order.steps_per_epoch
+    order = BatchOrder(
+        len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step, seen
+    )
+    total_steps = max(order.last_step(args.epochs), 0)
     total_steps = min(total_steps, args.max_steps or total_steps)
     if step > total_steps:
         raise UsageError(
@@ -327,7 +332,7 @@ class Run:
                 too_many = bool(unreadable) and len(self.books.unreadable) > args.max_bad_images * total
 
                 if due(args.log_every, step):
-                    self.log_row(step, order.steps_per_epoch)
+                    self.log_row(step, order.images(step - 1) // order.length)
                 if due(args.sample_every, step) and process.is_main and self.data.autoencoder is not None:
                     self.draw_preview(step)
                 # Last, so that a run that is continued from here has all of the above behind it.
@@ -337,7 +342,7 @@ class Run:
                 kept = due(args.ckpt_every, step)
                 kept |= args.ckpt_format == "safetensors" and step == total_steps
                 if rolling or kept:
-                    self.save(step, rolling=rolling, kept=kept, is_end=is_end)
+                    self.save(step, order.images(step), rolling=rolling, kept=kept, is_end=is_end)
                 self.experiment.saver.check()
                 if is_evaluated and not (signum or too_many):  # or when the run continues from here
                     self.evaluate(step, request)
@@ -362,23 +367,25 @@ class Run:
         compute_gradients(wrapped, self.opt, self.transport, x1, y, **settings)
         self.opt.zero_grad(set_to_none=True)
 
-    def log_row(self, step: int, steps_per_epoch: int) -> None:
+    def log_row(self, step: int, epoch: int) -> None:
         loss, rate = self.books.window.close()
         bad_steps = int(self.books.bad_steps.counts[1])
-        row = {"step": step, "epoch": (step - 1) // steps_per_epoch, "loss": loss, "bad_steps": bad_steps}
+        row = {"step": step, "epoch": epoch, "loss": loss, "bad_steps": bad_steps}
         speed = {"steps_per_sec": round(rate, 3), "images_per_sec": round(rate * self.args.global_batch_size, 1)}
         self.experiment.log_metrics(row, **speed)
         if self.args.wandb and self.process.is_main:
             wandb_utils.log(row | speed, step=step)
 
-    def save(self, step: int, *, rolling: bool, kept: bool, is_end: bool) -> None:
+    def save(self, step: int, seen: int, *, rolling: bool, kept: bool, is_end: bool) -> None:
         """Save the state after a step; not in the middle of bad steps, which may have begun with a last good one."""
-        progress = self.books.state()
+        dataset = self.data.dataset
+        data = {"images": len(dataset), "sha256": dataset.digest}
+        progress = self.books.state() | {"images_seen": seen, "data": data}
         if progress["bad_steps"][0] and not is_end:
             self.experiment.logger.info(f"Not saved at step {step}, which was a bad one")
         elif self.process.is_main:
             modules = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "opt": self.opt.state_dict()}
-            about = {"args": plain(self.args), "class_names": self.data.dataset.class_names, "progress": progress}
+            about = {"args": plain(self.args), "class_names": dataset.class_names, "progress": progress}
             content = {**modules, "step": step, **about}
             self.experiment.save(content, rolling=rolling, kept=kept, kept_format=self.args.ckpt_format)
 

@@ -164,7 +164,7 @@ def run(rank: int, world_size: int, port: int, program: str, argv: list[str], lo
     sys.argv = [f"{program}.py"]
     if fault is not None and fault.rank == rank:
         arm(fault)
-    run_program(lambda: importlib.import_module(program).main(argv))
+    run_program(lambda: importlib.import_module(program).main([a.replace("{rank}", str(rank)) for a in argv]))
 
 
 def free_port() -> int:
@@ -176,7 +176,10 @@ def free_port() -> int:
 def launch(
     argv: list[str], log: Path, *, world_size: int = 1, fault: Fault | None = None, program: str = "train"
 ) -> list[int]:
-    """Run until the end or the fault, and return the exit codes. When a process is killed, so are the others."""
+    """Run until the end or the fault, and return the exit codes. When a process is killed, so are the others.
+
+    In an argument, {rank} is the process's own.
+    """
     os.environ["PYTHONPATH"] = str(ROOT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults"])

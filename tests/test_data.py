@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data import BatchOrder, Digits, ImageFolder, center_crop_arr, load_dataset, to_tensor
+import distributed
+from data import BatchOrder, Digits, ImageFolder, center_crop_arr, check_same_everywhere, load_dataset, to_tensor
 from errors import DataError
 from pictures import to_uint8
 
@@ -108,6 +109,37 @@ def test_an_order_started_later_is_the_rest_of_the_order():
         assert batches(BatchOrder(50, 8, 0, 1, seed=1, start_step=start), 30 - start) == whole[start:]
 
 
+def test_another_batch_size_goes_on_from_the_image():
+    """Every image of the epoch that is begun comes once; then whole epochs, as if it had always been so."""
+    before = BatchOrder(100, 16, 0, 1, seed=4)
+    visited = [key for batch in batches(before, 8) for key in batch][96:]  # six steps an epoch; two of the second
+    after = BatchOrder(100, 5, 0, 1, seed=4, start_step=8, start=before.images(8))
+    rest = batches(after, 14 + 20)
+    epoch = visited + [key for batch in rest[:13] for key in batch]
+    assert sorted(k for k, _ in epoch) == sorted({k for k, _ in epoch}) and len(epoch) == 97
+    third = BatchOrder(100, 5, 0, 1, seed=4, start_step=40)  # 20 steps an epoch
+    assert rest[13:] == batches(third, 21)
+    assert [after.images(8 + k) for k in (0, 1, 13, 14, 33)] == [132, 137, 200, 205, 300]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 33, 100])
+@pytest.mark.parametrize("steps", [0, 3, 6, 20])
+def test_passes_over_the_data_are_counted_whatever_the_batch_size(batch_size, steps):
+    """The last step of epoch 5 is the last whose images are of it; images never go backwards."""
+    before = BatchOrder(100, 16, 0, 1, seed=4)
+    order = BatchOrder(100, batch_size, 0, 1, seed=4, start_step=steps, start=before.images(steps))
+    last = order.last_step(5)
+    assert order.images(last - 1) < 500 == order.images(last)
+    counts = [order.images(k) for k in range(steps, last + 1)]
+    assert counts == sorted(set(counts)) and counts[0] >= before.images(steps)
+    assert BatchOrder(100, 16, 0, 1, seed=4, start_step=steps).last_step(5) == 30
+
+
+def test_without_mirroring_the_order_stays():
+    plain, mirrored = (batches(BatchOrder(50, 8, 0, 1, seed=1, flip=flip), 30) for flip in (False, True))
+    assert [[(k, False) for k, _ in batch] for batch in mirrored] == plain != mirrored
+
+
 def test_an_epoch_visits_every_image_once_and_epochs_differ():
     order = BatchOrder(48, 8, 0, 1, seed=2)
     epochs = [[i for b in batches(order, 12)[6 * e : 6 * e + 6] for i, _ in b] for e in (0, 1)]
@@ -115,6 +147,26 @@ def test_an_epoch_visits_every_image_once_and_epochs_differ():
     assert [i for b in batches(BatchOrder(48, 8, 0, 1, seed=3), 6) for i, _ in b] != epochs[0]
     mirrored = [m for b in batches(order, 600) for _, m in b]
     assert 0.45 < sum(mirrored) / len(mirrored) < 0.55
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ((["a", "b"], 12, "x"), "3 classes for the first, 2 for process 2"),
+        ((["a", "dog", "c"], 12, "x"), "class 1 is b for the first, dog for process 2"),
+        ((["a", "b", "c"], 13, "x"), "12 images for the first, 13 for process 2"),
+        ((["a", "b", "c"], 12, "y"), "12 images of some names for the first, of others for process 2"),
+    ],
+)
+def test_processes_with_other_data_are_told_apart(monkeypatch, image_folder, other, what):
+    first = (["a", "b", "c"], 12, "x")
+    data = ImageFolder(image_folder, 8)
+    check_same_everywhere(data, "here")
+    monkeypatch.setattr(distributed, "gather", lambda value: [first, first, other])
+    with pytest.raises(DataError, match=f"--data-path here is not the same for all processes: {what}"):
+        check_same_everywhere(data, "here")
+    monkeypatch.setattr(distributed, "gather", lambda value: [value] * 3)
+    check_same_everywhere(data, "here")
 
 
 def test_fewer_images_than_a_batch():

@@ -186,13 +186,13 @@ def test_a_million_paths_are_two_objects(tmp_path):
 
 
 def test_a_digest_tells_listings_apart(classes):
-    first = ImageFolder(classes, 8).digest()
+    first = ImageFolder(classes, 8).digest
     moved = classes.with_name(classes.name + " moved")
     classes.rename(moved)
-    assert ImageFolder(moved, 16).digest() == first  # relative to the root, whatever the size
+    assert ImageFolder(moved, 16).digest == first  # relative to the root, whatever the size
     (moved / "cat" / "1.png").rename(moved / "cat" / "2.png")
-    second = ImageFolder(moved, 8).digest()
+    second = ImageFolder(moved, 8).digest
     (moved / "cat").rename(moved / "dog")
-    third = ImageFolder(moved, 8).digest()
+    third = ImageFolder(moved, 8).digest
     (moved / "dog" / "2.png").unlink()
-    assert len({first, second, third, ImageFolder(moved, 8).digest()}) == 4
+    assert len({first, second, third, ImageFolder(moved, 8).digest}) == 4

@@ -1,10 +1,12 @@
+import shutil
+
 import pytest
 import torch
 
 import checkpoint
 import sample
 import train
-from errors import DataError
+from errors import DataError, UsageError
 from models import ComboStoc_models, SiT_models
 
 from .faults import NAME, RUN, Fault, differences, launch, metrics
@@ -174,3 +176,103 @@ def test_too_many_unreadable_pictures_stop_both_processes_with_everything_saved(
     for name in ("03.png", "04.png"):  # mended
         (pictures / "class" / name).write_bytes((pictures / "class" / "00.png").read_bytes())
     assert launch([*again, "--max-steps", "3"], tmp_path / "again") == [0]
+
+
+# ---- other data, another batch size --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(image_folder, tmp_path):
+    """Twelve pictures in a class, and arguments to train on them, four steps an epoch."""
+    (tmp_path / "data" / "class").mkdir(parents=True)
+    for k, path in enumerate(sorted(image_folder.rglob("*.png"))):
+        (tmp_path / "data" / "class" / f"{k:02d}.png").write_bytes(path.read_bytes())
+    flags = ["--data-path", tmp_path / "data", "--num-classes", "1", "--global-batch-size", "3", "--grad-accum", "1"]
+    return [*map(str, flags), "--log-every", "1", "--sample-every", "0", "--results-dir", str(tmp_path)]
+
+
+def run(*flags: str) -> None:
+    train.main([*RUN, *flags])  # to step 40, if --epochs does not end it
+
+
+def epochs(tmp_path) -> str:
+    return "".join(row["epoch"] for row in metrics(tmp_path / NAME))
+
+
+def test_another_batch_size_counts_passes_over_the_data_on(plain, tmp_path):
+    run(*plain, "--epochs", "3", "--max-steps", "6")
+    assert epochs(tmp_path) == "000011"
+    run(*plain, "--epochs", "3", "--global-batch-size", "2")  # six images of the second epoch are left
+    assert epochs(tmp_path) == "000011" + "111" + "222222"
+    log = (tmp_path / NAME / "log.txt").read_text()
+    assert "from step 6 to 15" in log and "the data have changed" not in log
+    run(*plain, "--epochs", "4", "--global-batch-size", "6")
+    assert epochs(tmp_path) == "000011" + "111" + "222222" + "33"
+    with pytest.raises(UsageError, match="is at step 17, beyond the 16 of --epochs and --max-steps"):
+        run(*plain, "--epochs", "3", "--global-batch-size", "12")
+
+
+def test_a_larger_batch_is_not_beyond_the_end(plain, tmp_path):
+    run(*plain, "--epochs", "2", "--max-steps", "5", "--global-batch-size", "2")
+    run(*plain, "--epochs", "2", "--global-batch-size", "12")  # one step is one epoch
+    assert epochs(tmp_path) == "00000" + "1"
+
+
+def test_changed_data_are_named_and_passes_over_them_count_on(plain, tmp_path):
+    run(*plain, "--epochs", "2", "--max-steps", "6")
+    for k in range(12):
+        (tmp_path / "data" / "class" / f"new {k}.png").write_bytes((tmp_path / "data/class/00.png").read_bytes())
+    run(*plain, "--epochs", "2")  # half of the second epoch is twelve images now
+    assert epochs(tmp_path) == "000011" + "1111"
+    log = (tmp_path / NAME / "log.txt").read_text()
+    line = f"Warning: the data have changed: {tmp_path / NAME / 'ckpt.pt'} was trained on 12 images, --data-path"
+    assert log.count(line) == 1
+    run(*plain, "--epochs", "3")
+    assert log.count("the data have changed") == 1
+
+
+def test_a_file_that_has_another_name_is_another_listing(plain, tmp_path):
+    run(*plain, "--max-steps", "1")
+    (tmp_path / "data/class/00.png").rename(tmp_path / "data/class/99.png")
+    run(*plain, "--max-steps", "2")
+    assert "Warning: the data have changed" in (tmp_path / NAME / "log.txt").read_text()
+
+
+def test_a_checkpoint_of_an_older_version_says_nothing_of_the_data(plain, tmp_path):
+    """Its steps are counted by its own batch size."""
+    run(*plain, "--epochs", "2", "--max-steps", "6")
+    path = tmp_path / NAME / "ckpt.pt"
+    content = checkpoint.load(path)
+    del content["progress"]["images_seen"], content["progress"]["data"]
+    checkpoint.save(path, content)
+    (tmp_path / "data/class/00.png").rename(tmp_path / "data/class/99.png")
+    run(*plain, "--epochs", "2", "--global-batch-size", "2")
+    assert epochs(tmp_path) == "000011" + "111"
+    assert "the data have changed" not in (tmp_path / NAME / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [{"images_seen": "7"}, {"images_seen": -1}, {"images_seen": 2**70}, {"data": 3}, {"data": {"images": 0}}],
+    ids=str,
+)
+def test_a_count_of_images_that_is_none_is_named(plain, tmp_path, harm):
+    run(*plain, "--max-steps", "1")
+    path = tmp_path / NAME / "ckpt.pt"
+    content = checkpoint.load(path)
+    content["progress"] |= harm
+    checkpoint.save(path, content)
+    with pytest.raises(DataError, match=r"ckpt\.pt is damaged: its progress is not what it should be"):
+        run(*plain, "--max-steps", "2")
+
+
+def test_two_processes_with_other_data_are_refused(pictures, tmp_path):
+    """Not mixed-up labels, not a wait without end."""
+    (tmp_path / "data").rename(tmp_path / "data-0")
+    shutil.copytree(tmp_path / "data-0", tmp_path / "data-1")
+    (tmp_path / "data-1" / "class").rename(tmp_path / "data-1" / "klass")
+    argv = [*RUN, "--data-path", f"{tmp_path}/data-{{rank}}", "--num-classes", "1", "--global-batch-size", "4"]
+    assert launch([*argv, "--results-dir", str(tmp_path)], tmp_path / "output", world_size=2) == [1, 1]
+    output = (tmp_path / "output").read_text()
+    line = "is not the same for all processes: class 0 is class for the first, klass for process 1; do all nodes"
+    assert line in output and "Traceback" not in output and not (tmp_path / NAME).exists()
