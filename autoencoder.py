@@ -4,15 +4,65 @@ Pixels are float tensors (N, 3, H, W) in [-1, 1]; latents are what the transform
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 import precision
-from errors import DataError, first_line
+from errors import DataError, UsageError, first_line
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
+Factor = float | list[float]  # for all channels, or for each one
+
+
+class Layout(NamedTuple):
+    """What an autoencoder's configuration says of its latents, see `LatentSpace`."""
+
+    factor: int
+    channels: int
+    scale: Factor
+    shift: Factor
+
+
+SD_VAE = Layout(8, 4, 0.18215, 0.0)  # of `PUBLISHED`, known without fetching anything
+
+
+def layout_of(config: Mapping[str, Any]) -> Layout:
+    """The layout of an AutoencoderKL, from its configuration.
+
+    As in diffusers' own pipelines: with a mean and a standard deviation for each channel, latent = (z - latents_mean)
+    scaling_factor / latents_std; without them, (z - shift_factor) scaling_factor.
+
+    Raises:
+        ValueError: these are not numbers, one for each channel.
+    """
+    factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return Layout(factor, channels, config["scaling_factor"], config.get("shift_factor") or 0.0)
+    for name, values in (("latents_mean", mean), ("latents_std", std)):
+        if not (
+            isinstance(values, list | tuple)
+            and len(values) == channels
+            and all(type(v) in (int, float) and math.isfinite(v) for v in values)
+            and (name == "latents_mean" or min(values) > 0)
+        ):
+            raise ValueError(f"{name} is {values}, not a number for each of {channels} channels")
+    return Layout(factor, channels, [config["scaling_factor"] / v for v in std], list(mean))
+
+
+def check_channels(name: str, channels: int, source: str) -> None:
+    """Make sure that `--vae` is not fetched for a model of other channels.
+
+    Raises:
+        UsageError: it would be.
+    """
+    if name in PUBLISHED and channels != SD_VAE.channels:
+        raise UsageError(f"--vae {name} has {SD_VAE.channels} channels, the model of checkpoint {source} {channels}")
 
 
 class PixelSpace:
@@ -39,7 +89,7 @@ class LatentSpace:
     Attributes:
         factor: pixels a latent position covers, in each direction.
         channels: of the latent.
-        scale, shift: latent = (z - shift) scale; 0.18215 and 0 for SD-VAE.
+        scale, shift: latent = (z - shift) scale, for all channels or each one; 0.18215 and 0 for SD-VAE.
         encode_precision: of the encoder's products, see `precision`.
     """
 
@@ -53,14 +103,10 @@ class LatentSpace:
             from diffusers.models import AutoencoderKL
 
             self.vae = AutoencoderKL.from_pretrained(source).to(device).eval().requires_grad_(False)
+            self.factor, self.channels, self.scale, self.shift = layout_of(self.vae.config)
         except Exception as error:  # diffusers and the Hub raise many kinds
             advice = " (without network, give --vae a diffusers folder or none)" if source in PUBLISHED.values() else ""
             raise DataError(f"autoencoder {source} could not be loaded: {first_line(error)}{advice}") from error
-        config = self.vae.config
-        self.factor = 2 ** (len(config.block_out_channels) - 1)
-        self.channels = config.latent_channels
-        self.scale = config.scaling_factor
-        self.shift = getattr(config, "shift_factor", None) or 0.0
         self.encode_precision = "tf32"
 
     @torch.no_grad()
@@ -69,7 +115,8 @@ class LatentSpace:
         with precision.autocast(self.encode_precision, images.device):
             posterior = self.vae.encode(images).latent_dist
         mean, std = posterior.mean.float(), posterior.std.float()
-        moments = torch.stack([(mean - self.shift) * self.scale, std * self.scale], dim=1)
+        scale, shift = broadcast(self.scale, mean), broadcast(self.shift, mean)
+        moments = torch.stack([(mean - shift) * scale, std * scale], dim=1)
         # In one layout on every device: noise that is drawn like a tensor follows the tensor's layout.
         return moments.contiguous()
 
@@ -81,7 +128,8 @@ class LatentSpace:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The inverse of `encode`, up to the autoencoder's loss."""
-        parts = (latents / self.scale + self.shift).split(DECODED)
+        scale, shift = broadcast(self.scale, latents), broadcast(self.shift, latents)
+        parts = (latents / scale + shift).split(DECODED)
         return torch.cat([self.vae.decode(part).sample for part in parts])
 
     def encoder_digest(self) -> str:
@@ -92,6 +140,13 @@ class LatentSpace:
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def broadcast(factor: Factor, latents: Tensor) -> float | Tensor:
+    """A factor of latents (N, C, h, w): as it is, or as (C, 1, 1)."""
+    if isinstance(factor, list):
+        return torch.tensor(factor, device=latents.device, dtype=latents.dtype).view(-1, 1, 1)
+    return factor
 
 
 Autoencoder = PixelSpace | LatentSpace

@@ -44,6 +44,53 @@ def test_scale_and_shift_come_from_the_configuration(tiny_vae, tmp_path):
     torch.testing.assert_close(space.decode((z - 0.11) * 0.36), space.vae.decode(z).sample, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def configured(tiny_vae, tmp_path):
+    """The tiny autoencoder with other values in its configuration."""
+
+    def copy(**values):
+        for file in tiny_vae.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        config = json.loads((tmp_path / "config.json").read_text()) | values
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return str(tmp_path)
+
+    return copy
+
+
+def test_each_channel_has_its_mean_and_standard_deviation(configured):
+    """As SDXL's pipelines in diffusers: with the scaling factor, and decoding undoes it."""
+    mean, std = [0.5, -1.0, 2.0, 0.25], [2.0, 0.5, 1.0, 4.0]
+    space = load_autoencoder(configured(latents_mean=mean, latents_std=std, scaling_factor=0.5), CPU)
+    images = torch.rand(3, 3, 16, 16)
+    posterior = space.vae.encode(images).latent_dist
+    m, s = torch.tensor(mean).view(1, 4, 1, 1), torch.tensor(std).view(1, 4, 1, 1)
+    expected = (posterior.mean - m) * 0.5 / s
+    torch.testing.assert_close(space.encode(images, sample=False), expected)
+    torch.testing.assert_close(space.moments(images)[:, 1], posterior.std * 0.5 / s)
+    decoded = space.vae.decode(posterior.mean).sample
+    torch.testing.assert_close(space.decode(expected), decoded, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mean_without_a_standard_deviation_is_none(configured):
+    space = load_autoencoder(configured(latents_mean=[1.0, 2.0, 3.0, 4.0], latents_std=None), CPU)
+    assert (space.scale, space.shift) == (0.18215, 0.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4},
+        {"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, 0.0, 1.0]},
+        {"latents_mean": [0.0] * 4, "latents_std": 2.0},
+        {"latents_mean": [[0.0]] * 4, "latents_std": [1.0] * 4},
+    ],
+)
+def test_means_and_deviations_that_fit_no_channels_are_named(configured, values):
+    with pytest.raises(DataError, match=r"could not be loaded: latents_(mean|std) is .*, not a number for each of 4"):
+        load_autoencoder(configured(**values), CPU)
+
+
 def test_what_is_no_autoencoder_is_named(tmp_path):
     with pytest.raises(DataError, match=r"neither ema, mse, none nor a diffusers folder"):
         load_autoencoder(str(tmp_path), CPU)
