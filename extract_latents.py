@@ -4,10 +4,10 @@
     torchrun --nproc_per_node=8 train.py --data-path imagenet-256
     python extract_latents.py --data-path FOLDER --vae VAE_FOLDER --image-size 64 --out latents    # one process
 
-Both the image and its mirror image are kept, as the mean and the standard deviation of the posterior, in float32 shards
-(64 KiB an image of 256 pixels with SD-VAE, 84 GB for ImageNet). The same command again continues an extraction that was
-interrupted, on any number of processes; the bytes are the same in the end. Images that cannot be read are named, left
-out, and listed in manifest.json.
+Both the image and its mirror image are kept (--no-flip: the image alone), as the mean and the standard deviation of the
+posterior, in float32 shards (64 KiB an image of 256 pixels with SD-VAE, 84 GB for ImageNet). The same command again
+continues an extraction that was interrupted, on any number of processes; the bytes are the same in the end. Images that
+cannot be read are named, left out, and listed in manifest.json.
 """
 
 import argparse
@@ -32,8 +32,18 @@ from data import ImageFolder, check_same_everywhere
 from errors import DataError, UsageError, run_program
 from files import replacing, sha256
 from images import UnreadableImage
-from latents import ENCODER, MANIFEST, SETTINGS, encoder_of, read_json, shard_batches, shard_ranges, signed
-from train_utils import Parser, add_bad_images_arg, add_workers_arg, check_readable, positive_int
+from latents import (
+    ENCODER,
+    MANIFEST,
+    OF_OLDER_VERSIONS,
+    SETTINGS,
+    encoder_of,
+    read_json,
+    shard_batches,
+    shard_ranges,
+    signed,
+)
+from train_utils import Parser, add_bad_images_arg, add_flip_arg, add_workers_arg, check_readable, positive_int
 
 SHARD_SIZE = 1024  # images
 
@@ -66,6 +76,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
     parser.add_argument("--precision", choices=precision.PRECISIONS, default="tf32", help="of the encoder's products")
+    add_flip_arg(parser, "keep mirror images, too")
     add_bad_images_arg(parser)
     add_workers_arg(parser)
     return parser.parse_args(argv)
@@ -113,6 +124,7 @@ def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: Imag
         "image_size": args.image_size,
         "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
         "precision": args.precision,
+        "flip": args.flip,
         "class_names": images.class_names,
         "source": {"images": len(images), "listing_sha256": images.digest},
     }
@@ -128,6 +140,8 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
         found = read_json(path)
         what = {"source": "of other images", "class_names": "of other images"}
+        what["flip"] = f"{'without' if settings['flip'] else 'with'} mirror images"
+        found = OF_OLDER_VERSIONS | found
         for name, value in settings.items():
             if not is_same(name, found.get(name), value):
                 difference = what.get(name, f"with another {name.replace('_', ' ')}")
@@ -194,8 +208,9 @@ def extract(
                 unreadable += reasons
                 if readable is not None:
                     x = readable.to(process.device, non_blocking=True)
-                    both = torch.stack([autoencoder.moments(x), autoencoder.moments(x.flip(-1))], dim=1)
-                    moments.append(both.cpu().numpy())  # (n, 2, 2, C, h, w)
+                    views = [x, x.flip(-1)] if args.flip else [x]
+                    encoded_views = torch.stack([autoencoder.moments(view) for view in views], dim=1)
+                    moments.append(encoded_views.cpu().numpy())  # (n, 2 or 1, 2, C, h, w)
                 bar.update((len(batch_labels) + len(reasons)) * process.world_size)
             for reason in unreadable:
                 print(f"left out: {reason}", file=sys.stderr)

@@ -14,7 +14,7 @@ import signals
 import workers
 from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
 from data import BatchOrder, Items, Skipping, collate, load_dataset, native_channels
-from errors import UsageError
+from errors import DataError, UsageError
 from latents import CachedLatents
 from train_utils import latent_size
 
@@ -44,13 +44,18 @@ def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
     return Data(dataset, autoencoder.encode, autoencoder.channels, input_size, autoencoder)
 
 
-def load_latents(args: argparse.Namespace, process: distributed.Process) -> Data:
+def load_latents(args: argparse.Namespace, process: distributed.Process, dataset: CachedLatents) -> Data:
     """Cached latents. The autoencoder only decodes samples, and is not loaded where there will be none."""
     if args.encode_bf16:
         raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
-    dataset = CachedLatents(args.data_path)
+    if args.flip and not dataset.flip:
+        raise UsageError(f"{args.data_path} holds no mirror images: give --no-flip")
+    dataset.check_known(args.image_size, args.vae)
     needs_pictures = args.sample_every or args.eval_every
-    autoencoder = load_autoencoder(args.vae, process.device) if needs_pictures else None
+    try:
+        autoencoder = load_autoencoder(args.vae, process.device) if needs_pictures else None
+    except DataError as error:
+        raise DataError(f"{error}; it is for --sample-every and --eval-every only, 0 is never") from error
     dataset.check_fits(args.image_size, args.vae, autoencoder)
     dataset.verify(process.rank, process.world_size)
     channels, side, _ = dataset.latent_shape

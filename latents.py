@@ -1,12 +1,14 @@
 """Cached latents: what `extract_latents.py` writes and `train.py` reads.
 
     manifest.json    the autoencoder, sizes, class names, and for each shard its bytes, SHA-256 and labels; written last
-    00000.npy ...    float32 (images, 2, 2, C, h, w): image and mirror image, each as mean and standard deviation
+    00000.npy ...    float32 (images, 2, 2, C, h, w): image and mirror image, each as mean and standard deviation;
+                     (images, 1, 2, C, h, w) without mirror images (extract_latents.py --no-flip)
     extraction.json, records/   what an extraction that is continued goes by; written first
 
 The moments are those of the scaled latent's posterior, so that every visit of an image draws anew, as encoding would.
 """
 
+import argparse
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -20,13 +22,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import progress
-from autoencoder import Autoencoder, LatentSpace
+from autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
 from data import Key
 from errors import DataError, UsageError, first_line
 from files import sha256
 
 MANIFEST, SETTINGS = "manifest.json", "extraction.json"
 ENCODER = ("encoder_sha256", "scale", "shift")
+OF_OLDER_VERSIONS = {"flip": True}  # what their settings do not say
 REDO = "delete it and run extract_latents.py again, which makes what is missing"
 
 
@@ -75,25 +78,28 @@ def check_kinds(manifest: dict[str, Any], path: Path) -> None:
             and all(type(k) is int and 0 <= k < num_classes for k in labels)
         )
 
+    def is_factor(value: Any) -> bool:
+        values = value if isinstance(value, list) and len(value) == manifest["latent_shape"][0] else [value]
+        return all(type(v) in (int, float) for v in values)
+
     def is_autoencoder(value: Any) -> bool:
         if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
             return False
-        return isinstance(value.get("encoder_sha256"), str) and all(
-            type(value.get(name)) in (int, float) for name in ("scale", "shift")
-        )
+        return isinstance(value.get("encoder_sha256"), str) and all(is_factor(value.get(k)) for k in ("scale", "shift"))
 
     def is_size(value: Any) -> bool:
         return type(value) is int and value > 0
 
     kinds: dict[str, Callable[[Any], bool]] = {
         "class_names": lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
+        "flip": lambda v: isinstance(v, bool),
         "image_size": is_size,
         "latent_shape": lambda v: isinstance(v, list) and len(v) == 3 and all(map(is_size, v)),
         "autoencoder": is_autoencoder,
         "shards": lambda v: isinstance(v, list) and bool(v) and all(map(is_shard, v)),
     }
     for name, is_of_its_kind in kinds.items():
-        if not is_of_its_kind(manifest.get(name)):
+        if not is_of_its_kind(manifest.get(name, OF_OLDER_VERSIONS.get(name))):
             raise DataError(f"{path} is damaged: its {name!r} is not what it should be")
 
 
@@ -131,8 +137,9 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         self.notes: list[str] = []
         self.digest: str = self.manifest["sha256"]
         self.image_size: int = self.manifest["image_size"]
+        self.flip: bool = self.manifest.get("flip", OF_OLDER_VERSIONS["flip"])  # whether there are mirror images
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
-        self.labels: list[int] = [k for shard in self.shards for k in shard["labels"]]
+        self.label_array = np.array([k for shard in self.shards for k in shard["labels"]], dtype=np.int64)
         self.starts = np.cumsum([0] + [len(shard["labels"]) for shard in self.shards])
         self.latent_shape: tuple[int, ...] = tuple(self.manifest["latent_shape"])  # (C, h, w)
         self.made_by = {name: self.manifest["autoencoder"][name] for name in ("name", *ENCODER)}
@@ -163,40 +170,73 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             for _ in progress.bar(pool.map(check, mine), total=len(mine), desc=f"checking {self.folder}"):
                 pass
 
+    def check_known(self, image_size: int, vae: str) -> None:
+        """Compare with what a program is asked for, before an autoencoder is loaded or fetched.
+
+        Raises:
+            UsageError: the latents are of another image size, or certainly of another encoder.
+        """
+        if image_size != self.image_size:
+            raise UsageError(f"--image-size {image_size}, but {self.folder} holds latents of {self.image_size} pixels")
+        channels, side, _ = self.latent_shape
+        layout = self.image_size // side, channels, self.made_by["scale"], self.made_by["shift"]
+        if vae == "none" or (vae in PUBLISHED and layout != SD_VAE):
+            raise self.other_autoencoder(vae)
+
     def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder | None) -> None:
-        """Compare with what a program is asked for; without the autoencoder itself, by its name.
+        """The same with the autoencoder itself; without it, by its name.
 
         Raises:
             UsageError: the latents are of another image size or another encoder.
         """
-        if image_size != self.image_size:
-            raise UsageError(f"--image-size {image_size}, but {self.folder} holds latents of {self.image_size} pixels")
+        self.check_known(image_size, vae)
         if autoencoder is None:
-            fits = vae == self.made_by["name"]
+            fits = vae == self.made_by["name"] or {vae, self.made_by["name"]} <= PUBLISHED.keys()  # of one encoder
         else:
             fits = isinstance(autoencoder, LatentSpace) and encoder_of(autoencoder).items() <= self.made_by.items()
         if not fits:
-            raise UsageError(
-                f"--vae {vae} is not the autoencoder of the latents in {self.folder}, which are of "
-                f"{self.made_by['name']}, scale {self.made_by['scale']:g}"
-            )
+            raise self.other_autoencoder(vae)
+
+    def other_autoencoder(self, vae: str) -> UsageError:
+        scale = self.made_by["scale"]
+        return UsageError(
+            f"--vae {vae} is not the autoencoder of the latents in {self.folder}, which are of "
+            f"{self.made_by['name']}, scale {'by channel' if isinstance(scale, list) else format(scale, 'g')}"
+        )
+
+    def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
+        """Fill in the arguments that the latents know better than a default, where they were not typed.
+
+        Returns:
+            those that are others now.
+        """
+        known = {"vae": self.made_by["name"], "image_size": self.image_size}
+        if not self.flip:
+            known["flip"] = False
+        others = {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
+        vars(args).update(others)
+        return others
+
+    @property
+    def labels(self) -> list[int]:
+        return self.label_array.tolist()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.label_array)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, mirror = key
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         if shard not in self.maps:
             entry = self.shards[shard]
-            shape = len(entry["labels"]), 2, 2, *self.latent_shape
+            shape = len(entry["labels"]), 2 if self.flip else 1, 2, *self.latent_shape
             self.maps[shard] = map_shard(self.folder / entry["file"], shape)
         moments = self.maps[shard][index - self.starts[shard], int(mirror)]
-        return moments.clone(), self.labels[index]
+        return moments.clone(), int(self.label_array[index])
 
 
 def map_shard(path: Path, expected: tuple[int, ...]) -> Tensor:
-    """A shard mapped into memory: (images, 2, 2, C, h, w), as expected. Unlike numpy's maps it keeps no file open:
+    """A shard mapped into memory: (images, 2 or 1, 2, C, h, w), as expected. Unlike numpy's maps it keeps no file open:
     there may be more shards than a process may have open files.
 
     Raises:

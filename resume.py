@@ -14,11 +14,11 @@ from data import Items, steps_to_images
 from errors import DataError, UsageError
 from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
-from train_utils import default_combostoc_type, load_weights, typed_arguments
+from train_utils import default_combostoc_type, load_weights, model_config, typed_arguments
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
 RESTORED = (
-    *("model", "image_size", "num_classes", "vae", "combostoc_type"),
+    *("model", "image_size", "num_classes", "vae", "flip", "combostoc_type"),
     *("halfmixing", "blend", "compensation"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
     *("global_batch_size", "global_seed", "lr", "ema_decay", "max_grad_norm", "grad_accum", "precision"),
@@ -79,22 +79,33 @@ def restore_arguments(
 ) -> list[str]:
     """Take over the training configuration of a checkpoint; a typed argument wins. Returns lines that say so."""
     trained = checkpoint.training_args(saved)
+    if "vae" not in trained and model_config(checkpoint.weights(saved, source), source).in_channels in (1, 3):
+        trained["vae"] = "none"  # pixels; it would be fetched in vain
     check_values(trained, parser, source)
     restored, warnings = [], []
     for name in RESTORED:
         if name not in trained or getattr(args, name) == trained[name]:
             continue
-        flag, given = "--" + name.replace("_", "-"), getattr(args, name)
+        given = getattr(args, name)
         if name == "combostoc_type" and given is None and trained[name] == default_combostoc_type(args.model):
             continue  # as it would be without the checkpoint
         if name not in typed:
             setattr(args, name, trained[name])
-            restored.append(f"{flag} {trained[name]}")
+            restored.append(as_typed(name, trained[name]))
         elif name == "model":
             raise UsageError(f"--model {given}, but checkpoint {source} holds {trained[name]}")
         else:
-            warnings.append(f"Warning: {flag} {given} instead of the checkpoint's {trained[name]}")
+            before = as_typed(name, trained[name]).removeprefix(f"--{name.replace('_', '-')} ")
+            warnings.append(f"Warning: {as_typed(name, given)} instead of the checkpoint's {before}")
     return [f"From the checkpoint: {', '.join(restored)}", *warnings] if restored else warnings
+
+
+def as_typed(name: str, value: Any) -> str:
+    """An argument as on the command line: --lr 0.001, --no-flip."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, source: str) -> None:
@@ -113,6 +124,8 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
             is_valid = convert(str(value)) == value and (action.choices is None or value in action.choices)
         except (ValueError, TypeError, argparse.ArgumentTypeError):
             is_valid = False
+        if isinstance(action, argparse.BooleanOptionalAction):
+            is_valid = isinstance(value, bool)
         if not is_valid:
             raise DataError(
                 f"checkpoint {source} was trained with {action.option_strings[0]} {value!r}, which is invalid"

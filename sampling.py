@@ -13,7 +13,7 @@ from tqdm import tqdm
 import checkpoint
 import download
 import precision
-from autoencoder import Autoencoder, load_autoencoder
+from autoencoder import Autoencoder, check_channels, load_autoencoder
 from distributed import seed_for
 from errors import DataError, UsageError
 from models import SiT
@@ -173,6 +173,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 
     trained_vae = trained.get("vae") or ("none" if config.in_channels in (1, 3) else None)
     args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
+    check_channels(args.vae, config.in_channels, name)
     autoencoder = load_autoencoder(args.vae, device, config.in_channels)
     if autoencoder.channels != config.in_channels:
         raise UsageError(

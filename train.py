@@ -32,25 +32,28 @@ import precision
 import progress
 import signals
 import wandb_utils
+from autoencoder import check_channels
 from bookkeeping import Bookkeeping
 from data import DIGITS, BatchOrder, check_same_everywhere
 from errors import DataError, UsageError, run_program
 from evaluation import report_name
 from experiment import Experiment, plain
 from feed import Data, feed, load_batches, load_images, load_latents
-from latents import is_latents
+from latents import CachedLatents, is_latents
 from models import SiT
 from monitor import Monitor, add_eval_args
 from pictures import grid, save_image, to_uint8
-from resume import check_classes, find_start, images_seen, initialize_from, restore_state
+from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
 from sampling import ImageNoise, guided
 from train_utils import (
     MODEL_NAMES,
     ModelConfig,
     Parser,
     add_bad_images_arg,
+    add_flip_arg,
     add_method_args,
     add_workers_arg,
+    allowed_bad_images,
     build_transport,
     check_readable,
     count,
@@ -63,6 +66,7 @@ from train_utils import (
     parse_transport_args,
     positive_float,
     positive_int,
+    typed_arguments,
 )
 from training import build_optimizer, compute_gradients, training_step
 from transport import ComboStocType, Sampler, Transport
@@ -80,10 +84,17 @@ def make_parser() -> Parser:
         required=True,
         help=f"folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or '{DIGITS}'",
     )
-    group.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
+    group.add_argument(
+        "--image-size", type=positive_int, default=256, help="side of the crop in pixels; cached latents bring theirs"
+    )
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
-    group.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder")
+    group.add_argument(
+        "--vae",
+        default="ema",
+        help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder; cached latents bring theirs",
+    )
     group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
+    add_flip_arg(group, "mirror half of the images, other ones in each epoch")
     add_bad_images_arg(group)
     add_workers_arg(group)
 
@@ -183,21 +194,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     process = distributed.setup(distributed.TIMEOUT)
+    latents = CachedLatents(args.data_path) if is_latents(args.data_path) else None
+    supplied = latents.supply(args, typed_arguments(parser, argv)) if latents is not None else {}
     start = find_start(args, parser, argv)
     check_arguments(args, process)
     precision.setup(args.precision)
 
     # Data and model.
-    data = load_latents(args, process) if is_latents(args.data_path) else load_images(args, process)
+    if start.source:
+        found = model_config(checkpoint.weights(start.saved, start.source), start.source)
+        check_channels(args.vae, found.in_channels, start.source)
+    data = load_images(args, process) if latents is None else load_latents(args, process, latents)
     dataset = data.dataset
     check_same_everywhere(dataset, args.data_path)
     config = ModelConfig(args.model, data.input_size, data.channels, args.num_classes, learn_sigma=True)
     if start.source:
-        found = model_config(checkpoint.weights(start.saved, start.source), start.source)
         config = replace(config, learn_sigma=found.learn_sigma)
         if found != config:
             raise UsageError(f"checkpoint {start.source} holds {found}; the arguments describe {config}")
     lines = [*start.lines, *(f"Warning: {note}" for note in dataset.notes)]
+    if from_latents := [as_typed(name, value) for name, value in supplied.items() if getattr(args, name) == value]:
+        lines.append(f"From the latents: {', '.join(from_latents)}")
     lines += check_classes(dataset.class_names, args, start)
     transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)))
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
@@ -223,7 +240,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
     order = BatchOrder(
-        len(dataset), args.global_batch_size, process.rank, process.world_size, args.global_seed, step, seen
+        len(dataset),
+        args.global_batch_size,
+        process.rank,
+        process.world_size,
+        args.global_seed,
+        step,
+        seen,
+        flip=args.flip,
     )
     total_steps = max(order.last_step(args.epochs), 0)
     total_steps = min(total_steps, args.max_steps or total_steps)
@@ -329,7 +353,8 @@ class Run:
                 for reason in unreadable.values():
                     log(f"Warning: {reason}; the next one takes its place")
                 total = len(self.data.dataset)
-                too_many = bool(unreadable) and len(self.books.unreadable) > args.max_bad_images * total
+                allowed = allowed_bad_images(total, args.max_bad_images)
+                too_many = bool(unreadable) and len(self.books.unreadable) > allowed
 
                 if due(args.log_every, step):
                     self.log_row(step, order.images(step - 1) // order.length)

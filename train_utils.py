@@ -133,8 +133,24 @@ def add_bad_images_arg(parser: argparse._ActionsContainer) -> None:
         type=unit_float,
         default=0.001,
         metavar="SHARE",
-        help="stop when more than this share of the images cannot be read; fewer are named and left out",
+        help="stop when more than this share of the images, and more than one, cannot be read; fewer are named and "
+        "left out; 0: stop at the first",
     )
+
+
+def add_flip_arg(parser: argparse._ActionsContainer, what: str) -> None:
+    """Add --flip and --no-flip."""
+    parser.add_argument(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"{what}; --no-flip where left and right matter, as in text",
+    )
+
+
+def allowed_bad_images(total: int, max_bad_images: float) -> int:
+    """How many of so many images may be unreadable: the share, but one in a small set, unless the share is 0."""
+    return max(int(max_bad_images * total), int(max_bad_images > 0))
 
 
 def check_readable(reasons: Collection[str], total: int, max_bad_images: float) -> None:
@@ -142,7 +158,7 @@ def check_readable(reasons: Collection[str], total: int, max_bad_images: float) 
     Raises:
         DataError: more images than the share allowed cannot be read.
     """
-    if len(reasons) > max_bad_images * total:
+    if len(reasons) > allowed_bad_images(total, max_bad_images):
         *_, last = reasons
         raise DataError(
             f"{len(reasons):,} of {total:,} images cannot be read, more than --max-bad-images {max_bad_images:g} "

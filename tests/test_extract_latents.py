@@ -13,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+import checkpoint
 import extract_latents
 import feed
+import latents
 import train
 from errors import DataError, UsageError
 
@@ -188,6 +190,56 @@ def test_without_sample_pictures_training_needs_no_autoencoder(whole, tiny_vae, 
     args += ["--model", "SiT-XS/2", "--global-batch-size", "8", "--num-workers", "0", "--sample-every", "0"]
     train.main([*map(str, args), "--results-dir", str(tmp_path)])
     assert (tmp_path / "SiT-XS-2-exp_tmp" / "ckpt.pt").is_file()
+
+
+def test_training_takes_image_size_and_autoencoder_from_the_latents(whole, tiny_vae, tmp_path):
+    args = ["--data-path", whole, "--num-classes", "2", "--model", "SiT-XS/2", "--global-batch-size", "8"]
+    args = [*map(str, args), "--num-workers", "0", "--results-dir", str(tmp_path)]
+    train.main([*args, "--max-steps", "1"])
+    folder = tmp_path / "SiT-XS-2-exp_tmp"
+    assert f"From the latents: --vae {tiny_vae}, --image-size 16\n" in (folder / "log.txt").read_text()
+    saved = checkpoint.load(folder / "ckpt.pt")["args"]
+    assert saved["vae"] == str(tiny_vae) and saved["image_size"] == 16
+    train.main([*args, "--max-steps", "2"])
+
+
+@pytest.mark.parametrize("flags", [["--vae", "ema"], ["--vae", "mse", "--sample-every", "0"], ["--image-size", "256"]])
+def test_a_mismatch_is_said_before_anything_is_fetched(whole, tmp_path, monkeypatch, flags):
+    monkeypatch.setattr(feed, "load_autoencoder", lambda *args: pytest.fail("loaded"))
+    args = ["--data-path", str(whole), "--num-classes", "2", "--model", "SiT-XS/2", "--results-dir", str(tmp_path)]
+    with pytest.raises(UsageError, match=r"--vae (ema|mse) is not the autoencoder of the latents|holds latents of 16"):
+        train.main([*args, "--num-workers", "0", *flags])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_autoencoder_that_is_gone_is_for_pictures_only(whole, tiny_vae, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "latents")
+    path = tmp_path / "latents" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["autoencoder"]["name"] = "gone"
+    path.write_text(json.dumps(latents.signed(manifest)))
+    args = ["--data-path", path.parent, "--num-classes", "2", "--model", "SiT-XS/2", "--global-batch-size", "8"]
+    args = [*map(str, args), "--num-workers", "0", "--max-steps", "1", "--results-dir", str(tmp_path)]
+    with pytest.raises(DataError, match=r"--vae gone is neither .*; it is for --sample-every and --eval-every only"):
+        train.main(args)
+    train.main([*args, "--sample-every", "0"])
+
+
+def test_training_without_mirroring_on_latents(whole, pictures, tiny_vae, tmp_path):
+    """With mirror images that are not used, or none; which none can be asked of."""
+    plain = tmp_path / "plain"
+    with small_shards_on_one_thread():
+        extract_latents.main(arguments(pictures, tiny_vae, plain, "--num-workers", "0", "--no-flip"))
+    losses = {}
+    for data, flags in ((whole, ["--no-flip"]), (plain, []), (whole, [])):
+        args = ["--data-path", data, "--num-classes", "2", "--model", "SiT-XS/2", "--global-batch-size", "16"]
+        args += ["--num-workers", "0", "--max-steps", "2", "--log-every", "1", "--sample-every", "0", *flags]
+        args += ["--results-dir", tmp_path, "--exp", (exp := str(len(losses)))]
+        train.main([*map(str, args)])
+        losses[exp] = [row["loss"] for row in metrics(tmp_path / f"SiT-XS-2-{exp}")]
+    assert losses["0"] == losses["1"] != losses["2"]
+    with pytest.raises(UsageError, match=r"plain holds no mirror images: give --no-flip"):
+        train.main([*map(str, args), "--data-path", str(plain), "--flip", "--exp", "x"])
 
 
 MISTAKES = [

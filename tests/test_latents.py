@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import extract_latents
 from autoencoder import draw_posterior, load_autoencoder
 from data import ImageFolder
 from errors import DataError, UsageError
-from latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges
+from latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges, signed
 
 CPU = torch.device("cpu")
 
@@ -100,11 +101,53 @@ def test_damage_is_named(folder):
         CachedLatents(folder)
 
 
+def test_latents_without_mirror_images(folder, image_folder, tiny_vae, tmp_path):
+    """Half the bytes, the same moments."""
+    args = ["--data-path", image_folder, "--out", tmp_path / "plain", "--vae", tiny_vae, "--image-size", 16]
+    extract_latents.main([*map(str, args), "--num-workers", "0", "--batch-size", "2", "--no-flip"])
+    mirrored, plain = CachedLatents(folder), CachedLatents(tmp_path / "plain")
+    assert mirrored.flip and not plain.flip and np.load(tmp_path / "plain" / "00000.npy").shape == (5, 1, 2, 4, 8, 8)
+    for index in range(12):
+        assert torch.equal(plain[index, False][0], mirrored[index, False][0])
+    with pytest.raises(UsageError, match=r"plain holds an extraction without mirror images; give another folder"):
+        extract_latents.main([*map(str, args), "--num-workers", "0"])
+
+
+def test_latents_of_an_older_version_have_mirror_images(folder):
+    """Their settings do not say so."""
+    for name in ("manifest.json", "extraction.json"):
+        content = json.loads((folder / name).read_text())
+        del content["flip"]
+        (folder / name).write_text(json.dumps(signed(content) if name == "manifest.json" else content))
+    latents = CachedLatents(folder)
+    assert latents.flip and not torch.equal(latents[0, True][0], latents[0, False][0])
+
+
+def test_latents_of_an_autoencoder_with_a_mean_for_each_channel(image_folder, tiny_vae, tmp_path):
+    shutil.copytree(tiny_vae, tmp_path / "vae")
+    config = json.loads((tmp_path / "vae" / "config.json").read_text())
+    config |= {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    args = ["--data-path", image_folder, "--out", tmp_path / "out", "--vae", tmp_path / "vae", "--image-size", 16]
+    extract_latents.main([*map(str, args), "--num-workers", "0"])
+    latents, space = CachedLatents(tmp_path / "out"), load_autoencoder(str(tmp_path / "vae"), CPU)
+    assert latents.made_by["shift"] == [0.1, 0.2, 0.3, 0.4] and len(latents.made_by["scale"]) == 4
+    image, _ = ImageFolder(image_folder, 16)[3, False]
+    torch.testing.assert_close(latents[3, False][0], space.moments(image[None])[0], rtol=1e-4, atol=1e-5)
+    latents.check_fits(16, "moved", space)
+    with pytest.raises(UsageError, match=r"--vae plain is not the autoencoder .* scale by channel"):
+        latents.check_fits(16, "plain", load_autoencoder(str(tiny_vae), CPU))
+
+
 def test_another_size_or_autoencoder_is_refused(folder, tiny_vae, tmp_path):
     space = load_autoencoder(str(tiny_vae), CPU)
     latents = CachedLatents(folder)
     latents.check_fits(16, "x", space)
     latents.check_fits(16, str(tiny_vae), None)  # by its name
+    latents.made_by |= {"name": "ema"}
+    latents.latent_shape, latents.image_size = (4, 2, 2), 16
+    latents.check_fits(16, "mse", None)  # has the encoder of ema
+    latents = CachedLatents(folder)
     with pytest.raises(UsageError, match="--vae ema is not the autoencoder"):
         latents.check_fits(16, "ema", None)
     with pytest.raises(UsageError, match=r"--image-size 32, but .*latents holds latents of 16 pixels"):

@@ -3,9 +3,11 @@ import shutil
 import pytest
 import torch
 
+import autoencoder
 import checkpoint
 import sample
 import train
+from data import ImageFolder
 from errors import DataError, UsageError
 from models import ComboStoc_models, SiT_models
 
@@ -276,3 +278,68 @@ def test_two_processes_with_other_data_are_refused(pictures, tmp_path):
     output = (tmp_path / "output").read_text()
     line = "is not the same for all processes: class 0 is class for the first, klass for process 1; do all nodes"
     assert line in output and "Traceback" not in output and not (tmp_path / NAME).exists()
+
+
+# ---- mirroring -----------------------------------------------------------------------------------------------------
+
+
+def test_mirroring_is_switched_off_and_stays_off(plain, tmp_path, monkeypatch):
+    """Also where the command that continues does not say so again; a typed one wins."""
+    mirrored = []
+    original = ImageFolder.__getitem__
+
+    def item(self, key):
+        mirrored.append(key[1])
+        return original(self, key)
+
+    monkeypatch.setattr(ImageFolder, "__getitem__", item)
+    run(*plain, "--max-steps", "3")
+    assert any(mirrored)
+    begun = str(tmp_path / NAME / "ckpt.pt")
+    for exp, flags, flip, line in (
+        ("off", ["--no-flip"], False, "Warning: --no-flip instead of the checkpoint's --flip"),
+        ("off", [], False, "From the checkpoint: --no-flip"),
+        ("on", [], True, "Continuing"),
+    ):
+        mirrored.clear()
+        steps = "4" if "--no-flip" in flags else "8"
+        run(*plain, "--ckpt", begun, "--exp", exp, "--max-steps", steps, *flags)
+        folder = tmp_path / NAME.replace("exp_tmp", exp)
+        assert any(mirrored) == flip and line in (folder / "log.txt").read_text()
+        assert checkpoint.load(folder / "ckpt.pt")["args"]["flip"] == flip
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_mirroring(plain, tmp_path):
+    run(*plain, "--max-steps", "1")
+    path = tmp_path / NAME / "ckpt.pt"
+    content = checkpoint.load(path)
+    for flip, line in ((None, None), ("yes", "was trained with --flip 'yes', which is invalid")):
+        content["args"].pop("flip", None)
+        content["args"] |= {"flip": flip} if flip else {}
+        checkpoint.save(path, content)
+        if line:
+            with pytest.raises(DataError, match=line):
+                run(*plain, "--max-steps", "3")
+        else:
+            run(*plain, "--max-steps", "2")
+            assert checkpoint.load(path)["args"]["flip"] is True
+
+
+# ---- pixels and the Hub --------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_pixels_never_goes_to_the_hub(plain, tmp_path, monkeypatch):
+    """Weights alone do not say --vae none; their channels do."""
+    monkeypatch.setattr(autoencoder, "LatentSpace", lambda *args: pytest.fail("fetched"))
+    model = ComboStoc_models["ComboStoc-XS/4"](in_channels=3, input_size=8, num_classes=1)
+    torch.save(model.state_dict(), tmp_path / "pixels.pt")
+    flags = ["--data-path", str(tmp_path / "data"), "--results-dir", str(tmp_path), "--max-steps", "1"]
+    flags += ["--image-size", "8", "--num-classes", "1", "--model", "ComboStoc-XS/4", "--global-batch-size", "4"]
+    flags += ["--num-workers", "0", "--sample-every", "0", "--ckpt", str(tmp_path / "pixels.pt")]
+    train.main(flags)
+    assert "From the checkpoint: --vae none" in (tmp_path / NAME / "log.txt").read_text()
+    with pytest.raises(UsageError, match=r"--vae ema has 4 channels, the model of checkpoint .*pixels\.pt 3"):
+        train.main([*flags, "--vae", "ema", "--exp", "x"])
+    for vae in ("ema", "mse"):
+        with pytest.raises(UsageError, match=rf"--vae {vae} has 4 channels, the model of checkpoint .*pixels\.pt 3"):
+            sample.main(["ODE", "--ckpt", str(tmp_path / "pixels.pt"), "--vae", vae])

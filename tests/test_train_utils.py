@@ -11,6 +11,7 @@ from train_utils import (
     Parser,
     build_sampler,
     build_transport,
+    check_readable,
     latent_size,
     load_weights,
     model_config,
@@ -97,6 +98,15 @@ def test_weights_that_do_not_fit_are_named():
         load_weights(model, state | {"extra": torch.ones(1)}, "x.pt")
     with pytest.raises(DataError, match=r"pos_embed of shape \(1, 4, 96\), the model \(1, 16, 96\)"):
         load_weights(model, state | {"pos_embed": torch.zeros(1, 4, 96)}, "x.pt")
+
+
+def test_one_bad_image_is_allowed_in_a_small_set():
+    """0.001 of 500 is none, and would end every run at the first; 0 is meant."""
+    for total, share, allowed in ((500, 0.001, 1), (5, 0.001, 1), (5000, 0.001, 5), (40, 0.1, 4), (500, 0, 0)):
+        bad = ["a.png cannot be read"] * (allowed + 1)
+        check_readable(bad[1:], total, share)
+        with pytest.raises(DataError, match=rf"^{allowed + 1} of {total:,} images cannot be read, more than --max-bad"):
+            check_readable(bad, total, share)
 
 
 def test_image_sizes():
