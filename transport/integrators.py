@@ -35,17 +35,36 @@ def integrate_ode(
         method: one of `FIXED_STEP_METHODS` or `ADAPTIVE_METHODS`.
         num_steps: number of time points, both ends included: num_steps - 1 steps of a fixed-step method.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
+
+    Raises:
+        FloatingPointError: an adaptive method found no step small enough, as where the field is not finite.
     """
     grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=state[0].dtype)
     options: dict[str, Any] = {}
     if method in FIXED_STEP_METHODS:
         options["grid_constructor"] = lambda func, y0, t: grid
-    elif method != "dopri5":
-        options["step_t"] = grid[-1:]  # land on the end; dopri5 interpolates to it, as the predecessors' numbers do
+    else:
+        options["step_t"] = grid[-1:]  # land on the end, where torchdiffeq would step past it and interpolate back
     if method == "explicit_adams":
         options["max_order"] = 4  # torchdiffeq's 12 is unstable at the step sizes in use
     outputs = grid if trajectory else grid[[0, -1]]
-    solution = odeint(field, state, outputs, method=method, atol=atol, rtol=rtol, options=options)
+    low, high = min(t0, t1), max(t0, t1)
+    now = grid[0]
+
+    def inside(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal now
+        now = t.clamp(low, high)  # an adaptive method may try its first step beyond the end
+        return field(now, state)
+
+    try:
+        solution = odeint(inside, state, outputs, method=method, atol=atol, rtol=rtol, options=options)
+    except AssertionError as error:  # how torchdiffeq says so
+        if not str(error).startswith(("underflow in dt", "non-finite values")):
+            raise
+        raise FloatingPointError(
+            f"{method} cannot take its step to t = {float(now):.4g}: the model's output on the way is not finite, or "
+            "changes too fast"
+        ) from None
     points = range(num_steps) if trajectory else [-1]
     return [tuple(component[k] for component in solution) for k in points]
 
