@@ -184,7 +184,7 @@ def build_page(studio: Studio) -> Any:
                 lambda n, total: progress((n, total), unit="model evaluations"),
             )
             return sheet, "; ".join(said)
-        except (UsageError, DataError) as error:
+        except (UsageError, DataError, FloatingPointError) as error:
             return gr.skip(), in_words(error, values[reference])
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:

@@ -93,6 +93,8 @@ def run_program(main: Callable[[], None]) -> None:
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename else own_words(error)
             sys.exit(report(name, what, 1))
+        except FloatingPointError as error:  # what was computed is not finite
+            sys.exit(report(name, own_words(error), 1))
         except (RuntimeError, MemoryError) as error:
             if not (line := explain(error, name)):
                 raise

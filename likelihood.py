@@ -79,7 +79,11 @@ def bits_per_dim(logp: Tensor, dimensions: int, offset: float = 0.0) -> Tensor:
 def score(
     args: argparse.Namespace, network: Network, process: distributed.Process, *, seed: int, batch_size: int
 ) -> None:
-    """Print the mean bits per dimension of the images of --data-path, with its standard error."""
+    """Print the mean bits per dimension of the images of --data-path, with its standard error.
+
+    Raises:
+        FloatingPointError: a likelihood is not finite.
+    """
     dataset = images_of(args, network)
     check_same_everywhere(dataset, args.data_path)
     mine = range(process.rank, len(dataset), process.world_size)
@@ -93,6 +97,12 @@ def score(
         probe = (noise.rand_like(x) < 0.5).to(x.dtype) * 2 - 1
         logp, _ = build_sampler(args, network.transport, probe=probe)(x, network.model, y=y)
         bits = bits_per_dim(logp, x[0].numel(), offset).double().cpu()
+        if not bits.isfinite().all():
+            bad = int((~bits.isfinite()).sum())
+            raise FloatingPointError(
+                f"the likelihoods of {bad} of {len(bits)} images are not finite: the model's weights are not, or the "
+                "solver diverges with these settings"
+            )
         total += torch.stack([torch.tensor(float(len(bits))), bits.sum(), bits.square().sum()])
     count, first, second = distributed.sum_over_processes(total.to(process.device)).tolist()
     mean = first / count

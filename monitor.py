@@ -108,7 +108,11 @@ class Monitor:
     def samples(
         self, model: SiT, transport: Transport, autoencoder: Autoencoder, stop: Callable[[], bool]
     ) -> Iterator[Batch]:
-        """This process's share of the samples, until all processes are asked to stop."""
+        """This process's share of the samples, until all processes are asked to stop.
+
+        Raises:
+            FloatingPointError: in all processes, if samples of any are not finite.
+        """
         args, process, data = self.args, self.process, self.data
         field = guided(model, 1.0, precision_name=args.precision)
         classes = len(data.dataset.class_names)
@@ -117,16 +121,23 @@ class Monitor:
                 return
             in_round = range(start, min(start + args.global_batch_size, args.eval_samples))
             indices = in_round[process.rank :: process.world_size]
-            if not indices:
-                continue
-            noise = ImageNoise(args.global_seed, indices)
-            noise.labels(classes)  # drawn first by sample_ddp.py
-            y = torch.tensor([i % classes for i in indices], device=process.device)
-            z = noise.randn((data.channels, data.input_size, data.input_size), process.device)
-            sample = Sampler(transport).sample_sde(
-                diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
-            )
-            yield indices, as_bytes(autoencoder.decode(sample(z, field, y=y)[-1]))
+            trouble = ""
+            if indices:
+                noise = ImageNoise(args.global_seed, indices)
+                noise.labels(classes)  # drawn first by sample_ddp.py
+                y = torch.tensor([i % classes for i in indices], device=process.device)
+                z = noise.randn((data.channels, data.input_size, data.input_size), process.device)
+                sample = Sampler(transport).sample_sde(
+                    diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
+                )
+                try:
+                    images = as_bytes(autoencoder.decode(sample(z, field, y=y)[-1]))
+                except FloatingPointError as error:
+                    trouble = str(error)
+            if any(found := distributed.gather(trouble)):
+                raise FloatingPointError(next(filter(None, found)))
+            if indices:
+                yield indices, images
 
     def about(self, step: int) -> dict[str, Any]:
         """What the numbers of a step are of, for evaluations.csv."""
@@ -140,6 +151,9 @@ class Monitor:
 
         Args:
             stop: asked between batches, in all processes at the same time, and answered alike in all.
+
+        Raises:
+            FloatingPointError: in all processes, if samples of any are not finite.
         """
         autoencoder = self.data.autoencoder
         assert autoencoder is not None

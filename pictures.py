@@ -18,7 +18,11 @@ MIN_TILE = 64  # smaller pictures are enlarged by whole factors, so that a pixel
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, 1 or 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8, clamp(127.5 x + 128, 0, 255); grey becomes three channels."""
+    """(N, 1 or 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8, clamp(127.5 x + 128, 0, 255); grey becomes three channels.
+
+    Raises:
+        FloatingPointError: a picture is not finite; as bytes it would be black.
+    """
     return to_uint8_later(images)()
 
 
@@ -26,6 +30,7 @@ def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
     """`to_uint8` without waiting for a GPU now: the function returned waits, and may do so in another thread."""
     pixels = torch.clamp(127.5 * images + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
     pixels = pixels.to("cpu", non_blocking=True)
+    finite = images.isfinite().flatten(1).all(1).to("cpu", non_blocking=True)
     arrived = torch.cuda.Event() if images.is_cuda else None
     if arrived is not None:
         arrived.record()
@@ -33,6 +38,12 @@ def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
     def wait() -> np.ndarray:
         if arrived is not None:
             arrived.synchronize()
+        if not finite.all():
+            bad = int((~finite).sum())
+            raise FloatingPointError(
+                f"{bad} of {len(finite)} pictures are not finite: the model's weights are not, or the sampler diverges "
+                "with these settings"
+            )
         return pixels.expand(-1, -1, -1, 3).numpy()
 
     return wait

@@ -176,6 +176,11 @@ def reverse(args: argparse.Namespace, network: Network) -> None:
         model = with_progress(guided_by(args, network), bar)
         z = build_sampler(args, network.transport, reverse=True)(latents, model, y=y)[-1]
         back = build_sampler(args, network.transport)(z, model, y=y)[-1]
+    if not z.isfinite().all():
+        raise FloatingPointError(
+            "the noise of the images is not finite: the model's weights are not, or the solver diverges with these "
+            "settings"
+        )
     rows = np.concatenate([to_uint8(images), to_uint8(network.autoencoder.decode(back))])
     save_image(grid(rows, columns=len(images)), args.out)
     noise_file = args.out.with_suffix(".noise.npy")

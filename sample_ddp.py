@@ -14,6 +14,7 @@ the labels, and the .json beside it says what made it: checkpoint, settings, mod
 import argparse
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,7 +77,13 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
     """Draw what is missing into a folder of its own, then pack it, with a manifest beside it."""
     folder = Path(distributed.from_main(lambda: str(make_folder(args, network))))
     start_time = time.time()
-    work = distributed.sum_over_processes(sample_images(args, network, folder, process).to(process.device))
+    try:
+        drawn_here = sample_images(args, network, folder, process)
+    except FloatingPointError:
+        if process.is_main and not any(folder.glob("*.png")):
+            shutil.rmtree(folder)  # nothing was drawn
+        raise
+    work = distributed.sum_over_processes(drawn_here.to(process.device))
     distributed.barrier()  # all pictures are there
     if process.is_main:
         for left in folder.glob("*.tmp"):

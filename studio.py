@@ -139,6 +139,7 @@ class Studio:
 
         Raises:
             UsageError, DataError: it cannot be done.
+            FloatingPointError: the samples are not finite.
         """
 
         def count(n: int, total: int | None) -> None:

@@ -415,7 +415,10 @@ class Run:
             self.experiment.save(content, rolling=rolling, kept=kept, kept_format=self.args.ckpt_format)
 
     def draw_preview(self, step: int) -> None:
-        """A grid of samples of the averaged weights by the default ODE, from the same noise every time."""
+        """A grid of samples of the averaged weights by the default ODE, from the same noise every time.
+
+        What cannot be sampled is a warning: training may mend it.
+        """
         config, class_names, autoencoder = self.config, self.data.dataset.class_names, self.data.autoencoder
         assert autoencoder is not None
         device, path = self.process.device, self.experiment.picture(step)
@@ -425,8 +428,12 @@ class Run:
         labels = spread if len(class_names) > PREVIEW_IMAGES else [k % len(class_names) for k in range(PREVIEW_IMAGES)]
         y = torch.tensor(labels, device=device)
         model = guided(self.ema, self.args.cfg_scale, precision_name=self.args.precision)
-        x = Sampler(self.transport).sample_ode()(z, model, y=y)[-1]
-        picture = grid(to_uint8(autoencoder.decode(x)), [class_names[k] for k in labels])
+        try:
+            pixels = to_uint8(autoencoder.decode(Sampler(self.transport).sample_ode()(z, model, y=y)[-1]))
+        except FloatingPointError as error:
+            self.experiment.logger.info(f"Warning: no sample picture at step {step}: {error}")
+            return
+        picture = grid(pixels, [class_names[k] for k in labels])
         save_image(picture, path)
         self.experiment.logger.info(f"Saved {path}")
         if self.args.wandb:
@@ -435,12 +442,17 @@ class Run:
     def evaluate(self, step: int, request: signals.StopRequest) -> None:
         """Numbers of the averaged weights, in log.txt, evaluations.csv and Weights & Biases.
 
-        A signal ends it without numbers; the run that continues begins with it.
+        A signal ends it without numbers; the run that continues begins with it. Samples that are not finite are a
+        warning in place of numbers.
         """
         assert self.monitor is not None
         start_time = time.monotonic()
         stop = lambda: bool(distributed.greatest([request.signum])[0])  # noqa: E731
-        results = self.monitor.evaluate(self.ema, self.transport, stop)
+        try:
+            results = self.monitor.evaluate(self.ema, self.transport, stop)
+        except FloatingPointError as error:  # in all processes
+            self.experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
+            results = {}
         seconds = time.monotonic() - start_time
         self.books.window.pause(seconds)
         if results:

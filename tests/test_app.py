@@ -149,6 +149,15 @@ def test_evaluations_are_told_and_the_sheet_is_of_the_samples(files):
     assert not (samples[0][4:] == samples[1][4:]).all()
 
 
+def test_samples_that_are_not_finite_are_not_shown(files, tmp_path):
+    content = torch.load(files / "ckpt.pt", weights_only=True)
+    content["ema"]["final_layer.linear.bias"] += torch.nan
+    torch.save(content, tmp_path / "nan.pt")
+    for sampler, says in (("ODE dopri5", "cannot take its step"), ("SDE Euler", "not finite")):
+        with pytest.raises(FloatingPointError, match=says):
+            studio_of(tmp_path / "nan.pt").generate(choices(files / "digit.png", [], sampler=sampler), lambda *_: None)
+
+
 def test_a_model_with_one_time_says_so(files, random_checkpoint):
     painted = layer(((0, 0, SIDE, SIDE // 2 - 1), 1.0))
     with pytest.raises(UsageError, match="SiT-XS/4 has one time for all of a picture"):

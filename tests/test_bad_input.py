@@ -37,6 +37,7 @@ def files(tmp_path_factory):
     (root / "hollow" / "class").mkdir(parents=True)
     (root / "few" / "class").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "few" / "class" / "a.png")
+    nan = root / "nan.pt"
     good = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
     torch.save(good, root / "good.pt")
     torch.save(SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict(), root / "sit.pt")
@@ -47,6 +48,7 @@ def files(tmp_path_factory):
     torch.save({"ema": good, "args": {"model": "ComboStoc-XS/4", "combostoc_type": "UNSYNC_ALL"}}, root / "args.pt")
     torch.save({k: v for k, v in good.items() if "fc1" not in k}, root / "partial.pt")
     (root / "truncated.pt").write_bytes((root / "good.pt").read_bytes()[:5000])
+    torch.save(good | {"final_layer.linear.bias": torch.full_like(good["final_layer.linear.bias"], torch.nan)}, nan)
     return root
 
 
@@ -165,6 +167,43 @@ CASES = [
     ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
     ("sample_ddp", "SDE --ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
     ("sample_ddp", "SDE --ckpt {f}/good.pt --last-step-size 1", 2, "last step size must lie in"),
+    # no black pictures
+    ("sample", "ODE --ckpt {f}/nan.pt", 1, "dopri5 cannot take its step .* not finite"),
+    ("sample", "SDE --ckpt {f}/nan.pt --num-sampling-steps 3", 1, "40 of 40 pictures are not finite"),
+    ("sample", "ODE --ckpt {f}/nan.pt --reference {f}/flat/a.png --preserve 0.5", 1, "dopri5 cannot take its step"),
+    (
+        "sample",
+        "SDE --ckpt {f}/nan.pt --num-sampling-steps 3 --reference {f}/flat/a.png --preserve 0.5",
+        1,
+        "4 of 4 pictures are not finite",
+    ),
+    ("sample", "ODE --ckpt {f}/nan.pt --likelihood --data-path {f}/flat", 1, "dopri5 cannot take its step"),
+    (
+        "sample",
+        "ODE --ckpt {f}/nan.pt --likelihood --data-path {f}/flat --sampling-method euler --num-sampling-steps 3",
+        1,
+        "likelihoods of 1 of 1 images are not finite",
+    ),
+    ("sample", "ODE --ckpt {f}/nan.pt --reverse --data-path {f}/flat", 1, "dopri5 cannot take its step"),
+    (
+        "sample",
+        "ODE --ckpt {f}/nan.pt --reverse --data-path {f}/flat --sampling-method euler --num-sampling-steps 3",
+        1,
+        "noise of the images is not finite",
+    ),
+    ("sample_ddp", "ODE --ckpt {f}/nan.pt --sample-dir .", 1, "dopri5 cannot take its step"),
+    (
+        "sample_ddp",
+        "SDE --ckpt {f}/nan.pt --num-sampling-steps 3 --num-fid-samples 6 --sample-dir .",
+        1,
+        "of . pictures are not finite",
+    ),
+    (
+        "sample_ddp",
+        "ODE --ckpt {f}/nan.pt --likelihood --data-path {f}/flat --sampling-method heun2 --num-sampling-steps 3",
+        1,
+        "likelihoods of 1 of 1 images are not finite",
+    ),
 ]
 
 
@@ -184,6 +223,14 @@ def test_one_line_and_nothing_left(program, arguments, code, line, files, tmp_pa
     assert message.count("\n") == 1 and message.startswith(f"{program}.py"), message
     assert re.search(line, message), message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_end_alike_where_samples_are_not_finite(files, tmp_path):
+    args = ["SDE", "--ckpt", str(files / "nan.pt"), "--num-sampling-steps", "3", "--num-fid-samples", "16"]
+    args += ["--sample-dir", str(tmp_path / "samples")]
+    assert launch(args, tmp_path / "output", world_size=2, program="sample_ddp") == [1, 1]
+    assert "4 of 4 pictures are not finite" in (tmp_path / "output").read_text()
+    assert not list((tmp_path / "samples").rglob("*.png")) and not list((tmp_path / "samples").rglob("*.npz"))
 
 
 def test_the_same_from_a_shell(files, tmp_path):

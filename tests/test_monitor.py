@@ -13,6 +13,7 @@ import evaluate
 import sample_ddp
 import train
 from image_sets import open_images
+from models import ComboStoc_models
 
 from .conftest import DIGITS_ARGS
 from .faults import Fault, launch
@@ -97,6 +98,24 @@ def test_a_signal_ends_an_evaluation_which_the_run_that_continues_makes_up_for(t
     shutil.copy(folder / "ckpt-previous.pt", folder / "ckpt.pt")  # as if it had been killed at once
     assert launch(args, tmp_path / "log", world_size=2) == [0, 0], (tmp_path / "log").read_text()
     assert [row["step"] for row in rows(folder)] == ["2", "4"]
+
+
+def test_samples_that_are_not_finite_are_warnings_and_training_goes_on(tmp_path, reference):
+    """In both processes, where those of one are not; the preview of the first, too."""
+    torch.manual_seed(0)
+    model = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10)
+    model.y_embedder.embedding_table.weight.data[1] = torch.nan  # the class of the second process's first sample
+    torch.save(model.state_dict(), tmp_path / "nan.pt")
+    args = [*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", "2", *EVALUATED, "--sample-every", "1"]
+    args += ["--eval-every", "1", "--eval-reference", str(reference), "--init-from", str(tmp_path / "nan.pt")]
+    assert launch(args, tmp_path / "log", world_size=2) == [0, 0], (tmp_path / "log").read_text()
+    folder = tmp_path / "ComboStoc-XS-4-exp_tmp"
+    log = (folder / "log.txt").read_text()
+    for step in (1, 2):
+        assert f"Warning: no evaluation at step {step}: " in log
+        assert f"Warning: no sample picture at step {step}: dopri5 cannot take its step" in log
+    assert log.count("pictures are not finite") == 2 and "Done" in log
+    assert not (folder / "evaluations.csv").exists() and not list((folder / "samples").iterdir())
 
 
 def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image_folder, monkeypatch):

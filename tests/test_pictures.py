@@ -20,6 +20,14 @@ def test_to_uint8_rounds_as_the_predecessors_do():
     assert to_uint8(torch.zeros(2, 3, 4, 5)).shape == (2, 4, 5, 3)
 
 
+def test_what_is_not_finite_is_no_picture():
+    images = torch.zeros(3, 1, 4, 4)
+    for value in (torch.nan, torch.inf):
+        images[1, 0, 2, 2] = value
+        with pytest.raises(FloatingPointError, match="^1 of 3 pictures are not finite"):
+            to_uint8(images)
+
+
 def test_grid_holds_every_picture_enlarged_by_whole_factors():
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     picture = np.asarray(grid(images, [str(k) for k in range(5)], columns=3))

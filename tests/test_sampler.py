@@ -89,6 +89,26 @@ def test_every_sde_setting_has_the_right_moments(path, prediction, method, form)
         assert abs(sd / expected_sd - 1) < 0.03, (settings, eps, sd, expected_sd)
 
 
+@pytest.mark.parametrize(
+    ("path", "form", "last_step", "size", "left"),
+    [
+        ("Linear", "sigma", "Mean", 0.04, (0.97, 0.77)),
+        ("Linear", "constant", "Mean", 0.04, (0.54, 3.23)),
+        ("VP", "SBDM", "Mean", 0.04, (0.76, 0.35)),
+        ("Linear", "constant", "Mean", 0.01, (0.90, 0.01)),
+        ("Linear", "constant", "Euler", 0.04, (1.00, 1.02)),
+    ],
+)
+def test_what_a_last_step_leaves_of_a_narrow_mode(path, form, last_step, size, left):
+    """README's figures, for modes of standard deviation 0.3 and 0.1."""
+    settings = {"diffusion_form": form, "last_step": last_step, "last_step_size": size, "num_steps": 250}
+    for sd, expected in zip((0.3, 0.1), left, strict=True):
+        transport = create_transport(path)
+        model = GaussianModel(transport.path_sampler, "velocity", MU, sd)
+        _, spread = exact_moments_of_the_scheme(transport, model, sampling_method="Euler", **settings)
+        assert round(spread / sd, 2) == expected
+
+
 def after_last_step(transport, last_step, size, form):
     """Mean and spread of the marginal at 1 - size after one last step, from its formula."""
     path = transport.path_sampler

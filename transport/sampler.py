@@ -35,7 +35,11 @@ class SampleFn:
         self.nfe = 0
 
     def __call__(self, z: Tensor, model: Model, **model_kwargs: Any) -> Sequence[Tensor]:
-        """Start from z (N, ...) and return a sequence that ends in the sample, of z's shape."""
+        """Start from z (N, ...) and return a sequence that ends in the sample, of z's shape.
+
+        Raises:
+            FloatingPointError: an adaptive solver cannot go on, see `integrate_ode`.
+        """
         self.nfe = 0
         state = z.to(torch.promote_types(z.dtype, torch.float32))
 
