@@ -14,6 +14,7 @@ from torch import Tensor
 
 import precision
 from errors import DataError, UsageError, first_line
+from files import other_than_weights
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 Factor = float | list[float]  # for all channels, or for each one
@@ -105,8 +106,9 @@ class LatentSpace:
             self.vae = AutoencoderKL.from_pretrained(source).to(device).eval().requires_grad_(False)
             self.factor, self.channels, self.scale, self.shift = layout_of(self.vae.config)
         except Exception as error:  # diffusers and the Hub raise many kinds
-            advice = " (without network, give --vae a diffusers folder or none)" if source in PUBLISHED.values() else ""
-            raise DataError(f"autoencoder {source} could not be loaded: {first_line(error)}{advice}") from error
+            advice = " (without network, give --vae a diffusers folder of it)" if source in PUBLISHED.values() else ""
+            reason = weights_that_are_none(Path(source)) or first_line(error)
+            raise DataError(f"autoencoder {source} could not be loaded: {reason}{advice}") from error
         self.encode_precision = "tf32"
 
     @torch.no_grad()
@@ -150,6 +152,14 @@ def broadcast(factor: Factor, latents: Tensor) -> float | Tensor:
 
 
 Autoencoder = PixelSpace | LatentSpace
+
+
+def weights_that_are_none(folder: Path) -> str | None:
+    """What a diffusers folder has in place of weights, as a clone without Git LFS has; None where that is not it."""
+    for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
+        if what := other_than_weights(path):
+            return f"{path.name} is {what}"
+    return None
 
 
 def draw_posterior(moments: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,18 @@ from typing import Any
 import torch
 
 from errors import DataError, first_line
-from files import replacing
+from files import is_safetensors, other_than_weights, replacing
 
 StateDict = dict[str, torch.Tensor]
 EXPORTED = ("step", "args", "class_names")
 READERS = 4  # threads that compare checksums
+SUFFIXES = (".pt", ".safetensors", ".pth", ".ckpt", ".bin")
+
+# Others' files hold a model under keys and prefixes of their programs. Where this tensor is, a model is.
+MARKER = "x_embedder.proj.weight"
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # of torch, anywhere in a key
+AVERAGE = re.compile(r"(^|[._])(ema\d*|averaged?|avg|swa|shadow)[._]", re.IGNORECASE)  # in where a model is: model_ema.module.
+MAX_DEPTH = 4  # of dicts in dicts
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -121,21 +129,27 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
         DataError: the file is missing, truncated, damaged, or holds anything but tensors and plain values.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"checkpoint {path} is a folder; {file_in(path)}")
     if not path.is_file():
         raise DataError(f"checkpoint {path} does not exist")
     try:
-        content = load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path, verify)
+        content = load_safetensors(path) if is_safetensors(path) else load_pickle(path, verify)
     except DataError:
         raise
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         if isinstance(error, OSError) and error.filename:
             raise  # it cannot be opened
         reason = first_line(error)
-        if "GLOBAL" in str(error) or "global" in str(error):
-            reason = "it holds Python objects, which are not loaded"
+        if what := other_than_weights(path):
+            reason = f"it is {what}"
+        elif "GLOBAL" in str(error) or "global" in str(error):
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            named = f" ({found[1]})" if found else ""
+            reason = f"it holds Python objects{named}, which are not loaded; save its state dicts alone"
         elif isinstance(error, pickle.UnpicklingError):
             reason = "its pickle is damaged"
-        elif path.suffix != ".safetensors" and not zipfile.is_zipfile(path):
+        elif not is_safetensors(path) and not zipfile.is_zipfile(path):
             reason = "it is truncated or no PyTorch checkpoint"
         raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
@@ -144,14 +158,24 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
     return content
 
 
+def file_in(folder: Path) -> str:
+    """Which file of a folder is likely to be meant, as advice."""
+    inside = [p for p in (folder / "ckpt.pt", folder / "model.safetensors") if p.is_file()]
+    for pattern in ("checkpoints/*", "*"):
+        inside += sorted((p for p in folder.glob(pattern) if p.suffix in SUFFIXES), reverse=True)
+    return f"give a file in it, such as {inside[0]}" if inside else f"and holds no {' or '.join(SUFFIXES)}"
+
+
 def load_pickle(path: Path, verify: bool) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip and verify:
         check_crc(path)
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+    mapped = is_zip and path.suffix != ".safetensors"  # by which torch would go
+    allowed = torch.serialization.safe_globals([argparse.Namespace])
+    with allowed, warnings.catch_warnings(), open(path, "rb") as file:
         warnings.simplefilter("ignore")  # about what a damaged pickle has in it
         # mapped, not read: eight processes that resume XL/2 would each hold 11 GB otherwise
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def check_crc(path: Path) -> None:
@@ -192,8 +216,8 @@ def check_layout(content: dict[str, Any], path: Path) -> None:
         return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
 
     kinds: dict[str, Callable[[Any], bool]] = {
-        "model": lambda v: isinstance(v, dict),
-        "ema": lambda v: isinstance(v, dict),
+        "model": lambda v: isinstance(v, dict | str | None),  # the name, in others' files
+        "ema": lambda v: isinstance(v, dict | None),
         "opt": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict),
         "step": lambda v: type(v) is int and is_count(v),
         "args": lambda v: isinstance(v, dict | argparse.Namespace),
@@ -212,14 +236,54 @@ def check_layout(content: dict[str, Any], path: Path) -> None:
 def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> StateDict:
     """The EMA weights of a training checkpoint, or the file's only weights.
 
+    Others' files are searched for a model, which may be in dicts in dicts (`state_dict`, `ema_state_dict`) and under
+    the prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, `ema_model.`); what is not under its prefix, another
+    network's tensors for instance, is left out.
+
+    Args:
+        prefer: "ema", the average, or "model", what is trained; the other one is taken where there is just that.
+
     Raises:
-        DataError: there are none.
+        DataError: there are none, or several of a kind.
     """
     other = "model" if prefer == "ema" else "ema"
-    state = checkpoint.get(prefer, checkpoint.get(other, checkpoint))
-    if not isinstance(state, dict) or not state or not all(type(k) is str and is_weight(v) for k, v in state.items()):
-        raise DataError(f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors)")
+    own = [checkpoint[name] for name in (prefer, other) if isinstance(checkpoint.get(name), dict)]
+    is_ours = isinstance(checkpoint.get(prefer), dict)
+    found = list(models_in(own[0] if is_ours else checkpoint))
+    averages, plain = (([f for f in found if bool(AVERAGE.search(f[0])) is average]) for average in (True, False))
+    chosen = (averages or plain) if prefer == "ema" else (plain or averages)
+    outermost = min((where.count(".") for where, _ in chosen), default=0)
+    chosen = [(where, state) for where, state in chosen if where.count(".") == outermost]
+    if len(chosen) > 1:
+        names = ", ".join(where.rstrip(".") or "the outermost" for where, _ in chosen)
+        raise DataError(f"checkpoint {source} holds several models ({names}): save one of them to a file of its own")
+    state = chosen[0][1] if chosen else own[0] if own else checkpoint
+    if not state or not all(type(k) is str and is_weight(v) for k, v in state.items()):
+        names = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
+        raise DataError(
+            f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors; it holds {names})"
+        )
     return state
+
+
+def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
+    """Each model in dicts of tensors: keys and prefix that lead to it, each with a dot behind, and its tensors."""
+    tensors = {}
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, torch.Tensor):
+            plain = WRAPPERS.sub("", key)
+            tensors[key if plain in content else plain] = value
+    prefixes = [key.removesuffix(MARKER) for key in tensors if f".{key}".endswith(f".{MARKER}")]
+    parts: dict[str, StateDict] = {prefix: {} for prefix in prefixes}
+    for key, value in tensors.items():
+        if inside := [prefix for prefix in prefixes if key.startswith(prefix)]:
+            prefix = max(inside, key=len)
+            parts[prefix][key.removeprefix(prefix)] = value
+    for prefix, state in parts.items():
+        yield where + prefix, state
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, dict) and depth < MAX_DEPTH:
+            yield from models_in(value, f"{where}{key}.", depth + 1)
 
 
 def is_weight(value: Any) -> bool:

@@ -19,6 +19,7 @@ import distributed
 import progress
 from distributed import seed_for
 from errors import DataError
+from files import describe
 from images import MAX_PIXELS, UnreadableImage, read_image
 from listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
 
@@ -125,6 +126,9 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         class_names: list[str] | None = None,
     ) -> None:
         root = Path(root)
+        if root.is_file():
+            what = describe(root)
+            raise DataError(f"data folder {root} is a file{f', {what}' if what else ''}; a folder of images is needed")
         if not root.is_dir():
             raise DataError(f"data folder {root} does not exist (or give '{DIGITS}', the embedded set)")
         is_class = {entry: is_folder(entry) for entry in entries(root)}

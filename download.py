@@ -31,6 +31,8 @@ def locate(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise DataError(f"checkpoint {name} is a folder; {checkpoint.file_in(path)}")
     if name.startswith("hf://"):
         owner, _, rest = name.removeprefix("hf://").partition("/")
         repo, _, file = rest.partition("/")

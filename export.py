@@ -12,10 +12,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 import checkpoint
 import download
 from errors import DataError, UsageError, run_program
-from train_utils import Parser, model_config
+from train_utils import Parser, check_weights, model_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = checkpoint.load(path)
     weights = checkpoint.weights(content, args.ckpt)
     config = model_config(weights, args.ckpt)
+    with torch.device("meta"):  # without memory
+        check_weights(config.build(), weights, args.ckpt)
     if args.out.suffix == ".pt":
         checkpoint.save(args.out, {name: tensor.clone() for name, tensor in weights.items()})
     else:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import DataError, UsageError, first_line
+from files import other_than_weights
 
 DIMENSIONS = {"inception": 2048, "efficientnet-lite0": 1280}  # D below
 EXTRACTORS = tuple(DIMENSIONS)
@@ -75,7 +76,9 @@ def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], 
             if source == URL_INCEPTION_V3
             else ""
         )
-        raise DataError(f"weights of inception from {source} cannot be used: {first_line(error)}{hint}") from None
+        what = other_than_weights(weights) if weights is not None and weights.is_file() else None
+        reason = f"it is {what}" if what else first_line(error)
+        raise DataError(f"weights of inception from {source} cannot be used: {reason}{hint}") from None
     model.to(device)
     kept: list[Tensor] = []
     model.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: kept.append(output[:, :7]))

@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all, and their checksums."""
+"""Files that are there whole or not at all, their checksums, and what a file is when it is not what was expected."""
 
 import hashlib
 import os
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,3 +55,76 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+# ---- what a file is ------------------------------------------------------------------------------------------------
+
+PYTORCH, SAFETENSORS = "a PyTorch checkpoint", "a .safetensors file"
+MAGIC = (
+    (b"\x1f\x8b", "a gzip archive: unpack it"),
+    (b"BZh", "a bzip2 archive: unpack it"),
+    (b"\xfd7zXZ\x00", "an xz archive: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive: unpack it"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it"),
+    (b"Rar!", "a rar archive: unpack it"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"%PDF", "a PDF"),
+)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as a .safetensors file does, with the length of its header in JSON."""
+    with open(path, "rb") as file:
+        length, brace = file.read(8), file.read(1)
+    return brace == b"{" and int.from_bytes(length, "little") < path.stat().st_size
+
+
+def describe(path: Path) -> str | None:
+    """What a file is by its content, in words that say what to do with it; None where that is not known."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself: fetch that with git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "a web page, not a file that was downloaded: look at it in a browser"
+    if head.startswith(b"PK"):
+        return describe_zip(path)
+    for magic, what in MAGIC:
+        if head.startswith(magic):
+            return what
+    if head[257:262] == b"ustar" and tarfile.is_tarfile(path):
+        return "a tar archive: unpack it"
+    if is_safetensors(path):
+        return SAFETENSORS
+    if head.isascii() and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+        return f"text that begins with {head[:40].decode().splitlines()[0]!r}"
+    return None
+
+
+def other_than_weights(path: Path) -> str | None:
+    """`describe` of a file that cannot be read as weights; None where it may well be some, and damaged."""
+    what = describe(path)
+    return None if what in (PYTORCH, SAFETENSORS) else what
+
+
+def describe_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return "a damaged zip archive"
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner:
+        return "a TorchScript archive, which holds code"
+    if "data.pkl" in inner:
+        return PYTORCH
+    if names and all(name.endswith(".npy") for name in names):
+        return "a NumPy .npz file"
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"a zip archive of {shown or 'nothing'}: unpack it"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data import DIGITS, Digits, load_image
 from errors import DataError
+from files import describe
 from images import read_image
 from listing import image_files
 from pictures import to_uint8
@@ -160,9 +161,13 @@ def array_names(path: Path) -> set[str]:
         raise DataError(f"{path} does not exist; an .npz, a folder of images or '{DIGITS}' is needed")
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
+            names = archive.namelist()
     except DAMAGE as error:
-        raise DataError(f"{path} is no .npz file: {error}") from None
+        what = describe(path)
+        raise DataError(f"{path} is no .npz file{f' but {what}' if what else f': {error}'}") from None
+    if not all(name.endswith(".npy") for name in names):
+        raise DataError(f"{path} is no .npz file but {describe(path)}")
+    return {name.removesuffix(".npy") for name in names}
 
 
 def open_array(path: Path, name: str) -> IO[bytes]:
@@ -173,7 +178,8 @@ def open_array(path: Path, name: str) -> IO[bytes]:
     """
     names = array_names(path)
     if name not in names:
-        raise DataError(f"{path} has no {name}; it holds {', '.join(sorted(names)) or 'nothing'}")
+        shown = sorted(names)[:8] + ["..."] * (len(names) > 8)
+        raise DataError(f"{path} has no {name}; it holds {', '.join(shown) or 'nothing'}")
     try:
         return zipfile.ZipFile(path).open(f"{name}.npy")
     except DAMAGE as error:

@@ -274,9 +274,8 @@ def model_config(state: checkpoint.StateDict, source: str) -> ModelConfig:
     return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
 
 
-def load_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
-    """Load a state dict strictly.
-
+def check_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
+    """
     Raises:
         DataError: a tensor is missing, left over or of another shape; the first is named.
     """
@@ -290,6 +289,15 @@ def load_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
             raise DataError(
                 f"checkpoint {source} has {key} of shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
             )
+
+
+def load_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        DataError: see `check_weights`.
+    """
+    check_weights(model, state, source)
     model.load_state_dict(state)
 
 

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tarfile
 
 import pytest
 import torch
@@ -38,6 +39,7 @@ def files(tmp_path_factory):
     (root / "few" / "class").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "few" / "class" / "a.png")
     nan = root / "nan.pt"
+    (root / "page.pt").write_text("<!DOCTYPE html><html></html>")
     good = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
     torch.save(good, root / "good.pt")
     torch.save(SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict(), root / "sit.pt")
@@ -49,6 +51,8 @@ def files(tmp_path_factory):
     torch.save({k: v for k, v in good.items() if "fc1" not in k}, root / "partial.pt")
     (root / "truncated.pt").write_bytes((root / "good.pt").read_bytes()[:5000])
     torch.save(good | {"final_layer.linear.bias": torch.full_like(good["final_layer.linear.bias"], torch.nan)}, nan)
+    with tarfile.open(root / "good.tar", "w") as archive:
+        archive.add(root / "flat")
     return root
 
 
@@ -167,6 +171,17 @@ CASES = [
     ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
     ("sample_ddp", "SDE --ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
     ("sample_ddp", "SDE --ckpt {f}/good.pt --last-step-size 1", 2, "last step size must lie in"),
+    # what is there in place of a checkpoint or of images
+    ("train", "--ckpt {f}/few", 1, "few is a folder; and holds no .pt or .safetensors"),
+    ("train", "--init-from {f}", 1, "is a folder; give a file in it, such as .*.pt"),
+    ("sample", "ODE --ckpt {f}", 1, "is a folder; give a file in it, such as .*.pt"),
+    ("sample_ddp", "ODE --ckpt {f}/page.pt", 1, "page.pt cannot be read: it is a web page"),
+    ("train", "--data-path {f}/page.pt", 1, "page.pt is a file, a web page.*; a folder of images is needed"),
+    ("train", "--data-path {f}/good.tar", 1, "good.tar is a file, a tar archive: unpack it; a folder of images is"),
+    ("sample", "ODE --ckpt {f}/good.pt --reverse --data-path {f}/good.tar", 1, "good.tar is a file, a tar archive"),
+    ("extract_latents", "--data-path {f}/good.tar --out {f}/out --vae none", 2, "has no latents to extract"),
+    ("train", "--eval-every 5 --eval-weights {f}/page.pt", 1, "page.pt cannot be used: it is a web page"),
+    ("train", "--eval-every 5 --eval-features efficientnet-lite0 --eval-reference {f}/good.pt", 1, "uint8|no .npz file"),
     # no black pictures
     ("sample", "ODE --ckpt {f}/nan.pt", 1, "dopri5 cannot take its step .* not finite"),
     ("sample", "SDE --ckpt {f}/nan.pt --num-sampling-steps 3", 1, "40 of 40 pictures are not finite"),

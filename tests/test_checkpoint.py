@@ -1,18 +1,25 @@
 import argparse
+import gzip
 import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 import zipfile
 from collections import defaultdict
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import checkpoint
+import download
 from errors import DataError
+from models import SiT_models
+from train_utils import load_weights, model_config
 
 from .conftest import ROOT
 
@@ -115,8 +122,154 @@ def test_other_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"list\.pt holds a list"):
         checkpoint.load(tmp_path / "list.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(DataError, match=r"text\.pt cannot be read: it is truncated or no PyTorch checkpoint"):
+    with pytest.raises(DataError, match=r"text\.pt cannot be read: it is text that begins with 'hello'"):
         checkpoint.load(tmp_path / "text.pt")
+
+
+# ---- others' files --------------------------------------------------------------------------------------------------
+
+
+def small_model() -> dict[str, torch.Tensor]:
+    return SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
+
+
+AVERAGED = small_model()
+TRAINED = {k: v + 1 for k, v in AVERAGED.items()}
+
+
+def under(prefix: str, state: dict) -> dict:
+    return {prefix + k: v for k, v in state.items()}
+
+
+def inside_blocks(state: dict) -> dict:
+    """As where each block is compiled."""
+    return {k.replace(".attn.", "._orig_mod.attn."): v for k, v in state.items()}
+
+
+LIGHTNING = {"epoch": 3, "global_step": 9, "pytorch-lightning_version": "2.5", "hyper_parameters": {"lr": 1e-4}}
+WRAPPED = {
+    "compiled": under("_orig_mod.", AVERAGED),
+    "compiled blocks": inside_blocks(AVERAGED),
+    "DDP": under("module.", AVERAGED),
+    "DDP, compiled": under("module._orig_mod.", AVERAGED),
+    "DDP in our layout": {"model": under("module.", TRAINED), "ema": under("module.", AVERAGED), "step": 3},
+    "FSDP": under("_fsdp_wrapped_module.", AVERAGED),
+    "Lightning": LIGHTNING | {"state_dict": under("model.", AVERAGED) | {"vae.conv.weight": torch.ones(1)}},
+    "Lightning, compiled": LIGHTNING | {"state_dict": under("model._orig_mod.", AVERAGED)},
+    "Lightning, averaged": LIGHTNING | {"state_dict": under("net.", TRAINED) | under("ema_model.module.", AVERAGED)},
+    "Lightning, averaged by a callback": LIGHTNING
+    | {"state_dict": under("model.", TRAINED), "callbacks": {"EMA": {"ema_state_dict": under("model.", AVERAGED)}}},
+    "ema_pytorch": {"initted": torch.tensor(True), **under("online_model.", TRAINED), **under("ema_model.", AVERAGED)},
+    "torch's AveragedModel": {"n_averaged": torch.tensor(3), **under("module.", AVERAGED)},
+    "shadow": {"model": TRAINED, "ema": {"decay": 0.999, "shadow": under("module.", AVERAGED)}},
+    "an average that was switched off": {"model": AVERAGED, "ema": None},
+    "the model's name": {"model": "SiT-XS/4", "state_dict": AVERAGED},
+    **{key: {key: AVERAGED, "epoch": 3} for key in ("state_dict", "model_state_dict", "params", "net", "generator")},
+    **{
+        " and ".join(keys): dict(zip(keys, (TRAINED, AVERAGED), strict=True))
+        for keys in (
+            ("model", "model_ema"),
+            ("state_dict", "state_dict_ema"),
+            ("model_state_dict", "ema_state_dict"),
+            ("params", "params_ema"),
+            ("model", "ema_model"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_others_files_load_and_the_average_is_preferred(name, tmp_path):
+    torch.save(WRAPPED[name], tmp_path / "a.pt")
+    content = checkpoint.load(tmp_path / "a.pt")
+    for prefer, expected in (("ema", AVERAGED), ("model", TRAINED)):
+        state = checkpoint.weights(content, "a.pt", prefer)
+        assert state.keys() == AVERAGED.keys()
+        holds_both = any(torch.equal(v, TRAINED["pos_embed"]) for v in tensors_in(content))
+        expected = expected if holds_both else AVERAGED
+        assert all(torch.equal(state[k], expected[k]) for k in state)
+
+
+def tensors_in(content) -> list[torch.Tensor]:
+    if isinstance(content, torch.Tensor):
+        return [content]
+    return [t for v in content.values() for t in tensors_in(v)] if isinstance(content, dict) else []
+
+
+def test_others_safetensors_load(tmp_path):
+    save_file(under("module.", AVERAGED), tmp_path / "a.safetensors")
+    assert checkpoint.weights(checkpoint.load(tmp_path / "a.safetensors"), "a").keys() == AVERAGED.keys()
+
+
+def test_what_does_not_fit_in_others_files_is_named():
+    model = model_config(AVERAGED, "x").build()
+
+    def message(content) -> str:
+        with pytest.raises(DataError) as raised:
+            load_weights(model, checkpoint.weights(content, "x.pt"), "x.pt")
+        return str(raised.value)
+
+    prefixed = under("model.", AVERAGED)
+    assert "has head.weight, which the model does not" in message(prefixed | {"model.head.weight": torch.ones(1)})
+    assert "lacks pos_embed" in message({k: v for k, v in prefixed.items() if k != "model.pos_embed"})
+    twice = AVERAGED | {"_orig_mod.pos_embed": AVERAGED["pos_embed"]}
+    assert "has _orig_mod.pos_embed, which the model does not" in message(twice)
+    both = under("student.", AVERAGED) | under("teacher.", TRAINED)
+    assert "holds several models (student, teacher)" in message(both)
+    damaged = {k.replace("x_embedder", "y_embedder"): v for k, v in AVERAGED.items()}
+    assert "lacks x_embedder" in message({"model": AVERAGED, "ema": damaged})  # and not the other one in its place
+    assert "holds no model weights" in message({"epoch": 3, "optimizer": {"state": {}}})
+    assert "it holds epoch, optimizer" in message({"epoch": 3, "optimizer": {"state": {}}})
+
+
+def test_a_suffix_does_not_decide(tmp_path):
+    save_file(AVERAGED, tmp_path / "a.pt")
+    torch.save(AVERAGED, tmp_path / "b.safetensors")
+    for name in ("a.pt", "b.safetensors"):
+        assert checkpoint.load(tmp_path / name).keys() == AVERAGED.keys()
+
+
+def test_what_is_there_in_place_of_a_checkpoint_is_said(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
+        archive.writestr("a/1.png", b"")
+    with tarfile.open(tmp_path / "tar.pt", "w") as archive:
+        archive.add(tmp_path / "zip.pt", "a.pt")
+    (tmp_path / "gz.pt").write_bytes(gzip.compress(b"x"))
+    np.savez(tmp_path / "npz.npz", a=np.ones(1))
+    for name, content, says in (
+        ("page.pt", b"\n<!DOCTYPE html><html><title>Google Drive</title>", "it is a web page"),
+        ("page.safetensors", b"<html>", "it is a web page"),
+        (
+            "lfs.pt",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "Git LFS pointer.*git lfs pull",
+        ),
+        ("none.pt", b"", "it is empty"),
+        ("answer.pt", b"Invalid username or password.", "text that begins with 'Invalid username"),
+        ("zip.pt", None, r"a zip archive of a/1\.png: unpack it"),
+        ("tar.pt", None, "a tar archive: unpack it"),
+        ("gz.pt", None, "a gzip archive: unpack it"),
+        ("npz.npz", None, r"a NumPy \.npz file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name} cannot be read: .*{says}"):
+            checkpoint.load(tmp_path / name)
+    torch.save({"model": AVERAGED, "args": SimpleNamespace(lr=1)}, tmp_path / "objects.pt")
+    with pytest.raises(DataError, match=r"holds Python objects \(types\.SimpleNamespace\), which are not loaded"):
+        checkpoint.load(tmp_path / "objects.pt")
+
+
+def test_a_folder_is_told_from_nothing(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for read in (checkpoint.load, download.locate):
+        with pytest.raises(DataError, match=r"run is a folder; and holds no \.pt or"):
+            read(str(tmp_path / "run"))
+    for name in ("checkpoints/0000010.pt", "checkpoints/0000020.pt", "ckpt.pt"):
+        (tmp_path / "run" / name).touch()
+        suggested = "0000010.pt" if "10" in name else "0000020.pt" if "20" in name else "run/ckpt.pt"
+        with pytest.raises(DataError, match=rf"is a folder; give a file in it, such as .*{suggested}$"):
+            download.locate(str(tmp_path / "run"))
 
 
 # ---- damage --------------------------------------------------------------------------------------------------------

@@ -169,6 +169,10 @@ def bad(files):
     np.savez(files / "skew.npz", mu=np.zeros(1280), sigma=np.eye(7), extractor="efficientnet-lite0")
     np.savez(files / "nan.npz", mu=np.full(7, np.nan), sigma=np.eye(7), extractor="efficientnet-lite0")
     np.savez(files / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    for name in ("ckpt.pt", "ckpt.npz"):
+        torch.save({"w": torch.ones(1)}, files / name)
+    (files / "page.npz").write_text("<html>")
+    np.savez(files / "many.npz", **{f"a{k}": np.ones(1) for k in range(10)})
     (files / "folder").mkdir()
     (files / "folder" / "a.png").write_bytes(b"no picture")
     (files / "folder" / "b.png").write_bytes(b"no picture")
@@ -179,6 +183,10 @@ CASES = [
     ("{f}/some.npz", 2, "nothing to do: give a REFERENCE"),
     ("{f}/absent.npz {f}/some.npz", 1, "absent.npz does not exist"),
     ("{f}/other.npz {f}/some.npz", 1, "other.npz has no arr_0; it holds images"),
+    ("{f}/ckpt.pt {f}/some.npz", 1, "ckpt.pt is no .npz file but a PyTorch checkpoint"),
+    ("{f}/ckpt.npz {f}/some.npz", 1, "ckpt.npz is no .npz file but a PyTorch checkpoint"),
+    ("{f}/page.npz {f}/some.npz", 1, "page.npz is no .npz file but a web page"),
+    ("{f}/many.npz {f}/some.npz", 1, "many.npz has no arr_0; it holds a0, a1, a2, a3, a4, a5, a6, a7, ..."),
     ("{f}/some.npz {f}/float.npz", 1, "arr_0 is float64 of shape (40, 8, 8, 3); uint8 of (N, H, W, 3) is needed"),
     ("{f}/some.npz {f}/one.npz", 1, "one.npz holds 1 image; a distribution takes two or more"),
     ("{f}/some.npz {f}/thin.npz", 1, "thin.npz holds statistics of 7 features; efficientnet-lite0 has 1280"),

@@ -6,7 +6,7 @@ import torch
 
 import checkpoint
 import export
-from errors import run_program
+from errors import DataError, run_program
 from models import SiT_models
 from sampling import load_network, sampling_parser
 
@@ -45,6 +45,20 @@ def test_an_official_checkpoint_is_converted(tmp_path):
     export.main([str(tmp_path / "sit.pt"), "--out", str(tmp_path / "sit.safetensors")])
     found = network(tmp_path / "sit.safetensors")
     assert found.step == 700 and found.class_names is None and found.transport.path_type.name == "GVP"
+
+
+def test_a_lightning_checkpoint_is_converted_and_what_is_left_over_is_named(tmp_path):
+    state = SiT_models["SiT-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
+    wrapped = {f"model._orig_mod.{k}": v for k, v in state.items()}
+    torch.save({"epoch": 1, "state_dict": wrapped | {"vae.w": torch.ones(1)}}, tmp_path / "l.ckpt")
+    export.main([str(tmp_path / "l.ckpt"), "--out", str(tmp_path / "w.pt")])
+    found = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+    assert network(tmp_path / "l.ckpt").config == network(tmp_path / "w.pt").config
+    torch.save({"state_dict": wrapped | {"model.head.w": torch.ones(1)}}, tmp_path / "l.ckpt")
+    with pytest.raises(DataError, match=r"has head\.w, which the model does not have"):
+        export.main([str(tmp_path / "l.ckpt"), "--out", str(tmp_path / "again.pt")])
+    assert not (tmp_path / "again.pt").exists()
 
 
 @pytest.mark.parametrize(

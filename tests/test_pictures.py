@@ -24,7 +24,7 @@ def test_what_is_not_finite_is_no_picture():
     images = torch.zeros(3, 1, 4, 4)
     for value in (torch.nan, torch.inf):
         images[1, 0, 2, 2] = value
-        with pytest.raises(FloatingPointError, match="^1 of 3 pictures are not finite"):
+        with pytest.raises(FloatingPointError, match=r"^1 of 3 pictures are not finite"):
             to_uint8(images)
 
 

@@ -74,6 +74,18 @@ def test_init_from_takes_what_fits_and_names_what_does_not(tmp_path):
     assert log.count("Warning") == 1
 
 
+def test_a_lightning_checkpoint_begins_a_run(tmp_path):
+    state = random_weights(tmp_path / "a.pt", ComboStoc_models["ComboStoc-XS/4"], input_size=8, num_classes=10)
+    wrapped = {"epoch": 3, "state_dict": {f"net.module.{k}": v for k, v in state.items()}}
+    torch.save(wrapped, tmp_path / "l.ckpt")
+    for flag in ("--init-from", "--ckpt"):
+        folder = begin(tmp_path, flag, tmp_path / "l.ckpt", "--lr", "1e-12", exp=flag)
+        content = checkpoint.load(folder / "ckpt.pt")
+        assert content["step"] == 1 and "Warning" not in (folder / "log.txt").read_text()
+        for part in ("model", "ema"):
+            assert all(torch.allclose(v, state[k], atol=1e-9) for k, v in content[part].items())
+
+
 def test_init_from_another_resolution_and_family(tmp_path):
     random_weights(tmp_path / "sit.pt", SiT_models["SiT-XS/4"], input_size=16, num_classes=10)
     log = (begin(tmp_path, "--init-from", tmp_path / "sit.pt") / "log.txt").read_text()
