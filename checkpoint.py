@@ -32,7 +32,7 @@ SUFFIXES = (".pt", ".safetensors", ".pth", ".ckpt", ".bin")
 # Others' files hold a model under keys and prefixes of their programs. Where this tensor is, a model is.
 MARKER = "x_embedder.proj.weight"
 WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # of torch, anywhere in a key
-AVERAGE = re.compile(r"(^|[._])(ema\d*|averaged?|avg|swa|shadow)[._]", re.IGNORECASE)  # in where a model is: model_ema.module.
+AVERAGE = re.compile(r"(^|[._])(ema\d*|averaged?|avg|swa|shadow)[._]", re.IGNORECASE)  # in keys and prefix
 MAX_DEPTH = 4  # of dicts in dicts
 
 
@@ -261,7 +261,8 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
     if not state or not all(type(k) is str and is_weight(v) for k, v in state.items()):
         names = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
         raise DataError(
-            f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors; it holds {names})"
+            f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors; "
+            f"it holds {names})"
         )
     return state
 

@@ -181,7 +181,12 @@ CASES = [
     ("sample", "ODE --ckpt {f}/good.pt --reverse --data-path {f}/good.tar", 1, "good.tar is a file, a tar archive"),
     ("extract_latents", "--data-path {f}/good.tar --out {f}/out --vae none", 2, "has no latents to extract"),
     ("train", "--eval-every 5 --eval-weights {f}/page.pt", 1, "page.pt cannot be used: it is a web page"),
-    ("train", "--eval-every 5 --eval-features efficientnet-lite0 --eval-reference {f}/good.pt", 1, "uint8|no .npz file"),
+    (
+        "train",
+        "--eval-every 5 --eval-features efficientnet-lite0 --eval-reference {f}/good.pt",
+        1,
+        "good.pt is no .npz file but a PyTorch checkpoint",
+    ),
     # no black pictures
     ("sample", "ODE --ckpt {f}/nan.pt", 1, "dopri5 cannot take its step .* not finite"),
     ("sample", "SDE --ckpt {f}/nan.pt --num-sampling-steps 3", 1, "40 of 40 pictures are not finite"),

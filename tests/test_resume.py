@@ -79,7 +79,7 @@ def test_a_lightning_checkpoint_begins_a_run(tmp_path):
     wrapped = {"epoch": 3, "state_dict": {f"net.module.{k}": v for k, v in state.items()}}
     torch.save(wrapped, tmp_path / "l.ckpt")
     for flag in ("--init-from", "--ckpt"):
-        folder = begin(tmp_path, flag, tmp_path / "l.ckpt", "--lr", "1e-12", exp=flag)
+        folder = begin(tmp_path, flag, tmp_path / "l.ckpt", "--lr", "1e-12", exp=flag.strip("-"))
         content = checkpoint.load(folder / "ckpt.pt")
         assert content["step"] == 1 and "Warning" not in (folder / "log.txt").read_text()
         for part in ("model", "ema"):
