@@ -57,13 +57,18 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
 
 
 def check_channels(name: str, channels: int, source: str) -> None:
-    """Make sure that `--vae` is not fetched for a model of other channels.
+    """Make sure that `--vae` fits the channels of a model, before anything is fetched or drawn.
 
     Raises:
-        UsageError: it would be.
+        UsageError: it does not.
     """
     if name in PUBLISHED and channels != SD_VAE.channels:
         raise UsageError(f"--vae {name} has {SD_VAE.channels} channels, the model of checkpoint {source} {channels}")
+    if name == "none" and channels not in (1, 3):
+        raise UsageError(
+            f"--vae none shows pixels; the {channels} channels of checkpoint {source} are latents, which an "
+            "autoencoder decodes: give --vae ema, mse or a diffusers folder"
+        )
 
 
 class PixelSpace:

@@ -125,8 +125,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise UsageError(
             f"{labels} --class-labels for {len(args.reference)} references: give one for each, one or none"
         )
-    if not labels and args.cfg_scale not in (None, 1):
-        raise UsageError(f"--cfg-scale {args.cfg_scale:g} guides towards a class: give --class-labels")
 
 
 # ---- references and maps -------------------------------------------------------------------------------------------

@@ -29,13 +29,16 @@ from errors import UsageError, run_program
 from files import replacing
 from pictures import grid, save_image, to_uint8, to_uint8_later
 from sampling import (
+    NULL,
     ImageNoise,
     Network,
     draw,
     evaluations,
     guided_by,
+    ignore_what_has_no_effect,
     load_network,
     sampling_parser,
+    say,
     with_progress,
 )
 from train_utils import build_graded_sampler, build_sampler, positive_int
@@ -43,6 +46,7 @@ from train_utils import build_graded_sampler, build_sampler, positive_int
 IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
 CFG_SCALE = 4.0
 REVERSED_IMAGES = 8
+UNCONDITIONAL = 8  # pictures without a class
 VARIATIONS = 4
 
 
@@ -51,10 +55,11 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
     group.add_argument(
         "--class-labels",
-        type=int,
+        type=class_label,
         nargs="+",
         metavar="K",
-        help="one picture a label; default: a choice of classes. With --reference: of all or of each; default: none",
+        help=f"one picture a label, of a class by its number, or without one by the word {NULL}; default: a choice of "
+        f"classes. With --reference: of all or of each; default: {NULL}",
     )
     group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
     group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
@@ -79,12 +84,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood and --reverse; give one of them")
     control.check_arguments(args)
-    without_class = args.reference and not args.class_labels
-    args.cfg_scale = args.cfg_scale or (1.0 if without_class else CFG_SCALE)
+    classes = [k for k in args.class_labels or [] if k != NULL]
+    if args.cfg_scale == 0 and classes:
+        raise UsageError(f"--cfg-scale 0 samples without a class, --class-labels {classes[0]} of one: give one of them")
+    without_class = not classes and (args.cfg_scale == 0 or args.class_labels or args.reference)
+    if without_class and args.cfg_scale not in (None, 0, 1):
+        raise UsageError(f"--cfg-scale {args.cfg_scale:g} guides towards a class: give --class-labels of classes")
+    args.cfg_scale = (1.0 if without_class else CFG_SCALE) if args.cfg_scale is None else args.cfg_scale
 
     process = distributed.single()
     precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="mse")
+    build_sampler(args, network.transport)  # complains about bad settings before a bar appears
+    say(ignore_what_has_no_effect(args, parser, argv))
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
     elif args.reverse:
@@ -97,9 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sample(args: argparse.Namespace, network: Network, device: torch.device) -> None:
     """Draw one picture for each class label and write them as a grid."""
-    labels = args.class_labels or default_labels(network.num_labels)
-    check_labels(labels, network)
-    build_sampler(args, network.transport)  # complains about bad settings before the bar appears
+    default = default_labels(network.num_labels) if args.cfg_scale else [NULL] * UNCONDITIONAL
+    labels = numbers_of(args.class_labels or default, network)
     pictures: list[Callable[[], np.ndarray]] = []
     start_time = time.time()
     starts = range(0, len(labels), args.batch_size)
@@ -122,8 +133,8 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
 def sample_graded(args: argparse.Namespace, network: Network, device: torch.device) -> None:
     """Draw variations of each reference that keep what the map says, and write all side by side."""
     variations = args.variations or VARIATIONS
-    labels = args.class_labels and args.class_labels * (1 if len(args.class_labels) > 1 else len(args.reference))
-    check_labels(labels or [], network)
+    labels = numbers_of(args.class_labels or [NULL], network)
+    labels *= 1 if len(labels) > 1 else len(args.reference)
     keep = control.load_control(args, network)
     if args.preserve_pixels and not (keep.pixels == 1).any():
         raise UsageError("--preserve-pixels pastes pixels that are kept at 1; the map and its factors keep none")
@@ -137,20 +148,32 @@ def sample_graded(args: argparse.Namespace, network: Network, device: torch.devi
         finished, nfe = control.generate(
             args, network, keep, labels, model, device, **settings, paste=args.preserve_pixels
         )
-    captions = [network.class_name(k) for k in labels] if labels else ["sample"] * len(args.reference)
+    captions = [network.class_name(k) for k in labels] if args.class_labels else ["sample"] * len(args.reference)
     save_image(control.sheet(keep, finished, captions), args.out)
     print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
 
 
-def check_labels(labels: list[int], network: Network) -> None:
-    """
+def class_label(text: str) -> int | str:
+    """A class's number, or the word for none."""
+    try:
+        return text if text == NULL else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a class nor {NULL}") from None
+
+
+def numbers_of(labels: Sequence[int | str], network: Network) -> list[int]:
+    """Labels as the model takes them.
+
     Raises:
         UsageError: the model has no such class.
     """
-    for k in labels:
-        if not 0 <= k < network.config.num_classes:
-            raise UsageError(f"class label {k} is out of range: the model has 0 to {network.config.num_classes - 1}")
+    null = network.config.num_classes
+    numbers = [null if k == NULL else int(k) for k in labels]
+    for k, number in zip(labels, numbers, strict=True):
+        if k != NULL and not 0 <= number < null:
+            raise UsageError(f"class label {k} is out of range: the model has 0 to {null - 1}, and {NULL}")
+    return numbers
 
 
 def default_labels(num_classes: int) -> list[int]:
@@ -164,7 +187,7 @@ def default_labels(num_classes: int) -> list[int]:
 def columns_for(labels: list[int]) -> int | None:
     """A column a class when the labels repeat in cycles."""
     cycle = len(set(labels))
-    return cycle if len(labels) > cycle and labels == labels[:cycle] * (len(labels) // cycle) else None
+    return cycle if len(labels) > cycle > 1 and labels == labels[:cycle] * (len(labels) // cycle) else None
 
 
 def reverse(args: argparse.Namespace, network: Network) -> None:

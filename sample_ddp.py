@@ -33,7 +33,16 @@ import progress
 from errors import UsageError, run_program
 from files import replacing, sha256
 from pictures import save_image, save_npz, to_uint8_later
-from sampling import ImageNoise, Network, draw, guided_by, load_network, sampling_parser
+from sampling import (
+    ImageNoise,
+    Network,
+    draw,
+    guided_by,
+    ignore_what_has_no_effect,
+    load_network,
+    sampling_parser,
+    say,
+)
 from train_utils import build_sampler, positive_int
 
 CFG_SCALE = 1.0
@@ -61,11 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         likelihood.check_arguments(args, "--likelihood")
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood")
-    args.cfg_scale = args.cfg_scale or CFG_SCALE
+    args.cfg_scale = CFG_SCALE if args.cfg_scale is None else args.cfg_scale
     process = distributed.setup()
     precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="ema")
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
+    notes = ignore_what_has_no_effect(args, parser, argv)
+    say(notes if process.is_main else [])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.global_seed, batch_size=args.per_proc_batch_size)
     else:
@@ -137,12 +148,14 @@ def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def labels_of(
     args: argparse.Namespace, network: Network, indices: Sequence[int], noise: ImageNoise | None = None
 ) -> list[int]:
-    """The class of each image: drawn, first of all, from its own randomness, or in turn.
+    """The class of each image: drawn, first of all, from its own randomness, or in turn, or none (--cfg-scale 0).
 
     Args:
         noise: of these images, which is drawn from in either case, so that it is the same in both.
     """
     drawn = (noise or ImageNoise(args.global_seed, indices)).labels(network.num_labels)
+    if args.cfg_scale == 0:
+        return [network.config.num_classes] * len(indices)
     return [i % network.num_labels for i in indices] if args.balanced_labels else drawn.tolist()
 
 

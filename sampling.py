@@ -1,6 +1,8 @@
 """What the programs that sample share: a model ready to use from a checkpoint, guidance, and randomness by image."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,6 @@ from train_utils import (
     build_sampler,
     build_transport,
     default_combostoc_type,
-    guidance_scale,
     latent_size,
     load_weights,
     method_settings,
@@ -36,9 +37,15 @@ from train_utils import (
     parse_sde_args,
     parse_transport_args,
     positive_int,
+    sampling_scale,
     unit_float,
 )
-from transport import BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
+from transport import ADAPTIVE_METHODS, BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
+
+NULL = "null"  # the class of samples without a class, in words
+
+# Solvers of an ODE that ask for no tolerance; the implicit ones correct their steps to it.
+WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -61,7 +68,9 @@ def sampling_parser(
         add_model_args(sub, vae)
         group = sub.add_argument_group("sampling")
         group.add_argument(
-            "--cfg-scale", type=guidance_scale, help=f"classifier-free guidance, 1 for none; default: {cfg_scale}"
+            "--cfg-scale",
+            type=sampling_scale,
+            help=f"classifier-free guidance, 1 for none, 0 for samples without a class; default: {cfg_scale}",
         )
         group.add_argument(
             "--cfg-channels",
@@ -105,6 +114,46 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
 
 
+def ignore_what_has_no_effect(args: argparse.Namespace, parser: Parser, argv: Sequence[str] | None) -> list[str]:
+    """Put arguments that change nothing back to their defaults, so that they do not seem to be settings.
+
+    Args:
+        args: what `parser`, of `sampling_parser`, made of `argv`, with the program's and the checkpoint's values in it.
+
+    Returns:
+        A line for each reason that concerns arguments that were typed.
+    """
+    method, defaults = args.sampling_method, parser.parse_args([args.mode])
+    rules: list[tuple[bool, str, tuple[str, ...]]] = [
+        (True, "in sampling, only in training", ("loss_weight", "train_eps")),
+        (args.cfg_scale in (0, 1), "without guidance", ("cfg_channels", "guidance_interval")),
+        (args.cfg_scale == 0, "without a class", ("balanced_labels",)),
+        (args.likelihood, "on --likelihood", ("num_fid_samples", "sample_dir", "balanced_labels", "out")),
+        ("reverse" in args and args.reverse, "on --reverse", ("seed", "batch_size")),
+    ]
+    if args.mode == "ODE":
+        rules.append((method in ADAPTIVE_METHODS, f"on {method}, which chooses its own steps", ("num_sampling_steps",)))
+        rules.append((method in WITHOUT_TOLERANCE, f"on {method}, whose steps are fixed", ("atol", "rtol")))
+    else:
+        no_size = args.last_step_size == 0 and args.last_step is not None
+        rules.append((no_size, "with --last-step-size 0", ("last_step",)))
+        rules.append((args.last_step is None, "with --last-step None", ("last_step_size",)))
+    typed, lines = {text.partition("=")[0] for text in (sys.argv[1:] if argv is None else argv)}, []
+    for applies, why, names in rules:
+        flags = ["--" + name.replace("_", "-") for name in names]
+        if applies:
+            vars(args).update({name: getattr(defaults, name) for name in names if name in defaults})
+            if given := [flag for flag in flags if flag in typed]:
+                lines.append(f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {why}")
+    return lines
+
+
+def say(lines: Sequence[str]) -> None:
+    """What a program has to say beside its results."""
+    for line in lines:
+        print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
+
+
 # ---- a model from a checkpoint -------------------------------------------------------------------------------------
 
 
@@ -128,6 +177,8 @@ class Network:
 
     def class_name(self, k: int) -> str:
         """What to write under a picture of class k."""
+        if k == self.config.num_classes:
+            return "no class"
         return self.class_names[k] if self.class_names and k < len(self.class_names) else str(k)
 
 
@@ -239,7 +290,7 @@ def guided(
     """The model under classifier-free guidance as a function of a plain batch (x, t, y).
 
     Args:
-        cfg_scale: 1 is no guidance.
+        cfg_scale: 1 is no guidance, 0 the null class in place of y.
         cfg_channels: see `SiT.forward_with_cfg`.
         interval: guide where t is in it (arXiv 2404.07724); when it is nowhere, the unconditional half is not computed.
             Entries with times of their own are guided by these; a t of shape (N,) is one time.
@@ -252,6 +303,8 @@ def guided(
         with precision.autocast(precision_name, x.device):
             if cfg_scale == 1:
                 return model(x, t, y)
+            if cfg_scale == 0:
+                return model(x, t, torch.full_like(y, model.num_classes))
             scale: float | Tensor = cfg_scale
             if not always:
                 inside = (low <= t) & (t <= high)

@@ -116,6 +116,11 @@ def guidance_scale(value: str) -> float:
     return number
 
 
+def sampling_scale(value: str) -> float:
+    """Of a program that samples: 0 is without a class."""
+    return 0.0 if float(value) == 0 else guidance_scale(value)
+
+
 def add_workers_arg(parser: argparse._ActionsContainer) -> None:
     """Add --num-workers."""
     parser.add_argument(
@@ -189,8 +194,8 @@ def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> Non
     """Add the ODE group. `reverse` is for programs that can start from images."""
     group = parser.add_argument_group("ODE")
     group.add_argument("--sampling-method", choices=ODE_METHODS, default="dopri5", help="solver of torchdiffeq")
-    group.add_argument("--atol", type=positive_float, default=1e-6, help="absolute tolerance of adaptive solvers")
-    group.add_argument("--rtol", type=positive_float, default=1e-3, help="relative tolerance of adaptive solvers")
+    group.add_argument("--atol", type=positive_float, default=1e-6, help="absolute tolerance, of all but fixed steps")
+    group.add_argument("--rtol", type=positive_float, default=1e-3, help="relative tolerance, of all but fixed steps")
     if reverse:
         group.add_argument(
             "--reverse", action="store_true", help="map the images of --data-path to noise, and back to compare"

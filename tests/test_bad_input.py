@@ -39,6 +39,8 @@ def files(tmp_path_factory):
     (root / "few" / "class").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(root / "few" / "class" / "a.png")
     nan = root / "nan.pt"
+    four = SiT_models["SiT-XS/4"](input_size=8, in_channels=4, num_classes=10).state_dict()
+    torch.save(four, root / "four.pt")
     (root / "page.pt").write_text("<!DOCTYPE html><html></html>")
     good = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10).state_dict()
     torch.save(good, root / "good.pt")
@@ -171,6 +173,11 @@ CASES = [
     ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
     ("sample_ddp", "SDE --ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
     ("sample_ddp", "SDE --ckpt {f}/good.pt --last-step-size 1", 2, "last step size must lie in"),
+    ("sample", "ODE --ckpt {f}/good.pt --class-labels dog", 2, "'dog' is neither the number of a class nor null"),
+    ("sample", "ODE --ckpt {f}/good.pt --class-labels 3 --cfg-scale 0", 2, "0 samples without a class.*3 of one"),
+    ("sample", "ODE --ckpt {f}/good.pt --class-labels null --cfg-scale 4", 2, "--cfg-scale 4 guides towards a class"),
+    ("sample", "ODE --ckpt {f}/four.pt --vae none", 2, "--vae none shows pixels; the 4 channels of .*four.pt are lat"),
+    ("sample_ddp", "SDE --ckpt {f}/four.pt --vae none", 2, "--vae none shows pixels; the 4 channels of .*four.pt are"),
     # what is there in place of a checkpoint or of images
     ("train", "--ckpt {f}/few", 1, "few is a folder; and holds no .pt or .safetensors"),
     ("train", "--init-from {f}", 1, "is a folder; give a file in it, such as .*.pt"),

@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 import checkpoint
 import sample
 from models import SiT_models
-from sampling import guided_by
+from pictures import to_uint8
+from sampling import ImageNoise, guided_by
+from train_utils import model_config
+from transport import Sampler, create_transport
 
 from .conftest import run_cli
 from .test_checkpoint import predecessor_checkpoint
@@ -60,6 +63,67 @@ def test_labels_and_guidance_reach_the_model(random_checkpoint, tmp_path):
     assert not np.array_equal(base, run(folder, tmp_path, "--class-labels", "2", "--cfg-scale", "1"))
 
 
+def test_samples_without_a_class(random_checkpoint, tmp_path, capsys):
+    """By the null class's word, or --cfg-scale 0: the model with its last label, all channels, no guidance."""
+    state = torch.load(random_checkpoint, weights_only=True)
+    model = model_config(state, "").build()
+    model.load_state_dict(state)
+    noise = ImageNoise(0, range(2))
+    z = noise.randn((3, 8, 8), torch.device("cpu"))
+    draw = Sampler(create_transport()).sample_sde(diffusion_form="sigma", num_steps=4, randn=noise.randn_like)
+    expected = to_uint8(draw(z, model.eval(), y=torch.tensor([10, 10]))[-1])
+    folder = random_checkpoint.parent
+    for flags in (["--class-labels", "null", "null"], ["--class-labels", "null", "null", "--cfg-scale", "0"]):
+        shown = run(folder, tmp_path, *flags)
+        for k in range(2):
+            tile = shown[4 : 4 + 64 : 8, 4 + 68 * k : 4 + 68 * k + 64 : 8]
+            assert abs(tile.astype(int) - expected[k]).max() <= 1
+    assert not np.array_equal(run(folder, tmp_path, "--class-labels", "3", "null"), shown)
+    capsys.readouterr()
+    assert run(folder, tmp_path, "--cfg-scale", "0").shape[1] == 4 * 68 + 4
+    assert "8 pictures in" in capsys.readouterr().out
+
+
+def test_what_has_no_effect_is_said_and_changes_nothing(random_checkpoint, tmp_path, capsys):
+    folder = random_checkpoint.parent
+    ode, sde = ["--class-labels", "1", "--cfg-scale", "2"], ["--class-labels", "1", "--cfg-scale", "1", *FAST]
+    for mode, flags, typed, says in (
+        (
+            "ODE",
+            ode,
+            "--num-sampling-steps 9",
+            "--num-sampling-steps has no effect on dopri5, which chooses its own st",
+        ),
+        (
+            "ODE",
+            [*ode, *FAST],
+            "--sampling-method euler --atol 1 --rtol=1",
+            "--atol and --rtol have no effect on euler, whose s",
+        ),
+        ("SDE", sde, "--last-step None --last-step-size 0.1", "--last-step-size has no effect with --last-step None"),
+        ("SDE", sde, "--last-step-size 0 --last-step Tweedie", "--last-step has no effect with --last-step-size 0"),
+        (
+            "SDE",
+            sde,
+            "--cfg-channels all --guidance-interval 0 0.5",
+            "--cfg-channels and --guidance-interval have no e",
+        ),
+        ("SDE", sde, "--train-eps 0.1", "--train-eps has no effect in sampling, only in training"),
+    ):
+        plain = typed.split()[: 2 if typed.startswith(("--sampling", "--last-step")) else 0]
+        sample.main([mode, "--ckpt", str(random_checkpoint), *flags, *plain, "--out", str(tmp_path / "plain.png")])
+        capsys.readouterr()
+        args = [mode, "--ckpt", str(random_checkpoint), *flags, *typed.split()]
+        sample.main([*args, "--out", str(tmp_path / "typed.png")])
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1 and says in said[0], said
+        assert np.array_equal(picture(tmp_path / "typed.png"), picture(tmp_path / "plain.png"))
+    run(folder, tmp_path, "--cfg-scale", "2", "--guidance-interval", "0", "0.5")
+    implicit = ["ODE", "--ckpt", str(random_checkpoint), "--sampling-method", "fixed_adams", "--atol", "1", *FAST]
+    sample.main([*implicit, "--class-labels", "1", "--out", str(tmp_path / "a.png")])
+    assert capsys.readouterr().err == ""
+
+
 def test_guidance_on_all_channels(tmp_path):
     """On four channels the choice matters, and the fourth is the one it matters to."""
     torch.manual_seed(0)
@@ -88,6 +152,7 @@ def test_default_labels():
     assert sample.default_labels(3) == [0, 1, 2] * 4
     assert sample.default_labels(1) == [0] * 4
     assert len(sample.default_labels(100)) == 40 and max(sample.default_labels(100)) == 99
+    assert sample.columns_for([0] * 4) is None
     assert sample.columns_for([0, 1, 2] * 4) == 3 and sample.columns_for([5, 3, 1]) is None
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 import sample_ddp
 from files import sha256
+from models import SiT
 from pictures import to_uint8
 from sampling import ImageNoise, guided
 from train_utils import model_config
@@ -131,6 +132,37 @@ def test_labels_guidance_and_noise_are_those_of_seed_and_index(tmp_path, random_
         expected = to_uint8(draw(z, guided(model.eval(), 2.0), y=y)[-1])[0]
         assert abs(expected.astype(int) - images[i]).max() <= 1
         assert expected.std() > 10
+
+
+def test_images_without_a_class(tmp_path, random_checkpoint, monkeypatch):
+    """--cfg-scale 0: the null class and its label, from the noise that images of classes have."""
+    args = ["SDE", "--ckpt", str(random_checkpoint), "--sample-dir", str(tmp_path), *COMMON]
+    asked = []
+    monkeypatch.setattr(SiT, "forward", lambda self, x, t, y: asked.append(y) or torch.zeros_like(x))
+    for scale in ("0", "1"):
+        sample_ddp.main([*args, "--cfg-scale", scale])
+    (path,) = tmp_path.glob("*cfg0-*.npz")
+    (of_classes,) = tmp_path.glob("*cfg1-*.npz")
+    with np.load(path) as without, np.load(of_classes) as with_classes:
+        assert without["arr_1"].tolist() == [10] * 10 and len(set(with_classes["arr_1"])) > 1
+        assert np.array_equal(without["arr_0"], with_classes["arr_0"])  # this model does not look at the class
+    half = len(asked) // 2
+    assert torch.cat(asked[:half]).unique().tolist() == [10] and torch.cat(asked[half:]).max() < 10
+
+
+def test_what_has_no_effect_makes_no_second_folder(tmp_path, random_checkpoint, capsys):
+    args = ["ODE", "--ckpt", str(random_checkpoint), "--sample-dir", str(tmp_path), "--num-fid-samples", "2"]
+    for typed, says in (
+        ([], []),
+        (["--num-sampling-steps", "40"], ["--num-sampling-steps has no effect on dopri5"]),
+        (["--num-sampling-steps=250"], ["--num-sampling-steps has no effect on dopri5"]),
+        (["--cfg-channels", "all"], ["--cfg-channels has no effect without guidance"]),
+    ):
+        sample_ddp.main([*args, *typed])
+        said = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+        assert len(said) == len(says) and all(expected in line for expected, line in zip(says, said, strict=True))
+    (folder,) = (p for p in tmp_path.iterdir() if p.is_dir())
+    assert "ODE-dopri5-250-seed0" in folder.name
 
 
 def test_classes_without_data_are_not_sampled(tmp_path, random_checkpoint):
