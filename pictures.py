@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 import progress
+from errors import DataError, first_line
 from files import replacing
 
 MARGIN = 4
@@ -83,19 +84,34 @@ def save_image(image: Image.Image, path: Path) -> None:
         image.save(beside, format="PNG")
 
 
-def save_npz(pictures: Sequence[Path], labels: Sequence[int], path: Path) -> None:
-    """Pack PNG files into an .npz: arr_0, (N, H, W, 3) uint8, and arr_1, their labels, as ADM's programs do.
+def fault_of(picture: Path, size: int) -> str | None:
+    """Why a file is not the PNG of size x size colour pixels that `save_image` has written; None where it is."""
+    try:
+        with Image.open(picture, formats=["PNG"]) as image:
+            if image.size != (size, size) or image.mode != "RGB":
+                return f"is {image.width} x {image.height} {image.mode}, not {size} x {size} RGB"
+            image.verify()  # checksums
+    except Exception as error:  # Pillow raises many kinds
+        return f"is damaged: {first_line(error)}"
+    return None
+
+
+def save_npz(pictures: Sequence[Path], labels: Sequence[int], path: Path, size: int) -> None:
+    """Pack PNG files into an .npz: arr_0, (N, size, size, 3) uint8, and arr_1, their labels, as ADM's programs do.
 
     One picture is in memory at a time. The same pictures make the same bytes.
+
+    Raises:
+        DataError: a picture is damaged, or of another size.
     """
-    with Image.open(pictures[0]) as first:
-        width, height = first.size
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), height, width, 3)}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(pictures), size, size, 3)}
     with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as array:
             np.lib.format.write_array_header_1_0(array, header)
             for picture in progress.bar(pictures, desc=path.name):
+                if fault := fault_of(picture, size):
+                    raise DataError(f"{picture} {fault}")
                 with Image.open(picture) as image:
-                    array.write(np.asarray(image.convert("RGB")).tobytes())
+                    array.write(np.asarray(image).tobytes())
         with archive.open("arr_1.npy", "w") as array:
             np.lib.format.write_array(array, np.asarray(labels, np.int64))

@@ -32,7 +32,7 @@ import precision
 import progress
 from errors import UsageError, run_program
 from files import replacing, sha256
-from pictures import save_image, save_npz, to_uint8_later
+from pictures import fault_of, save_image, save_npz, to_uint8_later
 from sampling import (
     ImageNoise,
     Network,
@@ -47,7 +47,8 @@ from train_utils import build_sampler, positive_int
 
 CFG_SCALE = 1.0
 SETTINGS = "settings.json"
-WRITERS = 4  # threads that encode pictures
+WRITERS = 4  # threads that encode pictures, or look at them
+NAMED = 10  # pictures that are drawn again, of which a line says why
 
 
 def add_program_args(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +103,7 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
         seconds = time.time() - start_time
         npz = folder.with_name(folder.name + ".npz")
         labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
-        save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
+        save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], labels, npz, network.image_size)
         drawn, evaluations = map(int, work.tolist())
         run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
@@ -112,13 +113,18 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
 
 
 def sample_images(args: argparse.Namespace, network: Network, folder: Path, process: distributed.Process) -> Tensor:
-    """Draw this process's images, every world_size-th of those that are not there yet.
+    """Draw this process's images, every world_size-th of those that are not there yet, or not as they were written.
 
     Returns:
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
     everything = range(args.num_fid_samples)
-    missing = distributed.from_main(lambda: [i for i in everything if not picture_path(folder, i).is_file()])
+    there = distributed.from_main(lambda: [i for i in everything if picture_path(folder, i).is_file()])
+    faults = faults_in(folder, there, network.image_size, process)
+    if process.is_main:
+        named = [f"{picture_path(folder, i)} {fault}; it is drawn again" for i, fault in faults.items()]
+        say(named[:NAMED] + [f"and {len(named) - NAMED} more"] * (len(named) > NAMED))
+    missing = sorted(set(everything) - set(there) | faults.keys())
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
@@ -137,6 +143,15 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
             bar.update(min(len(indices) * process.world_size, bar.total - bar.n))
         finish(writing)
     return torch.tensor([len(mine), evaluations], dtype=torch.float64)
+
+
+def faults_in(folder: Path, there: list[int], size: int, process: distributed.Process) -> dict[int, str]:
+    """What is wrong with pictures that are there, by their numbers; all processes look together, and all get it."""
+    mine = there[process.rank :: process.world_size]
+    with ThreadPoolExecutor(WRITERS) as pool:
+        found = list(pool.map(lambda i: fault_of(picture_path(folder, i), size), mine))
+    faults = {i: fault for i, fault in zip(mine, found, strict=True) if fault}
+    return dict(sorted(item for part in distributed.gather(faults) for item in part.items()))
 
 
 def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:

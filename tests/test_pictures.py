@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pictures import grid, save_image, save_npz, to_uint8, to_uint8_later
+from errors import DataError
+from pictures import fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
 
 from .conftest import ROOT
 
@@ -52,15 +53,15 @@ def test_eight_pictures_make_the_grid_of_sit():
 
 
 def test_npz_streams_what_the_files_hold(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (7, 6, 6, 3), dtype=np.uint8)
     paths = [tmp_path / f"{i}.png" for i in range(7)]
     for image, path in zip(images, paths, strict=True):
         save_image(Image.fromarray(image), path)
-    save_npz(paths, range(7), tmp_path / "all.npz")
+    save_npz(paths, range(7), tmp_path / "all.npz", 6)
     with np.load(tmp_path / "all.npz") as npz:
         assert npz.files == ["arr_0", "arr_1"] and npz["arr_0"].dtype == np.uint8
         assert np.array_equal(npz["arr_0"], images) and npz["arr_1"].tolist() == list(range(7))
-    save_npz(paths, range(7), tmp_path / "again.npz")
+    save_npz(paths, range(7), tmp_path / "again.npz", 6)
     assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "all.npz").read_bytes()
 
 
@@ -72,7 +73,7 @@ import pathlib
 import pictures
 def peak(): return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))  # KiB
 before = peak()
-pictures.save_npz([pathlib.Path("0.png")] * 20_000, range(20_000), pathlib.Path("all.npz"))
+pictures.save_npz([pathlib.Path("0.png")] * 20_000, range(20_000), pathlib.Path("all.npz"), 64)
 print(before, peak())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -87,9 +88,34 @@ print(before, peak())
 def test_nothing_half_written_is_left(tmp_path):
     good = tmp_path / "0.png"
     save_image(Image.new("RGB", (4, 4)), good)
-    with pytest.raises(FileNotFoundError):
-        save_npz([good, tmp_path / "absent.png"], [0, 1], tmp_path / "all.npz")
+    with pytest.raises(DataError, match=r"absent\.png is damaged"):
+        save_npz([good, tmp_path / "absent.png"], [0, 1], tmp_path / "all.npz", 4)
     assert [p.name for p in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_pictures_that_are_not_as_they_were_written_are_named(tmp_path):
+    good, other = tmp_path / "0.png", tmp_path / "1.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    save_image(Image.fromarray(pixels), good)
+    whole = good.read_bytes()
+    assert fault_of(good, 8) is None
+    for image, says in (
+        (Image.new("RGB", (9, 8)), "is 9 x 8 RGB, not 8 x 8 RGB"),
+        (Image.new("L", (8, 8)), "is 8 x 8 L, not 8 x 8 RGB"),
+        (Image.new("RGBA", (8, 8)), "is 8 x 8 RGBA, not"),
+    ):
+        save_image(image, other)
+        assert says in (fault_of(other, 8) or "")
+        with pytest.raises(DataError, match=r"1\.png is "):
+            save_npz([good, other], [0, 1], tmp_path / "all.npz", 8)
+    damaged = [whole[:k] for k in (0, 20, 60, len(whole) // 2, len(whole) - 20, len(whole) - 5)]
+    damaged += [whole[:k] + bytes([whole[k] ^ 4]) + whole[k + 1 :] for k in (0, 18, 60, len(whole) // 2)]
+    for content in [*damaged, b"no picture", whole[:100] + bytes(len(whole) - 100)]:
+        other.write_bytes(content)
+        assert "is damaged: " in (fault_of(other, 8) or ""), len(content)
+        with pytest.raises(DataError, match=r"1\.png is damaged"):
+            save_npz([good, other], [0, 1], tmp_path / "all.npz", 8)
+    assert not (tmp_path / "all.npz").exists()
 
 
 def test_pictures_may_be_fetched_later():

@@ -86,6 +86,20 @@ def test_images_do_not_depend_on_processes_batches_or_deaths(trained, tmp_path):
     assert len(json.loads(only(one, "*.json").read_text())["runs"]) == 1  # the second one drew nothing
 
 
+def test_pictures_that_were_changed_are_drawn_again(trained, tmp_path):
+    """A smaller one, a damaged one and one that is gone, by two processes: the file that it was."""
+    sample(trained, tmp_path)
+    (folder,) = (p for p in (tmp_path / "out").iterdir() if p.is_dir())
+    whole = only(tmp_path, "*.npz").read_bytes()
+    Image.new("RGB", (4, 4)).save(folder / "000003.png")
+    (folder / "000005.png").write_bytes((folder / "000005.png").read_bytes()[:-30])
+    (folder / "000007.png").unlink()
+    output = sample(trained, tmp_path, processes=2)
+    assert "000003.png is 4 x 4 RGB, not 8 x 8 RGB; it is drawn again" in output
+    assert "000005.png is damaged: " in output and "continuing: 7 of 10 images are there" in output
+    assert only(tmp_path, "*.npz").read_bytes() == whole
+
+
 def test_other_settings_make_other_images_in_a_folder_of_their_own(trained, tmp_path):
     for norm in ("1", "0.5"):
         sample(trained, tmp_path, "--diffusion-norm", norm)
