@@ -14,7 +14,7 @@ Under torchrun all processes look at the images; the numbers do not depend on ho
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,16 @@ import torch
 import distributed
 import precision
 from errors import DataError, UsageError, run_program
-from evaluation import Statistics, compare, open_source, report_name, save_statistics, warnings_about
+from evaluation import (
+    Source,
+    Statistics,
+    compare,
+    open_source,
+    report_name,
+    save_statistics,
+    warnings_about,
+    warnings_about_sizes,
+)
 from features import EXTRACTORS, load_extractor
 from files import replacing
 from train_utils import Parser, positive_int
@@ -34,7 +43,11 @@ def make_parser() -> Parser:
     parser.add_argument("reference", metavar="REFERENCE", nargs="?", help="what it is compared with")
     parser.add_argument("--features", choices=EXTRACTORS, default="inception", help="network that sees the images")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
-    parser.add_argument("--image-size", type=positive_int, help="crop pictures of folders to this, as training does")
+    parser.add_argument(
+        "--image-size",
+        type=positive_int,
+        help="crop pictures of folders to this, as training does; an .npz must have it",
+    )
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at a time")
     parser.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of SAMPLES, an .npz")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
@@ -55,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     process = distributed.setup()
     precision.setup("fp32")
     sources = [open_source(s, args.features, args.image_size) for s in (args.samples, args.reference) if s]
+    check_image_size(args.image_size, sources)
+    if process.is_main:
+        for line in warnings_about_sources(sources):
+            print(f"Warning: {line}", file=sys.stderr)
     extractor = distributed.on_main_first(lambda: load_extractor(args.features, args.weights, process.device))
     found = [source.statistics(extractor, process, args.batch_size) for source in sources]
     statistics = [s for s in found if s is not None]  # none in other processes than the first
@@ -65,6 +82,37 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples, reference = statistics
         report(args, samples, reference, process.device)
     distributed.cleanup()
+
+
+def check_image_size(image_size: int | None, sources: Sequence[Source]) -> None:
+    """
+    Raises:
+        UsageError: the images of a file have another size, or nothing has images. Pictures of folders are cropped.
+    """
+    if image_size is None:
+        return
+    sizes = [(source.name, source.images.size) for source in sources if source.images is not None]
+    if not sizes:
+        raise UsageError(f"--image-size {image_size} crops images, and {sources[0].name} holds none")
+    for name, (width, height) in sizes:
+        if (width, height) != (image_size, image_size):
+            raise UsageError(
+                f"--image-size {image_size} crops pictures of folders; {name} holds images of {width} x {height} "
+                "pixels, which are taken as they are"
+            )
+
+
+def warnings_about_sources(sources: Sequence[Source]) -> Iterator[str]:
+    """What seems to be amiss with samples and reference before they are looked at."""
+    if len(sources) < 2:
+        return
+    samples = sources[0]
+    if samples.images is not None and samples.has_moments:
+        yield (
+            f"{samples.name}, which stands first, holds both images and their statistics, as a reference does: is it "
+            "the samples?"
+        )
+    yield from warnings_about_sizes(*(source.images and source.images.size for source in sources))
 
 
 def report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:

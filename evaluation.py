@@ -130,6 +130,7 @@ class Source:
     name: str
     saved: Statistics | None
     images: ImageSet | None
+    has_moments: bool = False  # beside the images, of whichever network
 
     def statistics(self, extractor: Extractor, process: distributed.Process, batch_size: int) -> Statistics | None:
         """Its statistics, for which all processes look at the images, in the first process; None in the others."""
@@ -155,10 +156,10 @@ def open_source(name: str, extractor: str, image_size: int | None = None) -> Sou
         DataError: it is missing, is not what it should be, or has fewer than two images.
     """
     path = Path(name)
-    saved = None
+    saved, has_moments = None, False
     if path.suffix == ".npz":
         names = array_names(path)
-        if {"mu", "sigma"} <= names:
+        if has_moments := {"mu", "sigma"} <= names:
             if IMAGES not in names:
                 return Source(name, load_statistics(path, extractor), None)
             if extractor == "inception":
@@ -166,7 +167,7 @@ def open_source(name: str, extractor: str, image_size: int | None = None) -> Sou
     images = open_images(name, image_size)
     if len(images) < 2:
         raise DataError(f"{name} holds {len(images)} image; a distribution takes two or more")
-    return Source(name, saved, images)
+    return Source(name, saved, images, has_moments)
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
@@ -267,6 +268,16 @@ def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:
         if statistics.features is not None and len(statistics.features) < statistics.count:
             kept = len(statistics.features)
             yield f"KID, precision and recall are with {kept:,} of {statistics.count:,} images ({what})"
+
+
+def warnings_about_sizes(samples: tuple[int, int] | None, reference: tuple[int, int] | None) -> Iterator[str]:
+    """The same of the sizes of their images, (width, height); None is unknown."""
+    if samples and reference and samples != reference:
+        (a, b), (c, d) = samples, reference
+        yield (
+            f"the samples are images of {a} x {b} pixels, the reference's are of {c} x {d}: the network sees them at "
+            "one size, and so the difference in sharpness, too"
+        )
 
 
 def warnings_about_counts(dimensions: int, **counts: int) -> Iterator[str]:

@@ -32,8 +32,10 @@ Batch = tuple[Sequence[int], Tensor]  # indices of images in their set, and the 
 
 
 class ImageSet(Protocol):
-    """Images of one size."""
+    """Images of one size, which is (width, height)."""
 
+    @property
+    def size(self) -> tuple[int, int]: ...
     def __len__(self) -> int: ...
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """A process's share of the set, in batches of at most `size`, in order."""
@@ -62,6 +64,10 @@ class NpzImages:
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or 0 in shape:
             raise DataError(f"{self.path}: {IMAGES} is {dtype} of shape {shape}; uint8 of (N, H, W, 3) is needed")
         self.shape = shape
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.shape[2], self.shape[1]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -97,6 +103,11 @@ class FolderImages:
             raise DataError(f"folder {root} holds no images")
         self.image_size = image_size
 
+    @property
+    def size(self) -> tuple[int, int]:
+        _, height, width = self.read(self.paths[0]).shape
+        return width, height
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -125,6 +136,10 @@ class DigitImages:
 
     def __init__(self, image_size: int | None = None) -> None:
         self.images = torch.from_numpy(to_uint8(Digits(image_size or 8, 3).images).copy()).permute(0, 3, 1, 2)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[3], self.images.shape[2]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -23,6 +23,7 @@ from evaluation import (
     report_name,
     statistics_of,
     warnings_about_counts,
+    warnings_about_sizes,
 )
 from features import DIMENSIONS, EXTRACTORS, load_extractor
 from feed import Data
@@ -90,7 +91,9 @@ class Monitor:
         if self.reference is None:
             return []
         counts = {"samples": self.args.eval_samples, "reference": self.reference.count}
-        warnings = warnings_about_counts(DIMENSIONS[self.extractor.name], **counts)
+        warnings = [*warnings_about_counts(DIMENSIONS[self.extractor.name], **counts)]
+        if self.source is not None and self.source.images is not None:
+            warnings += warnings_about_sizes((self.args.image_size,) * 2, self.source.images.size)
         source = self.args.eval_reference or "the training data"
         name = report_name("FD", self.extractor.name)
         return [f"Evaluating: {name} and others against {source}", *(f"Warning: {line}" for line in warnings)]

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -113,3 +114,23 @@ def test_published_names_are_asked_of_the_hub(name, monkeypatch, tiny_vae):
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", from_pretrained)
     load_autoencoder(name, CPU)
     assert asked == [f"stabilityai/sd-vae-ft-{name}"]
+
+
+def test_what_a_clone_without_git_lfs_has_is_said(tiny_vae, tmp_path):
+    shutil.copytree(tiny_vae, tmp_path / "vae")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334643276\n"
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_text(pointer)
+    with pytest.raises(DataError, match=r"vae could not be loaded: diffusion_.*\.safetensors is a Git LFS pointer"):
+        load_autoencoder(str(tmp_path / "vae"), CPU)
+
+
+def test_without_the_hub_pixel_space_is_not_suggested(monkeypatch):
+    """To a model of latents it is of no use."""
+    from diffusers.models import AutoencoderKL
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(AutoencoderKL, "from_pretrained", fail)
+    with pytest.raises(DataError, match=r"no network \(without network, give --vae a diffusers folder of it\)$"):
+        load_autoencoder("ema", CPU)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import evaluate
 import features
@@ -75,6 +76,34 @@ def test_few_images_are_warned_of(files, capsys):
     assert len(warnings) == 2 and all(
         "40 images (" in line and ") are not more than the 1,280 features" in line for line in warnings
     )
+
+
+def warned(capsys, *args: str) -> list[str]:
+    evaluate.main(list(args))
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("Warning") and "are not more than" not in line]
+
+
+def test_sets_of_different_resolution_are_compared_with_a_warning(files, tmp_path, capsys, means):
+    np.savez(tmp_path / "large.npz", np.zeros((4, 16, 12, 3), np.uint8))
+    (tmp_path / "folder").mkdir()
+    for k in range(3):
+        Image.new("RGB", (20, 10)).save(tmp_path / "folder" / f"{k}.png")
+    some, large, folder = str(files / "some.npz"), str(tmp_path / "large.npz"), str(tmp_path / "folder")
+    (line,) = warned(capsys, some, large)
+    assert "samples are images of 8 x 8 pixels, the reference's are of 12 x 16" in line
+    (line,) = warned(capsys, folder, "digits")
+    assert "20 x 10" in line and "8 x 8" in line
+    assert warned(capsys, some, folder, "--image-size", "8") == warned(capsys, some, "digits") == []
+
+
+def test_a_reference_in_the_place_of_the_samples_is_warned_of(files, tmp_path, capsys, means):
+    with np.load(files / "some.npz") as some:
+        write_adm(tmp_path / "adm.npz", some["arr_0"], shown=some["arr_0"])
+    (line,) = warned(capsys, str(tmp_path / "adm.npz"), str(files / "some.npz"))
+    assert "adm.npz, which stands first, holds both images and their statistics, as a reference does" in line
+    assert warned(capsys, str(files / "some.npz"), str(tmp_path / "adm.npz")) == []
+    assert warned(capsys, str(tmp_path / "adm.npz"), "--save-stats", str(tmp_path / "s.npz")) == []
 
 
 def test_two_processes_see_what_one_does(files, tmp_path):
@@ -168,6 +197,7 @@ def bad(files):
     np.savez(files / "thin.npz", mu=np.zeros(7), sigma=np.eye(7), extractor="efficientnet-lite0")
     np.savez(files / "skew.npz", mu=np.zeros(1280), sigma=np.eye(7), extractor="efficientnet-lite0")
     np.savez(files / "nan.npz", mu=np.full(7, np.nan), sigma=np.eye(7), extractor="efficientnet-lite0")
+    np.savez(files / "zeros.npz", mu=np.zeros(1280), sigma=np.eye(1280), extractor="efficientnet-lite0")
     np.savez(files / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     for name in ("ckpt.pt", "ckpt.npz"):
         torch.save({"w": torch.ones(1)}, files / name)
@@ -183,6 +213,12 @@ CASES = [
     ("{f}/some.npz", 2, "nothing to do: give a REFERENCE"),
     ("{f}/absent.npz {f}/some.npz", 1, "absent.npz does not exist"),
     ("{f}/other.npz {f}/some.npz", 1, "other.npz has no arr_0; it holds images"),
+    (
+        "{f}/some.npz {f}/others.npz --image-size 16",
+        2,
+        "--image-size 16 crops pictures of folders; {f}/some.npz holds images of 8 x 8 pixels",
+    ),
+    ("{f}/zeros.npz {f}/zeros.npz --image-size 8", 2, "--image-size 8 crops images, and {f}/zeros.npz holds none"),
     ("{f}/ckpt.pt {f}/some.npz", 1, "ckpt.pt is no .npz file but a PyTorch checkpoint"),
     ("{f}/ckpt.npz {f}/some.npz", 1, "ckpt.npz is no .npz file but a PyTorch checkpoint"),
     ("{f}/page.npz {f}/some.npz", 1, "page.npz is no .npz file but a web page"),
@@ -211,5 +247,5 @@ def test_one_line_and_nothing_left(arguments, code, line, bad, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert exit_.value.code == code, message
     assert message.count("\n") == 1 and message.startswith("evaluate.py"), message
-    assert line in message
+    assert line.format(f=bad) in message
     assert list(tmp_path.iterdir()) == []

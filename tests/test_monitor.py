@@ -136,6 +136,23 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
         assert len(torch.stack(seen).unique(dim=0)) == len(seen) == expected
 
 
+def test_a_reference_of_another_resolution_is_warned_of():
+    from argparse import Namespace
+    from types import SimpleNamespace
+
+    import monitor
+
+    watcher = object.__new__(monitor.Monitor)
+    watcher.args = Namespace(image_size=8, eval_samples=5000, eval_reference="large.npz")
+    watcher.extractor, watcher.process = SimpleNamespace(name="inception"), None
+    statistics = SimpleNamespace(count=5000)
+    for size, expected in (((16, 16), ["8 x 8 pixels, the reference's are of 16 x 16"]), ((8, 8), [])):
+        images = SimpleNamespace(size=size)
+        watcher.source = SimpleNamespace(images=images, statistics=lambda *_: statistics)
+        warnings = [line for line in watcher.prepare() if line.startswith("Warning")]
+        assert len(warnings) == len(expected) and all(e in w for e, w in zip(expected, warnings, strict=True))
+
+
 def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     """Also where their shares differ in size, or there is nothing for one of them in the last round."""
     from argparse import Namespace
