@@ -112,7 +112,7 @@ def warnings_about_sources(sources: Sequence[Source]) -> Iterator[str]:
             f"{samples.name}, which stands first, holds both images and their statistics, as a reference does: is it "
             "the samples?"
         )
-    yield from warnings_about_sizes(*(source.images and source.images.size for source in sources))
+    yield from warnings_about_sizes(*(None if s.images is None else s.images.size for s in sources))
 
 
 def report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:

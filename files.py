@@ -113,12 +113,12 @@ def other_than_weights(path: Path) -> str | None:
     return None if what in (PYTORCH, SAFETENSORS) else what
 
 
-def describe_zip(path: Path) -> str:
+def describe_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return "a damaged zip archive"
+        return None  # truncated, and of what is not known
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner:
         return "a TorchScript archive, which holds code"

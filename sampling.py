@@ -87,7 +87,7 @@ def sampling_parser(
             help="guide while t, from 0 (noise) to 1, is in it; outside, an evaluation costs half; default: 0 1",
         )
         group.add_argument(
-            "--num-sampling-steps", type=positive_int, default=250, help="time points, both ends included"
+            "--num-sampling-steps", type=positive_int, default=250, help="time points, both ends included, of fixed steps"
         )
         add_speed_args(group)
         add_program_args(sub)
