@@ -148,7 +148,9 @@ def make_parser() -> Parser:
     group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
     group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures")
     group.add_argument("--cfg-scale", type=guidance_scale, default=4.0, help="guidance of the sample pictures")
-    group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY, ENTITY, PROJECT)")
+    group.add_argument(
+        "--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY or `wandb login`, ENTITY, PROJECT)"
+    )
 
     add_eval_args(parser.add_argument_group("evaluation"))
     parse_transport_args(parser)
@@ -183,8 +185,7 @@ def check_arguments(args: argparse.Namespace, process: distributed.Process) -> N
     if args.compile:
         precision.check_compiler()
     if args.wandb:
-        for variable in ("WANDB_KEY", "ENTITY", "PROJECT"):
-            wandb_utils.required(variable)
+        distributed.from_main(wandb_utils.check_login)
 
 
 # ---- the run -------------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(begun if start.source else f"Training for {total_steps} steps")
         if args.wandb and process.is_main:
             names = wandb_utils.required("ENTITY"), experiment.folder.name, wandb_utils.required("PROJECT")
-            wandb_utils.initialize(args, *names)
+            wandb_utils.initialize(args, *names, wandb_utils.run_id(experiment.folder, is_new=not start.source))
         run = Run(args, process, experiment, books, data, config, transport, model, ema, opt, monitor)
         with signals.StopRequest() as request:
             signum = run.train(order, step, total_steps, request)

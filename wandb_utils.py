@@ -1,16 +1,22 @@
-"""Weights & Biases: WANDB_KEY, ENTITY and PROJECT come from the environment and are read only with --wandb.
+"""Weights & Biases. What it needs comes from the environment and is read only with --wandb.
 
-With WANDB_MODE=offline nothing is sent and none of the three is needed.
+The key is WANDB_KEY, or else what wandb itself finds: WANDB_API_KEY, or what `wandb login` has kept. ENTITY and PROJECT
+say where the run goes. With WANDB_MODE=offline nothing is sent and none of them is needed.
 """
 
 import argparse
-import hashlib
+import json
 import os
+import uuid
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from errors import UsageError
+from errors import DataError, UsageError, first_line
+from files import replacing
+
+RUN_FILE = "wandb-run.json"
 
 
 def is_offline() -> bool:
@@ -29,26 +35,71 @@ def required(variable: str) -> str:
     return value
 
 
-def generate_run_id(exp_name: str) -> str:
-    """A stable id, so that a continued experiment continues its run."""
-    return hashlib.md5(exp_name.encode()).hexdigest()[:16]
+def check_login() -> None:
+    """Make sure, before anything is written, that the server takes the key; offline there is nothing to check.
+
+    Raises:
+        UsageError: something is not set.
+        DataError: the key is not valid, or the server does not answer.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise UsageError("--wandb needs wandb: pip install wandb") from None
+    required("ENTITY")
+    required("PROJECT")
+    if is_offline():
+        return
+    if key := os.environ.get("WANDB_KEY"):
+        os.environ["WANDB_API_KEY"] = key  # not wandb.login(key=...), which would keep it in the user's .netrc
+    try:
+        if not wandb.login(verify=True, prompt=False):
+            raise UsageError(
+                "--wandb needs a key: set WANDB_KEY or WANDB_API_KEY, or run `wandb login` (or WANDB_MODE=offline)"
+            )
+    except wandb.Error as error:
+        what = first_line(error).replace("WANDB_API_KEY", "WANDB_KEY" if key else "WANDB_API_KEY")
+        raise DataError(f"--wandb: the key is not valid, or the server does not answer: {what}") from None
 
 
-def initialize(args: argparse.Namespace, entity: str, exp_name: str, project_name: str) -> None:
-    """Log in and start, or continue, the run of an experiment."""
+def run_id(folder: Path, is_new: bool) -> str:
+    """The id of the run that belongs to an experiment's folder, kept in it.
+
+    A run that begins anew gets a new one, and so does a copy of a folder, whose inode is another, so that no two
+    folders ever log to one run.
+    """
+    path, inode = folder / RUN_FILE, folder.stat().st_ino
+    try:
+        kept = json.loads(path.read_text())
+        if not is_new and kept["inode"] == inode:
+            return str(kept["id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or it is damaged
+    made = uuid.uuid4().hex[:16]
+    with replacing(path) as beside:
+        beside.write_text(json.dumps({"id": made, "inode": inode}) + "\n")
+    return made
+
+
+def initialize(args: argparse.Namespace, entity: str, exp_name: str, project_name: str, run: str | None = None) -> None:
+    """Start the run of an experiment, or continue the one of this id.
+
+    Raises:
+        DataError: Weights & Biases does not have it, for instance because there is no such entity.
+    """
     import wandb
 
-    key = required("WANDB_KEY")
-    if key:
-        wandb.login(key=key)
-    wandb.init(
-        entity=entity or None,
-        project=project_name or "combostoc",
-        name=exp_name,
-        config=vars(args),
-        id=generate_run_id(exp_name),
-        resume="allow",
-    )
+    try:
+        wandb.init(
+            entity=entity or None,
+            project=project_name or "combostoc",
+            name=exp_name,
+            config=vars(args),
+            id=run,
+            resume="allow" if run else None,
+        )
+    except wandb.Error as error:
+        raise DataError(f"--wandb, ENTITY {entity}, PROJECT {project_name}: {first_line(error)}") from None
 
 
 def log(stats: dict[str, Any], step: int | None = None) -> None:

@@ -125,7 +125,7 @@ CASES = [
     ("train", "--max-grad-norm 0", 2, "0 is not a positive number"),
     ("train", "--data-path {f}/latents", 1, r"the extraction to .*latents is not finished: run extract_latents\.py"),
     ("train", "--lerning-rate 1", 2, "--lerning-rate"),
-    ("train", "--wandb", 2, "environment variable WANDB_KEY"),
+    ("train", "--wandb", 2, "environment variable ENTITY"),
     ("sample", "", 2, "{ODE,SDE}"),
     ("sample", "PDE", 2, "'PDE'.*ODE.*SDE"),
     ("sample", "ODE", 2, "--ckpt FILE is needed"),
