@@ -53,6 +53,9 @@ def find_model(model_name: str) -> checkpoint.StateDict:
     return checkpoint.weights(checkpoint.load(locate(model_name)), model_name)
 
 
+download_model = find_model  # SiT's, of a published name
+
+
 def _fetch(repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 

@@ -419,3 +419,13 @@ def _registry(family: type[SiT]) -> dict[str, Any]:
 
 SiT_models = _registry(SiT)
 ComboStoc_models = _registry(ComboStoc)
+
+# The same by the names of the predecessors' functions.
+SiT_XL_2, SiT_XL_4, SiT_XL_8 = (SiT_models[f"SiT-XL/{p}"] for p in (2, 4, 8))
+SiT_L_2, SiT_L_4, SiT_L_8 = (SiT_models[f"SiT-L/{p}"] for p in (2, 4, 8))
+SiT_B_2, SiT_B_4, SiT_B_8 = (SiT_models[f"SiT-B/{p}"] for p in (2, 4, 8))
+SiT_S_2, SiT_S_4, SiT_S_8 = (SiT_models[f"SiT-S/{p}"] for p in (2, 4, 8))
+ComboStoc_XL_2, ComboStoc_XL_4, ComboStoc_XL_8 = (ComboStoc_models[f"ComboStoc-XL/{p}"] for p in (2, 4, 8))
+ComboStoc_L_2, ComboStoc_L_4, ComboStoc_L_8 = (ComboStoc_models[f"ComboStoc-L/{p}"] for p in (2, 4, 8))
+ComboStoc_B_2, ComboStoc_B_4, ComboStoc_B_8 = (ComboStoc_models[f"ComboStoc-B/{p}"] for p in (2, 4, 8))
+ComboStoc_S_2, ComboStoc_S_4, ComboStoc_S_8 = (ComboStoc_models[f"ComboStoc-S/{p}"] for p in (2, 4, 8))

@@ -96,7 +96,7 @@ def fault_of(picture: Path, size: int) -> str | None:
     return None
 
 
-def save_npz(pictures: Sequence[Path], labels: Sequence[int], path: Path, size: int) -> None:
+def save_npz(pictures: Sequence[Path], labels: Sequence[int] | None, path: Path, size: int) -> None:
     """Pack PNG files into an .npz: arr_0, (N, size, size, 3) uint8, and arr_1, their labels, as ADM's programs do.
 
     One picture is in memory at a time. The same pictures make the same bytes.
@@ -113,5 +113,6 @@ def save_npz(pictures: Sequence[Path], labels: Sequence[int], path: Path, size: 
                     raise DataError(f"{picture} {fault}")
                 with Image.open(picture) as image:
                     array.write(np.asarray(image).tobytes())
-        with archive.open("arr_1.npy", "w") as array:
-            np.lib.format.write_array(array, np.asarray(labels, np.int64))
+        if labels is not None:
+            with archive.open("arr_1.npy", "w") as array:
+                np.lib.format.write_array(array, np.asarray(labels, np.int64))

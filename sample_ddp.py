@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL import Image
 from torch import Tensor
 
 import distributed
@@ -101,9 +102,8 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
         for left in folder.glob("*.tmp"):
             left.unlink()  # half-written when a run was killed
         seconds = time.time() - start_time
-        npz = folder.with_name(folder.name + ".npz")
         labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
-        save_npz([picture_path(folder, i) for i in range(args.num_fid_samples)], labels, npz, network.image_size)
+        npz = create_npz_from_sample_folder(folder, args.num_fid_samples, labels, network.image_size)
         drawn, evaluations = map(int, work.tolist())
         run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
@@ -183,6 +183,26 @@ def finish(writing: list[Future[None]]) -> None:
     """Wait until pictures are written, and raise what went wrong."""
     for job in writing:
         job.result()
+
+
+def create_npz_from_sample_folder(
+    sample_dir: Path | str, num: int = 50_000, labels: Sequence[int] | None = None, size: int | None = None
+) -> Path:
+    """Pack the first so many pictures of a folder, 000000.png and so on, into an .npz beside it, which is returned.
+
+    Args:
+        size: of the pictures, in pixels; by default that of the first one.
+
+    Raises:
+        DataError: a picture is damaged, or of another size.
+    """
+    folder = Path(sample_dir)
+    if size is None:
+        with Image.open(picture_path(folder, 0)) as first:
+            size = first.width
+    npz = folder.with_name(folder.name + ".npz")
+    save_npz([picture_path(folder, i) for i in range(num)], labels, npz, size)
+    return npz
 
 
 def picture_path(folder: Path, i: int) -> Path:

@@ -35,6 +35,7 @@ import wandb_utils
 from autoencoder import check_channels
 from bookkeeping import Bookkeeping
 from data import DIGITS, BatchOrder, check_same_everywhere
+from data import center_crop_arr as center_crop_arr  # SiT has it here
 from errors import DataError, UsageError, run_program
 from evaluation import report_name
 from experiment import Experiment, plain
@@ -69,6 +70,7 @@ from train_utils import (
     typed_arguments,
 )
 from training import build_optimizer, compute_gradients, training_step
+from training import update_ema as update_ema  # and this
 from transport import ComboStocType, Sampler, Transport
 
 PREVIEW_IMAGES = 16

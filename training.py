@@ -89,10 +89,11 @@ def compute_gradients(
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float, bad: Tensor) -> None:
+def update_ema(ema: nn.Module, model: nn.Module, decay: float = 0.9999, bad: Tensor | None = None) -> None:
     """ema <- decay ema + (1 - decay) model, or nothing after a bad step."""
-    weight = torch.where(bad, 0.0, 1 - decay)  # on the device: to branch would be to wait for it
     averages, parameters = list(ema.parameters()), list(model.parameters())
+    bad = torch.zeros((), dtype=torch.bool, device=averages[0].device) if bad is None else bad
+    weight = torch.where(bad, 0.0, 1 - decay)  # on the device: to branch would be to wait for it
     if weight.device.type == "cuda":
         lerp_together(averages, parameters, weight)
     else:  # no launch to save, and one pass over memory in place of three

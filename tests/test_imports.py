@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import models
+
 from .conftest import ROOT
 
 
@@ -32,6 +34,19 @@ def test_names_that_forks_of_sit_import():
         "from transport import create_transport, Transport, Sampler, ModelType, PathType, WeightType, ComboStocType; "
         "from transport.path import expand_t_like_x; from data import center_crop_arr; "
         "from download import find_model; from wandb_utils import initialize, log, log_image; "
-        "from train_utils import parse_transport_args, parse_ode_args, parse_sde_args"
+        "from train_utils import parse_transport_args, parse_ode_args, parse_sde_args; "
+        "from transport.transport import Sampler as S; from transport.utils import mean_flat; assert S is Sampler; "
+        "from train import update_ema, center_crop_arr; from sample_ddp import create_npz_from_sample_folder; "
+        "from download import download_model; print('imported')"
     )
-    assert "wandb_utils" in modules_after(statement)
+    assert "imported" in modules_after(statement)
+
+
+def test_constructors_by_their_predecessors_names():
+    """Every model of 24 is there as a function, and is the registry's."""
+    for registry in (models.SiT_models, models.ComboStoc_models):
+        for name, constructor in registry.items():
+            if "-XS/" not in name:
+                assert getattr(models, name.replace("-", "_").replace("/", "_")) is constructor
+    model = models.ComboStoc_S_8(input_size=8, num_classes=3)
+    assert isinstance(model, models.ComboStoc) and (model.patch_size, len(model.blocks)) == (8, 12)

@@ -191,3 +191,14 @@ def test_classes_without_data_are_not_sampled(tmp_path, random_checkpoint):
     finally:
         ImageNoise.labels = original
     assert set(drawn) == {2}
+
+
+def test_a_folder_of_pictures_is_packed_as_sits_function_does(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    (tmp_path / "a.b").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "a.b" / f"{i:06d}.png")
+    npz = sample_ddp.create_npz_from_sample_folder(str(tmp_path / "a.b"), 2)
+    assert npz == tmp_path / "a.b.npz"
+    with np.load(npz) as arrays:
+        assert arrays.files == ["arr_0"] and (arrays["arr_0"] == images[:2]).all()

@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import precision
@@ -180,3 +181,10 @@ def test_precision(name):
         assert product.dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
     finally:
         precision.setup("fp32")
+
+
+def test_the_average_may_be_updated_as_sits_forks_do():
+    average, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    expected = [0.75 * a + 0.25 * p for a, p in zip(average.parameters(), model.parameters(), strict=True)]
+    update_ema(average, model, decay=0.75)
+    assert all(torch.allclose(a, e) for a, e in zip(average.parameters(), expected, strict=True))

@@ -3,9 +3,11 @@
 Each method of `Sampler` returns a `SampleFn`: call it as fn(z, model, **model_kwargs).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,9 @@ from torch import Tensor
 from .graded import SCHEDULES, Graded, Grading, Synchronous, preservation_map
 from .integrators import ADAPTIVE_METHODS, FIXED_STEP_METHODS, SDE_STEPS, integrate_ode, integrate_sde
 from .path import DIFFUSION_FORMS, expand_t_like_x
-from .transport import Model, Transport
+
+if TYPE_CHECKING:
+    from .transport import Model, Transport
 
 ODE_METHODS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
 SDE_METHODS = tuple(SDE_STEPS)

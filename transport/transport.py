@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
+from .sampler import Sampler as Sampler  # SiT's programs look for it here, too
 from .timesteps import Blend, ComboStocType, count_async, draw_timesteps
+from .utils import mean_flat, sum_flat
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
 SINGULAR_EPS = 1e-3
@@ -49,16 +51,6 @@ class WeightType(enum.Enum):
 
 
 PLANS: dict[PathType, type[ICPlan]] = {PathType.LINEAR: ICPlan, PathType.GVP: GVPCPlan, PathType.VP: VPCPlan}
-
-
-def mean_flat(x: Tensor) -> Tensor:
-    """Mean over all dimensions but the first: (N, ...) -> (N,)."""
-    return x.flatten(1).mean(1)
-
-
-def sum_flat(x: Tensor) -> Tensor:
-    """Sum over all dimensions but the first, kept for broadcasting: (N, ...) -> (N, 1, ...)."""
-    return x.sum(dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
 class Transport:
