@@ -1,8 +1,11 @@
 """Tensors to pictures: bytes, captioned grids, .npz files of samples."""
 
 import math
+import unicodedata
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,9 @@ from files import replacing
 
 MARGIN = 4
 MIN_TILE = 64  # smaller pictures are enlarged by whole factors, so that a pixel stays a square
+FONT_SIZE, LINE_HEIGHT, MAX_LINES = 11, 14, 3  # of captions
+# For scripts that DejaVu Sans does not have, where the system has one of them.
+SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "unifont.otf")
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -50,8 +56,81 @@ def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
     return wait
 
 
+@cache
+def fonts() -> list[ImageFont.FreeTypeFont]:
+    """Pillow's, which has little more than ASCII, then those with more letters."""
+    files: list[str | Path] = [*SYSTEM_FONTS]
+    with suppress(ImportError):
+        import matplotlib
+
+        files.insert(0, Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+    found = [pillows_font()]
+    for file in files:
+        with suppress(OSError):
+            found.append(ImageFont.truetype(file, FONT_SIZE))
+    return found
+
+
+@cache
+def pillows_font() -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(FONT_SIZE)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def can_write(font: ImageFont.FreeTypeFont, text: str) -> bool:
+    """Whether a font has all letters of a text. The box that it draws for others is what it draws for no letter."""
+    glyph = font.font_variant(layout_engine=ImageFont.Layout.BASIC).getmask  # of a letter by itself
+    box = bytes(glyph("\U0010ffff"))
+    return all(c == " " or (c.isprintable() and bytes(glyph(c)) != box) for c in text)
+
+
+def legible(text: str) -> tuple[str, ImageFont.FreeTypeFont]:
+    """A text and the font to write it in; what no font has is written as in a Python string, such as \\u72ac."""
+    text = unicodedata.normalize("NFC", text)  # file systems may take letters and their accents apart
+    if can_write(pillows_font(), text):
+        return text, pillows_font()
+    for font in fonts():
+        if can_write(font, text):
+            return text, font
+    best = max(fonts(), key=lambda font: sum(can_write(font, letter) for letter in text))
+    return "".join(c if can_write(best, c) else ascii(c)[1:-1] for c in text), best
+
+
+def in_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """A caption broken between words, and within those that are too long; what `MAX_LINES` do not hold ends in …"""
+
+    def fits(line: str) -> bool:
+        return font.getlength(line) <= width
+
+    lines = [""]
+    for word in text.split(" "):
+        if fits(joined := f"{lines[-1]} {word}".strip()):
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and not fits(lines[-1] + letter):
+                lines.append("")
+            lines[-1] += letter
+    if len(lines) > MAX_LINES:
+        last = lines[MAX_LINES - 1]
+        while last and not fits(f"{last}…"):
+            last = last[:-1]
+        lines[MAX_LINES - 1 :] = [f"{last}…"]
+    return lines
+
+
+def columns_for(labels: Sequence[int]) -> int | None:
+    """A column a class for labels that repeat in cycles, the last of which may be cut short; None for others."""
+    cycle = len(set(labels))
+    repeats = all(label == labels[k % cycle] for k, label in enumerate(labels))
+    return cycle if repeats and 1 < cycle < len(labels) else None
+
+
 def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
-    """Pictures (N, H, W, 3) side by side, each with its caption below.
+    """Pictures (N, H, W, 3) side by side, each with its caption below, in as many lines as it takes, up to three.
 
     Args:
         images: uint8 pictures.
@@ -63,18 +142,19 @@ def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int
     rows = math.ceil(n / columns)
     zoom = max(1, math.ceil(MIN_TILE / max(height, width)))
     tile_w, tile_h = width * zoom, height * zoom
-    text_h = 14 if captions else 0
+    written = [(in_lines(text, font, tile_w), font) for text, font in map(legible, captions or [])]
+    text_h = LINE_HEIGHT * max((len(lines) for lines, _ in written), default=0)
     step_x, step_y = tile_w + MARGIN, tile_h + text_h + MARGIN
     canvas = Image.new("RGB", (columns * step_x + MARGIN, rows * step_y + MARGIN), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=11)
+    draw = ImageDraw.Draw(canvas)
     for k, image in enumerate(images):
         x, y = MARGIN + k % columns * step_x, MARGIN + k // columns * step_y
         canvas.paste(Image.fromarray(image).resize((tile_w, tile_h), Image.Resampling.NEAREST), (x, y))
         if captions:
-            caption = captions[k]
-            while draw.textlength(caption, font=font) > tile_w:
-                caption = caption[:-1]
-            draw.text((x + tile_w / 2, y + tile_h + 1), caption, fill="black", font=font, anchor="ma")
+            lines, font = written[k]
+            for line, text in enumerate(lines):
+                top = y + tile_h + 1 + line * LINE_HEIGHT
+                draw.text((x + tile_w / 2, top), text, fill="black", font=font, anchor="ma")
     return canvas
 
 

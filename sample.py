@@ -11,10 +11,13 @@
 """
 
 import argparse
+import difflib
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ import precision
 import progress
 from errors import UsageError, run_program
 from files import replacing
-from pictures import grid, save_image, to_uint8, to_uint8_later
+from pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
 from sampling import (
     NULL,
     ImageNoise,
@@ -55,11 +58,10 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
     group.add_argument(
         "--class-labels",
-        type=class_label,
         nargs="+",
         metavar="K",
-        help=f"one picture a label, of a class by its number, or without one by the word {NULL}; default: a choice of "
-        f"classes. With --reference: of all or of each; default: {NULL}",
+        help=f"one picture a label: a class's number or name, or {NULL} for none; default: a choice of classes. "
+        f"With --reference: of all or of each; default: {NULL}",
     )
     group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
     group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
@@ -110,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def sample(args: argparse.Namespace, network: Network, device: torch.device) -> None:
     """Draw one picture for each class label and write them as a grid."""
     default = default_labels(network.num_labels) if args.cfg_scale else [NULL] * UNCONDITIONAL
-    labels = numbers_of(args.class_labels or default, network)
+    labels = class_labels(args.class_labels or map(str, default), network)
     pictures: list[Callable[[], np.ndarray]] = []
     start_time = time.time()
     starts = range(0, len(labels), args.batch_size)
@@ -133,8 +135,8 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
 def sample_graded(args: argparse.Namespace, network: Network, device: torch.device) -> None:
     """Draw variations of each reference that keep what the map says, and write all side by side."""
     variations = args.variations or VARIATIONS
-    labels = numbers_of(args.class_labels or [NULL], network)
-    labels *= 1 if len(labels) > 1 else len(args.reference)
+    labels = class_labels(args.class_labels or [NULL], network)
+    labels *= len(args.reference) if len(labels) == 1 else 1
     keep = control.load_control(args, network)
     if args.preserve_pixels and not (keep.pixels == 1).any():
         raise UsageError("--preserve-pixels pastes pixels that are kept at 1; the map and its factors keep none")
@@ -154,26 +156,33 @@ def sample_graded(args: argparse.Namespace, network: Network, device: torch.devi
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
 
 
-def class_label(text: str) -> int | str:
-    """A class's number, or the word for none."""
-    try:
-        return text if text == NULL else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither the number of a class nor {NULL}") from None
-
-
-def numbers_of(labels: Sequence[int | str], network: Network) -> list[int]:
-    """Labels as the model takes them.
+def class_labels(words: Iterable[str], network: Network) -> list[int]:
+    """Labels as they are given on the command line: numbers, the names that the classes had in the data, or the word
+    for no class.
 
     Raises:
         UsageError: the model has no such class.
     """
+    names = {unicodedata.normalize("NFC", name): k for k, name in enumerate(network.class_names or [])}
     null = network.config.num_classes
-    numbers = [null if k == NULL else int(k) for k in labels]
-    for k, number in zip(labels, numbers, strict=True):
-        if k != NULL and not 0 <= number < null:
-            raise UsageError(f"class label {k} is out of range: the model has 0 to {null - 1}, and {NULL}")
-    return numbers
+    accepted = f"the model has 0 to {null - 1}, {NULL}"
+    labels = []
+    for word in words:
+        name = unicodedata.normalize("NFC", word)
+        if word == NULL:
+            k = null
+        elif re.fullmatch(r"[+-]?\d+", word):  # also where a class that has this name is another
+            k = int(word)
+            if not 0 <= k < null:
+                raise UsageError(f"class label {k} is out of range: {accepted}")
+        elif name in names:
+            k = names[name]
+        else:
+            near = difflib.get_close_matches(name, names, n=3) or list(names)[:3]
+            known = f", {len(names)} names such as {', '.join(near)}" if names else " and no names"
+            raise UsageError(f"class label {word} is unknown: {accepted}{known}")
+        labels.append(k)
+    return labels
 
 
 def default_labels(num_classes: int) -> list[int]:
@@ -182,12 +191,6 @@ def default_labels(num_classes: int) -> list[int]:
         return IMAGENET_LABELS
     spread = sorted({round(k * (num_classes - 1) / 9) for k in range(10)})
     return spread * 4
-
-
-def columns_for(labels: list[int]) -> int | None:
-    """A column a class when the labels repeat in cycles."""
-    cycle = len(set(labels))
-    return cycle if len(labels) > cycle > 1 and labels == labels[:cycle] * (len(labels) // cycle) else None
 
 
 def reverse(args: argparse.Namespace, network: Network) -> None:

@@ -159,7 +159,8 @@ class Studio:
         model = with_progress(guided_by(args, network), Counter(count, evaluations(args)))
         settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
         with self.busy:
-            samples, nfe = control.generate(args, network, keep, args.class_labels, model, self.device, **settings)
+            labels = None if choices.label is None else [choices.label]
+            samples, nfe = control.generate(args, network, keep, labels, model, self.device, **settings)
         zoom = math.ceil(TILE / network.image_size)
         caption = "sample" if choices.label is None else network.class_name(choices.label)
         shown = replace(keep, images=enlarged(keep.images, TILE))

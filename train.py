@@ -43,7 +43,7 @@ from feed import Data, feed, load_batches, load_images, load_latents
 from latents import CachedLatents, is_latents
 from models import SiT
 from monitor import Monitor, add_eval_args
-from pictures import grid, save_image, to_uint8
+from pictures import columns_for, grid, save_image, to_uint8
 from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
 from sampling import ImageNoise, guided
 from train_utils import (
@@ -436,7 +436,7 @@ class Run:
         except FloatingPointError as error:
             self.experiment.logger.info(f"Warning: no sample picture at step {step}: {error}")
             return
-        picture = grid(pixels, [class_names[k] for k in labels])
+        picture = grid(pixels, [class_names[k] for k in labels], columns_for(labels))
         save_image(picture, path)
         self.experiment.logger.info(f"Saved {path}")
         if self.args.wandb:

@@ -131,7 +131,7 @@ def test_the_choices_reach_sample(files):
     studio = studio_of(files / "ckpt.pt")
     chosen = choices(files / "digit.png", [], label=7, sampler="SDE Heun", schedule="size", factors=[1.0, 0.5])
     args = studio.parser().parse_args(chosen.as_arguments())
-    assert (args.mode, args.sampling_method, args.class_labels, args.cfg_scale) == ("SDE", "Heun", [7], 4)
+    assert (args.mode, args.sampling_method, args.class_labels, args.cfg_scale) == ("SDE", "Heun", ["7"], 4)
     assert (args.num_sampling_steps, args.variations, args.preserve_schedule) == (3, 2, "size")
     assert args.preserve_channels == [1, 0.5] and args.reference == [str(files / "digit.png")]
     assert studio.parser().parse_args(choices(files / "digit.png", []).as_arguments()).cfg_scale == 1

@@ -1,14 +1,16 @@
 import os
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import pictures
 from errors import DataError
-from pictures import fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
+from pictures import columns_for, fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
 
 from .conftest import ROOT
 
@@ -45,6 +47,42 @@ def test_a_long_caption_stays_under_its_picture():
     images = np.zeros((2, 64, 64, 3), np.uint8)
     picture = np.asarray(grid(images, ["a very long name of a class", ""], columns=2))
     assert picture[4 + 64 :, 4 + 64 + 4 :].min() == 255 and picture[4 + 64 :, : 4 + 64].min() < 128
+
+
+@pytest.mark.parametrize("caption", ["kept 0 to 0.95", "kept 0.125 to 0.875", "golden retriever", "n02099601"])
+def test_captions_are_whole(caption):
+    text, font = pictures.legible(caption)
+    lines = pictures.in_lines(text, font, 64)
+    assert " ".join(lines) == caption and all(font.getlength(line) <= 64 for line in lines)
+    assert grid(np.zeros((1, 8, 8, 3), np.uint8), [caption]).height == 64 + 14 * len(lines) + 8
+
+
+def test_what_is_cut_off_says_so():
+    text, font = pictures.legible("a name of a class " * 9)
+    *_, last = lines = pictures.in_lines(text, font, 64)
+    assert len(lines) == 3 and last.endswith("…") and font.getlength(last) <= 64
+    whole = "x" * 15
+    assert "".join(pictures.in_lines(whole, font, 64)) == whole
+
+
+@pytest.mark.parametrize("name", ["ASCII", "chien épagneul", "собака", "σκύλος", "שלום", "kůň"])
+def test_captions_have_letters_outside_ascii(name):
+    """None is drawn as the box that stands for a letter which a font does not have."""
+    text, font = pictures.legible(unicodedata.normalize("NFD", name))
+    assert text == name and pictures.can_write(font, name)
+    assert len({bytes(font.getmask(letter)) for letter in name}) == len(set(name))
+
+
+def test_letters_that_no_font_has_are_named(monkeypatch):
+    monkeypatch.setattr(pictures, "fonts", lambda: [pictures.pillows_font()])
+    assert pictures.legible("a犬\nb\udcff")[0] == r"a\u72ac\nb\udcff"
+    grid(np.zeros((1, 8, 8, 3), np.uint8), ["a犬\nb\udcff"])
+
+
+def test_columns_are_classes_where_labels_repeat():
+    assert columns_for([0, 1, 2] * 4) == 3
+    assert columns_for([k % 10 for k in range(16)]) == 10  # the last row is cut short
+    assert columns_for([5, 3, 1]) is None and columns_for([0, 0, 1, 1]) is None and columns_for([7] * 16) is None
 
 
 def test_eight_pictures_make_the_grid_of_sit():

@@ -1,4 +1,5 @@
 import argparse
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 import checkpoint
 import sample
+from errors import UsageError
 from models import SiT_models
 from pictures import to_uint8
 from sampling import ImageNoise, guided_by
@@ -152,8 +154,36 @@ def test_default_labels():
     assert sample.default_labels(3) == [0, 1, 2] * 4
     assert sample.default_labels(1) == [0] * 4
     assert len(sample.default_labels(100)) == 40 and max(sample.default_labels(100)) == 99
-    assert sample.columns_for([0] * 4) is None
-    assert sample.columns_for([0, 1, 2] * 4) == 3 and sample.columns_for([5, 3, 1]) is None
+
+
+def network_of(num_classes: int, names: list[str] | None) -> SimpleNamespace:
+    return SimpleNamespace(config=SimpleNamespace(num_classes=num_classes), class_names=names)
+
+
+def test_class_labels_are_numbers_or_names():
+    network = network_of(12, ["ant", "7", "chien e\u0301pagneul", "bee"])  # as macOS hands over é
+    assert sample.class_labels(["bee", "0", "chien épagneul", "ant", "11"], network) == [3, 0, 2, 0, 11]
+    assert sample.class_labels(["7"], network) == [7]  # a number is a label
+    assert sample.class_labels(["null"], network) == [12]
+    assert sample.class_labels(["3"], network_of(5, None)) == [3]
+    for word, names, says in (
+        ("bea", network.class_names, "bea is unknown: the model has 0 to 11, null, 4 names such as bee"),
+        ("zzz", network.class_names, "zzz is unknown: the model has 0 to 11, null, 4 names such as ant, 7"),
+        ("bee", None, "bee is unknown: the model has 0 to 11, null and no names"),
+        ("-1", network.class_names, "-1 is out of range: the model has 0 to 11"),
+        ("2.0", None, "2.0 is unknown"),
+    ):
+        with pytest.raises(UsageError, match=f"^class label {re.escape(says)}"):
+            sample.class_labels([word], network_of(12, names))
+
+
+def test_a_name_draws_what_its_number_draws(trained, tmp_path):
+    content = checkpoint.load(trained / "ckpt.pt")
+    content["class_names"] = [*"abcdefghi", "犬"]
+    checkpoint.save(tmp_path / "ckpt.pt", content)
+    by_number = run(tmp_path, tmp_path, "--class-labels", "9", "1")
+    assert np.array_equal(run(tmp_path, tmp_path, "--class-labels", "犬", "b"), by_number)
+    assert not np.array_equal(run(tmp_path, tmp_path, "--class-labels", "b", "犬"), by_number)
 
 
 def test_learn_sigma_is_read_from_the_checkpoint(tmp_path):

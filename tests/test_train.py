@@ -52,6 +52,7 @@ def test_a_run_through_torchrun_leaves_what_it_should(trained):
     assert "steps/s" in log and "images/s" in log
     with Image.open(trained / "samples" / "0000020.png") as picture:
         assert np.asarray(picture).std() > 0
+        assert picture.size == (10 * 68 + 4, 2 * 82 + 4)  # a column a class
 
 
 def test_one_process_through_the_command_line(tmp_path):
