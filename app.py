@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             import gradio
         except ImportError:
-            raise UsageError("app.py needs Gradio: pip install gradio") from None
+            raise UsageError("app.py needs Gradio: pip install -r requirements-app.txt") from None
         check_address(args.host, args.port)
         process = distributed.single()
         precision.setup(args.precision)

@@ -2,7 +2,7 @@
 
     python sample.py ODE --ckpt results/ComboStoc-XS-2-demo/ckpt.pt             # trained by `make demo`, on any CPU
     python sample.py SDE --ckpt FILE --class-labels 207 360 387 --cfg-scale 4   # one picture a label
-    python sample.py ODE --model SiT-XL/2                                       # SiT's published weights, from the Hub
+    python sample.py ODE --image-size 256 --seed 1                              # SiT-XL/2's published weights, fetched
     python sample.py ODE --ckpt FILE --reference IMG --preserve left:0.9        # graded control: keep most of the left
     python sample.py ODE --ckpt FILE --likelihood --data-path FOLDER            # bits per dimension of images
     python sample.py ODE --ckpt FILE --reverse --data-path FOLDER               # images to noise and back

@@ -47,6 +47,8 @@ NULL = "null"  # the class of samples without a class, in words
 # Solvers of an ODE that ask for no tolerance; the implicit ones correct their steps to it.
 WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")
 
+DEFAULT_MODEL = "SiT-XL/2"  # as in SiT's programs
+
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
 
@@ -105,7 +107,11 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     """Add the model group: the checkpoint, and what `load_network` reads from it or checks against it."""
     group = parser.add_argument_group("model")
     group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
-    group.add_argument("--model", type=model_name, help=f"{MODEL_NAMES}; default: read from the checkpoint")
+    group.add_argument(
+        "--model",
+        type=model_name,
+        help=f"{MODEL_NAMES}; default: read from the checkpoint, and without one {DEFAULT_MODEL}",
+    )
     group.add_argument(
         "--vae",
         help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
@@ -196,10 +202,12 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
     low, high = args.guidance_interval
     if low > high:
         raise UsageError(f"--guidance-interval {low:g} {high:g} is empty: LO must not be greater than HI")
-    name = args.ckpt or (args.model and download.pretrained_name(args.model))
+    name = args.ckpt or download.pretrained_name(args.model or DEFAULT_MODEL)
     if not name:
         published = ", ".join(dict.fromkeys(m for _, _, m in download.PRETRAINED.values()))
-        raise UsageError(f"--ckpt FILE is needed (without it, --model with published weights: {published})")
+        raise UsageError(
+            f"--model {args.model} has no published weights: give --ckpt FILE, or one that has them: {published}"
+        )
     path = download.locate(name)
     content = checkpoint.load(path)
     state = checkpoint.weights(content, name)

@@ -193,7 +193,7 @@ def test_gradio_is_imported_when_the_page_is_made():
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
-        ("", 2, "--ckpt FILE is needed"),
+        ("--model ComboStoc-XL/2", 2, "ComboStoc-XL/2 has no published weights: give --ckpt FILE"),
         ("--ckpt absent.pt", 1, "absent.pt"),
         ("--ckpt {ckpt} --port 0", 2, "argument --port: 0 is not a port"),
         (
@@ -218,7 +218,7 @@ def test_mistakes_are_one_line(args, code, says, files, monkeypatch, capsys):
 
 def test_without_gradio(files, monkeypatch, capsys):
     assert run(f"--ckpt {files / 'ckpt.pt'}", None, monkeypatch) == 2
-    assert capsys.readouterr().err == "app.py: error: app.py needs Gradio: pip install gradio\n"
+    assert capsys.readouterr().err == "app.py: error: app.py needs Gradio: pip install -r requirements-app.txt\n"
 
 
 def run(args: str, gradio: ModuleType | None, monkeypatch) -> int:

@@ -2,6 +2,7 @@ import argparse
 import re
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import save_file
 
 import checkpoint
 import sample
-from errors import UsageError
+import sample_ddp
+from errors import DataError, UsageError
 from models import SiT_models
 from pictures import to_uint8
 from sampling import ImageNoise, guided_by
@@ -218,6 +220,26 @@ def test_reverse_goes_to_noise_and_back(trained, tmp_path):
     assert error < 1e-3
     assert np.load(tmp_path / "sample.noise.npy").shape == (8, 1, 8, 8)
     assert picture(tmp_path / "sample.png").shape[0] == 2 * 68 + 4
+
+
+def fails_to_fetch(asked: list[str]):
+    def fetch(repository, file):
+        asked.append(file)
+        raise OSError("no route to host")
+
+    return fetch
+
+
+@pytest.mark.parametrize(("program", "mode"), [(sample, "ODE"), (sample, "SDE"), (sample_ddp, "ODE")])
+def test_without_a_checkpoint_it_is_sits_default_model(program, mode, monkeypatch, tmp_path):
+    """`sample.py ODE --image-size 256 --seed 1` is SiT's own command."""
+    asked: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails_to_fetch(asked))
+    monkeypatch.chdir(tmp_path)
+    seed = ["--seed", "1"] if program is sample else ["--global-seed", "1"]
+    with pytest.raises(DataError, match=r"SiT-XL-2-256\.pt could not be fetched .*no route to host"):
+        program.main([mode, "--image-size", "256", *seed])
+    assert asked == ["SiT-XL-2-256.pt"] and not list(tmp_path.iterdir())
 
 
 def test_sampling_in_latent_space(tmp_path, tiny_vae):
