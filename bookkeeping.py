@@ -26,6 +26,10 @@ class LossWindow:
 
     def restart(self, total: Sequence[float] = (0.0, 0.0)) -> None:
         self.total = torch.tensor(total, dtype=torch.float64, device=self.device)  # sum of losses, steps
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Training begins, or goes on, now."""
         self.start_time, self.timed_steps = time.monotonic(), 0
 
     def add(self, loss: Tensor, bad: Tensor) -> None:

@@ -190,6 +190,13 @@ class Experiment:
     def picture(self, step: int) -> Path:
         return self.folder / "samples" / f"{step:07d}.png"
 
+    def what_remains(self) -> str:
+        """What there is to go back to from a run that has failed, as half a sentence."""
+        self.saver.wait()
+        if (self.folder / NEWEST).is_file() or any((self.folder / "checkpoints").iterdir()):
+            return f"the checkpoints in {self.folder} are of before"
+        return "no checkpoint was saved before that"
+
     def save(self, content: dict[str, Any], *, rolling: bool, kept: bool, kept_format: str = "pt") -> None:
         """Write a checkpoint beside the training that goes on: ckpt.pt, or checkpoints/<step>, or both.
 

@@ -23,6 +23,7 @@ from precision import add_speed_args
 from train_utils import (
     MODEL_NAMES,
     ModelConfig,
+    ModeParser,
     Parser,
     build_graded_sampler,
     build_sampler,
@@ -64,7 +65,7 @@ def sampling_parser(
         reverse: whether ODE offers --reverse.
     """
     parser = Parser(description=doc)
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="{ODE,SDE}")
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="{ODE,SDE}", parser_class=ModeParser)
     for mode, title in (("ODE", "integrate the probability-flow ODE"), ("SDE", "integrate the SDE")):
         sub = modes.add_parser(mode, help=title, description=title)
         add_model_args(sub, vae)

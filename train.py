@@ -60,6 +60,7 @@ from train_utils import (
     count,
     decay,
     default_combostoc_type,
+    folder_name,
     guidance_scale,
     method_settings,
     model_config,
@@ -134,7 +135,7 @@ def make_parser() -> Parser:
 
     group = parser.add_argument_group("experiment")
     group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
-    group.add_argument("--exp", default="exp_tmp", help="name of the experiment")
+    group.add_argument("--exp", type=folder_name, default="exp_tmp", help="name of the experiment")
     group.add_argument("--ckpt", help="continue this checkpoint: a file, a published name, or hf://owner/repo/file")
     group.add_argument(
         "--init-from", metavar="CKPT", help="begin a fresh run from the weights of this checkpoint that fit"
@@ -329,6 +330,7 @@ class Run:
         loading = load_batches(self.data.dataset, order, args.num_workers, process.device, self.books.found)
         with loading as loaded, bar, logging_redirect_tqdm([self.experiment.logger]):
             batches = feed(loaded, self.data.to_latents, process.device)
+            self.books.window.start_clock()  # making ready takes time, too: an evaluation's reference does
             while step < total_steps and not (signum or too_many):
                 torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
                 x1, y = next(batches)
@@ -351,7 +353,7 @@ class Run:
                 if diverged:
                     raise DataError(
                         f"loss or gradients were not finite in {args.max_bad_steps} steps in a row (--max-bad-steps), "
-                        f"up to step {step}; the checkpoints in {self.experiment.folder} are of before"
+                        f"up to step {step}; {self.experiment.what_remains()}"
                     )
                 for reason in unreadable.values():
                     log(f"Warning: {reason}; the next one takes its place")

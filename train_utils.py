@@ -58,6 +58,23 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)".strip()
 
 
+class ModeParser(Parser):
+    """Of a sub-command: it refuses what it does not know itself, and names the help that lists what it does."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
+def folder_name(value: str) -> str:
+    """A part of a folder's name, which must not lead anywhere else."""
+    if not value.strip() or "/" in value or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!r} cannot be part of a folder's name; letters, digits, - and _ can")
+    return value
+
+
 def model_name(value: str) -> str:
     if value not in MODELS:
         raise argparse.ArgumentTypeError(f"unknown model {value!r}; choose from {MODEL_NAMES}")

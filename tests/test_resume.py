@@ -38,6 +38,11 @@ def test_too_many_bad_steps_end_the_run_and_leave_the_last_good_checkpoint(tmp_p
     assert "Not saved at step 3, which was a bad one" in output
 
 
+def test_a_run_that_fails_before_its_first_checkpoint_is_not_sent_to_one(tmp_path):
+    with pytest.raises(DataError, match=r"not finite .* up to step 6; no checkpoint was saved before that$"):
+        train.main([*RUN, "--lr", "1e30", "--max-bad-steps", "5", "--results-dir", str(tmp_path)])
+
+
 # ---- weights alone ---------------------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,14 @@
 import argparse
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import bookkeeping
 import checkpoint
 import train
 from data import BatchOrder, Digits
@@ -74,6 +76,28 @@ def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers)
     assert f"Continuing {parts / 'ckpt.pt'} from step 6 to 12" in (parts / "log.txt").read_text()
     steps_logged = [[r["step"] for r in metrics(f)] for f in (whole, parts)]
     assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
+
+
+def test_speed_is_that_of_training_alone(tmp_path, monkeypatch):
+    """A clock on which all that comes before the first step takes 1,000 s and each step half a second."""
+    clock = [0.0]
+
+    def slow(function, seconds: float):
+        def wrapped(*args, **kwargs):
+            clock[0] += seconds
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(bookkeeping, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for place, name, seconds in (
+        (train.Experiment, "open", 1000),
+        (train, "load_batches", 1000),
+        (train, "training_step", 0.5),
+    ):
+        monkeypatch.setattr(place, name, slow(getattr(place, name), seconds))
+    folder = run(tmp_path, "--log-every", "1", steps=3)
+    assert (folder / "log.txt").read_text().count(", 2.00 steps/s, 32.0 images/s") == 3
 
 
 def assert_steps_by_hand(file, steps: int, grad_accum: int = 1):
