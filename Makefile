@@ -6,12 +6,11 @@
 # make study  the paper's claim: SiT and the types on digits, three seeds; can be continued (README says how long)
 # make study-choices  the same for what the paper leaves open; make study-colour  for the types on three channels
 # make timesteps      the picture of the types' timesteps
-# All make .venv (test also .venv-app) and install what they need; PYTHON=python3.12 chooses the interpreter.
+# All make .venv and install what they need; PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-APP_READY := .venv-app/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
@@ -33,18 +32,10 @@ endif
 endif
 endif
 
-$(READY): requirements.txt requirements-dev.txt constraints.txt
+$(READY): requirements.txt requirements-app.txt requirements-dev.txt constraints.txt
 	@$(OLD_ENOUGH)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
-	@touch $@
-
-# app.py's Gradio wants an older Pillow than the one that the golden numbers are exact with: a layer over .venv for it.
-$(APP_READY): $(READY) requirements-app.txt constraints-app.txt
-	$(BIN)/python -m venv --clear --without-pip .venv-app
-	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-	  $(BIN)/python -c "$$purelib" > "$$(.venv-app/bin/python -c "$$purelib")/venv.pth"
-	.venv-app/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt -c constraints-app.txt
 	@touch $@
 
 # Training on pictures of 8 x 8, in pixel space.
@@ -68,8 +59,7 @@ demo: $(READY)
 
 # Two workers of one thread each: half the wall-clock time on two cores, and rounding that does not depend on the cores.
 test: export OMP_NUM_THREADS = 1
-test: export APP_PYTHON = $(CURDIR)/.venv-app/bin/python
-test: $(READY) $(APP_READY)
+test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,6 +1,6 @@
 """Makes visuals/app.png, the page of app.py with the right half of a 3 becoming an 8.
 
-APP_PYTHON=.venv-app/bin/python .venv/bin/python -m tests.app_picture results/ComboStoc-XS-2-demo/ckpt.pt
+.venv/bin/python -m tests.app_picture results/ComboStoc-XS-2-demo/ckpt.pt
 """
 
 import sys

@@ -1,8 +1,9 @@
 """app.py: what is painted and chosen, without a page; its command line; and the page in a headless Chromium.
 
-The page needs Gradio, which APP_PYTHON has (`make test` sets it), and a browser; without either its tests are skipped.
+The page needs Gradio and a browser; without either its tests are skipped.
 """
 
+import importlib.util
 import io
 import os
 import shutil
@@ -35,7 +36,6 @@ from train_utils import Parser, parse_transport_args
 from .conftest import ROOT
 from .test_imports import modules_after
 
-APP_PYTHON = os.environ.get("APP_PYTHON", sys.executable)
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SIDE = 384
 
@@ -244,12 +244,11 @@ def test_help(monkeypatch, capsys):
 @contextmanager
 def serving(ckpt: Path, log: Path) -> Iterator[tuple[int, int]]:
     """The program on a free port: (port, process id)."""
-    has_gradio = "import importlib.util, sys; sys.exit(not importlib.util.find_spec('gradio'))"
-    if subprocess.run([APP_PYTHON, "-c", has_gradio]).returncode:
-        pytest.skip(f"{APP_PYTHON} has no Gradio")
+    if not importlib.util.find_spec("gradio"):
+        pytest.skip("there is no Gradio")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [APP_PYTHON, str(ROOT / "app.py"), "--ckpt", str(ckpt), "--vae", "none", "--port", str(port)]
+    command = [sys.executable, str(ROOT / "app.py"), "--ckpt", str(ckpt), "--vae", "none", "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)

@@ -42,6 +42,11 @@ def test_names_that_forks_of_sit_import():
     assert "imported" in modules_after(statement)
 
 
+def test_no_package_is_promised():
+    """`pip install` would put modules of these names beside everybody's."""
+    assert not {"[project]", "[build-system]"} & set((ROOT / "pyproject.toml").read_text().splitlines())
+
+
 def test_constructors_by_their_predecessors_names():
     """Every model of 24 is there as a function, and is the registry's."""
     for registry in (models.SiT_models, models.ComboStoc_models):
