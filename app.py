@@ -7,6 +7,35 @@ page unless --host says otherwise, and nothing is fetched from the network for i
 """
 
 import argparse
+
+from errors import begin
+from precision import add_speed_args
+from sampling_arguments import add_model_args
+from train_utils import Parser, parse_transport_args
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    add_model_args(parser, vae="mse")
+    parse_transport_args(parser, from_checkpoint=True)
+    add_speed_args(parser.add_argument_group("speed"))
+    group = parser.add_argument_group("page")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    group.add_argument("--port", type=port_number, default=7860, help="port to listen on")
+    parser.set_defaults(guidance_interval=(0.0, 1.0))
+    return parser
+
+
+def port_number(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port, from 1 to 65535")
+    return port
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
 import math
 import os
 import socket
@@ -21,10 +50,8 @@ import distributed
 import precision
 import sample
 from errors import DataError, UsageError, run_program
-from precision import add_speed_args
-from sampling import add_model_args, load_network
+from sampling import load_network
 from studio import CANVAS, Choices, Studio, brush_colour
-from train_utils import Parser, parse_transport_args
 from transport import ODE_METHODS, SDE_METHODS
 
 MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
@@ -53,19 +80,11 @@ CSS = """
 """
 
 
-# ---- the command line ----------------------------------------------------------------------------------------------
+# ---- the program ---------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
-    add_model_args(parser, vae="mse")
-    parse_transport_args(parser, from_checkpoint=True)
-    add_speed_args(parser.add_argument_group("speed"))
-    group = parser.add_argument_group("page")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
-    group.add_argument("--port", type=port_number, default=7860, help="port to listen on")
-    parser.set_defaults(guidance_interval=(0.0, 1.0))
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="combostoc-") as folder:  # for uploads and pictures while the program runs
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
         try:
@@ -93,13 +112,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             css=CSS,
         )
         studio.close()
-
-
-def port_number(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is not a port, from 1 to 65535")
-    return port
 
 
 def check_address(host: str, port: int) -> None:

@@ -13,7 +13,6 @@ multiplies it.
 
 import argparse
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,83 +27,11 @@ from errors import DataError, UsageError
 from images import read_image
 from pictures import grid, to_uint8, to_uint8_later
 from sampling import ImageNoise, Network, draw
-from train_utils import positive_int, unit_float
+from sampling_arguments import Box, Preserve
 from transport import SCHEDULES, ComboStocType
 from transport.graded import preservation_map
 
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the picture
-
-REGIONS: dict[str, Box] = {
-    "all": (0, 0, 1, 1),
-    "left": (0, 0, 0.5, 1),
-    "right": (0.5, 0, 1, 1),
-    "top": (0, 0, 1, 0.5),
-    "bottom": (0, 0.5, 1, 1),
-}
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-REGION = rf"(?:([a-z]+)|({NUMBER}),({NUMBER}),({NUMBER}),({NUMBER})):({NUMBER})"
-
-
 # ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Preserve:
-    """A SPEC of --preserve: a path to a mask, or boxes with a value each."""
-
-    mask: str | None
-    boxes: list[tuple[Box, float]]
-
-
-def preserve_spec(text: str) -> Preserve:
-    """A number, regions, or else the path of a mask."""
-    if re.fullmatch(NUMBER, text):
-        return Preserve(None, [(REGIONS["all"], unit_float(text))])
-    if not re.fullmatch(rf"{REGION}(?:,{REGION})*", text):
-        return Preserve(text, [])
-    boxes = []
-    for name, *corners, value in re.findall(REGION, text):
-        if name and name not in REGIONS:
-            raise argparse.ArgumentTypeError(f"unknown region {name!r}; choose from {', '.join(REGIONS)}")
-        x0, y0, x1, y1 = box = REGIONS[name] if name else tuple(map(float, corners))
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-            raise argparse.ArgumentTypeError(
-                f"box {','.join(corners)} is not x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
-            )
-        boxes.append((box, unit_float(value)))
-    return Preserve(None, boxes)
-
-
-def channel_factors(text: str) -> list[float]:
-    return [unit_float(value) for value in text.split(",")]
-
-
-def add_control_args(parser: argparse.ArgumentParser) -> None:
-    """Add the group of graded control."""
-    group = parser.add_argument_group("graded control", "generate what is not kept of a reference picture")
-    group.add_argument("--reference", nargs="+", metavar="IMG", help="pictures to start from, cropped to squares")
-    group.add_argument(
-        "--preserve",
-        type=preserve_spec,
-        metavar="SPEC",
-        help="how much to keep, from 0 to 1: a number (0.75), regions (left:0.9,right:0.1; also top, bottom, all), "
-        "boxes in fractions of the picture (x0,y0,x1,y1:value), or a grey mask picture, where white keeps",
-    )
-    group.add_argument(
-        "--preserve-channels",
-        type=channel_factors,
-        metavar="F,F,...",
-        help="a factor for each latent channel, from 0 to 1, that multiplies --preserve",
-    )
-    group.add_argument(
-        "--preserve-schedule",
-        choices=SCHEDULES,
-        help="the same number of steps everywhere, or steps of the same size (ODE euler, SDE Euler); default: number",
-    )
-    group.add_argument(
-        "--preserve-pixels", action="store_true", help="paste pixels that are kept at 1 over the decoded picture"
-    )
-    group.add_argument("--variations", type=positive_int, metavar="N", help="samples of each reference; default: 4")
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -1,7 +1,9 @@
 """What goes wrong by the user's hand or in the user's files, and how a program ends then: one line and an exit code."""
 
+import argparse
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -80,9 +82,26 @@ def explain(error: BaseException, program: str) -> str:
     return ""
 
 
+def begin(parser: argparse.ArgumentParser) -> None:
+    """Tell of mistakes on the command line, and of --help, before a program imports torch, which takes seconds.
+
+    From here to `run_program`, Ctrl-C is one line, too.
+    """
+    parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+        signal.signal(signal.SIGINT, end_at_once)
+
+
+def end_at_once(*_: object) -> None:
+    """What Ctrl-C does while a program imports; an exception could end up in the midst of a library."""
+    os._exit(report(os.path.basename(sys.argv[0]), "interrupted", 130))
+
+
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main; end on a user's mistake with one line instead of a traceback."""
     name = os.path.basename(sys.argv[0])
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with leaving:
         try:
             main()

@@ -12,28 +12,10 @@ Under torchrun all processes look at the images; the numbers do not depend on ho
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-import distributed
-import precision
-from errors import DataError, UsageError, run_program
-from evaluation import (
-    Source,
-    Statistics,
-    compare,
-    open_source,
-    report_name,
-    save_statistics,
-    warnings_about,
-    warnings_about_sizes,
-)
-from features import EXTRACTORS, load_extractor
-from files import replacing
+from choices import EXTRACTORS
+from errors import begin
 from train_utils import Parser, positive_int
 
 
@@ -52,6 +34,32 @@ def make_parser() -> Parser:
     parser.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of SAMPLES, an .npz")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
     return parser
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+
+import distributed
+import precision
+from errors import DataError, UsageError, run_program
+from evaluation import (
+    Source,
+    Statistics,
+    compare,
+    open_source,
+    report_name,
+    save_statistics,
+    warnings_about,
+    warnings_about_sizes,
+)
+from features import load_extractor
+from files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,22 +9,34 @@ published name, or hf://owner/repo/file. Both kinds of file are read by sample.p
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
+
+from errors import begin
+from train_utils import Parser
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("ckpt", metavar="CKPT", help="what to export")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors or .pt")
+    return parser
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
+from collections.abc import Sequence
 
 import torch
 
 import checkpoint
 import download
 from errors import DataError, UsageError, run_program
-from train_utils import Parser, check_weights, model_config
+from train_utils import check_weights, model_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("ckpt", metavar="CKPT", help="what to export")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors or .pt")
-    args: argparse.Namespace = parser.parse_args(argv)
+    args: argparse.Namespace = make_parser().parse_args(argv)
     if args.out.suffix not in (".safetensors", ".pt"):
         raise UsageError(f"--out {args.out} must end in .safetensors or .pt")
     if not args.out.parent.is_dir():

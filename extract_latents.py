@@ -11,11 +11,34 @@ cannot be read are named, left out, and listed in manifest.json.
 """
 
 import argparse
+from pathlib import Path
+
+from errors import begin
+from precision import PRECISIONS
+from train_utils import Parser, add_bad_images_arg, add_flip_arg, add_workers_arg, positive_int
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data-path", required=True, help="folder of images (read as RGB), a sub-folder a class")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
+    parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
+    parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
+    parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of the encoder's products")
+    add_flip_arg(parser, "keep mirror images, too")
+    add_bad_images_arg(parser)
+    add_workers_arg(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
 import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,7 +66,7 @@ from latents import (
     shard_ranges,
     signed,
 )
-from train_utils import Parser, add_bad_images_arg, add_flip_arg, add_workers_arg, check_readable, positive_int
+from train_utils import check_readable
 
 SHARD_SIZE = 1024  # images
 
@@ -68,22 +91,8 @@ def collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None,
     return torch.stack(images) if images else None, labels, [reason for image, _, reason in items if image is None]
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--data-path", required=True, help="folder of images (read as RGB), a sub-folder a class")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
-    parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
-    parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
-    parser.add_argument("--precision", choices=precision.PRECISIONS, default="tf32", help="of the encoder's products")
-    add_flip_arg(parser, "keep mirror images, too")
-    add_bad_images_arg(parser)
-    add_workers_arg(parser)
-    return parser.parse_args(argv)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = make_parser().parse_args(argv)
     process = distributed.setup()
     precision.setup(args.precision)
     autoencoder = load_autoencoder(args.vae, process.device)

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from evaluation import (
     warnings_about_counts,
     warnings_about_sizes,
 )
-from features import DIMENSIONS, EXTRACTORS, load_extractor
+from features import DIMENSIONS, load_extractor
 from feed import Data
 from image_sets import Batch, shares
 from images import UnreadableImage
@@ -33,27 +32,10 @@ from latents import CachedLatents
 from models import SiT
 from pictures import to_uint8
 from sampling import ImageNoise, guided
-from train_utils import count, positive_int
+from train_utils import MAX_REFERENCE
 from transport import Sampler, Transport
 
-MAX_REFERENCE = 50_000  # training images that are looked at
 BATCH = 64  # images at a time for the network that sees them
-
-
-def add_eval_args(parser: argparse._ActionsContainer) -> None:
-    """Add --eval-every and what belongs to it."""
-    parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0 is never")
-    parser.add_argument("--eval-samples", type=positive_int, default=10_000, help="samples of the averaged weights")
-    parser.add_argument(
-        "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
-    )
-    parser.add_argument("--eval-features", choices=EXTRACTORS, default="inception", help="network that sees the images")
-    parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
-    parser.add_argument(
-        "--eval-reference",
-        metavar="FILE",
-        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}",
-    )
 
 
 class Monitor:

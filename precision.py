@@ -5,13 +5,17 @@ tf32  float32 with 10 bits of mantissa in products, on NVIDIA's Ampere and later
 bf16  bfloat16 products under autocast; weights, norms, timestep features, residual stream and loss stay float32
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import shutil
-
-import torch
+from typing import TYPE_CHECKING
 
 from errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -39,10 +43,14 @@ def check_compiler() -> None:
 
 def setup(precision: str) -> None:
     """Choose between float32 and TF32 for all float32 products of this process."""
+    import torch
+
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The context to call a model in."""
+    import torch
+
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

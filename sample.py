@@ -11,46 +11,13 @@
 """
 
 import argparse
-import difflib
-import math
-import re
-import sys
-import time
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
+from errors import begin
+from sampling_arguments import NULL, add_control_args, ignore_what_has_no_effect, sampling_parser
+from train_utils import Parser, positive_int
 
-import control
-import distributed
-import likelihood
-import precision
-import progress
-from errors import UsageError, run_program
-from files import replacing
-from pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
-from sampling import (
-    NULL,
-    ImageNoise,
-    Network,
-    draw,
-    evaluations,
-    guided_by,
-    ignore_what_has_no_effect,
-    load_network,
-    sampling_parser,
-    say,
-    with_progress,
-)
-from train_utils import build_graded_sampler, build_sampler, positive_int
-
-IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
 CFG_SCALE = 4.0
-REVERSED_IMAGES = 8
-UNCONDITIONAL = 8  # pictures without a class
-VARIATIONS = 4
 
 
 def add_program_args(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +32,55 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
     group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
-    control.add_control_args(parser)
+    add_control_args(parser)
+
+
+def make_parser() -> Parser:
+    return sampling_parser(__doc__, add_program_args, vae="mse", cfg_scale=CFG_SCALE, reverse=True)
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
+import difflib
+import math
+import re
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+
+import control
+import distributed
+import likelihood
+import precision
+import progress
+from errors import UsageError, run_program
+from files import replacing
+from pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
+from sampling import (
+    ImageNoise,
+    Network,
+    draw,
+    evaluations,
+    guided_by,
+    load_network,
+    say,
+    with_progress,
+)
+from train_utils import build_graded_sampler, build_sampler
+
+IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
+REVERSED_IMAGES = 8
+UNCONDITIONAL = 8  # pictures without a class
+VARIATIONS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = sampling_parser(__doc__, add_program_args, vae="mse", cfg_scale=CFG_SCALE, reverse=True)
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.out.suffix.lower() != ".png":
         raise UsageError(f"--out {args.out} must end in .png")

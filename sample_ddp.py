@@ -12,44 +12,13 @@ the labels, and the .json beside it says what made it: checkpoint, settings, mod
 """
 
 import argparse
-import hashlib
-import json
-import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from PIL import Image
-from torch import Tensor
-
-import distributed
-import likelihood
-import manifest
-import precision
-import progress
-from errors import UsageError, run_program
-from files import replacing, sha256
-from pictures import fault_of, save_image, save_npz, to_uint8_later
-from sampling import (
-    ImageNoise,
-    Network,
-    draw,
-    guided_by,
-    ignore_what_has_no_effect,
-    load_network,
-    sampling_parser,
-    say,
-)
-from train_utils import build_sampler, positive_int
+from errors import begin
+from sampling_arguments import ignore_what_has_no_effect, sampling_parser
+from train_utils import Parser, positive_int
 
 CFG_SCALE = 1.0
-SETTINGS = "settings.json"
-WRITERS = 4  # threads that encode pictures, or look at them
-NAMED = 10  # pictures that are drawn again, of which a line says why
 
 
 def add_program_args(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +34,43 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
         group.add_argument(flag, dest="precision", action="store_const", const=name, help=f"same as --precision {name}")
 
 
+def make_parser() -> Parser:
+    return sampling_parser(__doc__, add_program_args, vae="ema", cfg_scale=CFG_SCALE, reverse=False)
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import distributed
+import likelihood
+import manifest
+import precision
+import progress
+from errors import UsageError, run_program
+from files import replacing, sha256
+from pictures import fault_of, save_image, save_npz, to_uint8_later
+from sampling import ImageNoise, Network, draw, guided_by, load_network, say
+from train_utils import build_sampler
+
+SETTINGS = "settings.json"
+WRITERS = 4  # threads that encode pictures, or look at them
+NAMED = 10  # pictures that are drawn again, of which a line says why
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = sampling_parser(__doc__, add_program_args, vae="ema", cfg_scale=CFG_SCALE, reverse=False)
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.likelihood:
         likelihood.check_arguments(args, "--likelihood")

@@ -19,12 +19,9 @@ from autoencoder import Autoencoder, check_channels, load_autoencoder
 from distributed import seed_for
 from errors import DataError, UsageError
 from models import SiT
-from precision import add_speed_args
+from sampling_arguments import DEFAULT_MODEL
 from train_utils import (
-    MODEL_NAMES,
     ModelConfig,
-    ModeParser,
-    Parser,
     build_graded_sampler,
     build_sampler,
     build_transport,
@@ -33,126 +30,8 @@ from train_utils import (
     load_weights,
     method_settings,
     model_config,
-    model_name,
-    parse_ode_args,
-    parse_sde_args,
-    parse_transport_args,
-    positive_int,
-    sampling_scale,
-    unit_float,
 )
-from transport import ADAPTIVE_METHODS, BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
-
-NULL = "null"  # the class of samples without a class, in words
-
-# Solvers of an ODE that ask for no tolerance; the implicit ones correct their steps to it.
-WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")
-
-DEFAULT_MODEL = "SiT-XL/2"  # as in SiT's programs
-
-# ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-def sampling_parser(
-    doc: str, add_program_args: Callable[[argparse.ArgumentParser], None], *, vae: str, cfg_scale: float, reverse: bool
-) -> Parser:
-    """A parser with the sub-commands ODE and SDE, each with its own group and what both share.
-
-    Args:
-        doc: the program's docstring.
-        add_program_args: adds the program's own arguments to a sub-command.
-        vae, cfg_scale: the program's defaults.
-        reverse: whether ODE offers --reverse.
-    """
-    parser = Parser(description=doc)
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="{ODE,SDE}", parser_class=ModeParser)
-    for mode, title in (("ODE", "integrate the probability-flow ODE"), ("SDE", "integrate the SDE")):
-        sub = modes.add_parser(mode, help=title, description=title)
-        add_model_args(sub, vae)
-        group = sub.add_argument_group("sampling")
-        group.add_argument(
-            "--cfg-scale",
-            type=sampling_scale,
-            help=f"classifier-free guidance, 1 for none, 0 for samples without a class; default: {cfg_scale}",
-        )
-        group.add_argument(
-            "--cfg-channels",
-            choices=["3", "all"],
-            default="3",
-            help="guide the first 3 channels, as published numbers do, or all",
-        )
-        group.add_argument(
-            "--guidance-interval",
-            type=unit_float,
-            nargs=2,
-            default=(0.0, 1.0),
-            metavar=("LO", "HI"),
-            help="guide while t, from 0 (noise) to 1, is in it; outside, an evaluation costs half; default: 0 1",
-        )
-        group.add_argument(
-            "--num-sampling-steps", type=positive_int, default=250, help="time points, both ends included, of fixed steps"
-        )
-        add_speed_args(group)
-        add_program_args(sub)
-        if mode == "ODE":
-            parse_ode_args(sub, reverse=reverse)
-            group.add_argument("--data-path", help="images to score: a folder, or 'digits'")
-        else:
-            parse_sde_args(sub)
-            sub.set_defaults(likelihood=False, reverse=False)
-        parse_transport_args(sub, from_checkpoint=True)
-    return parser
-
-
-def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
-    """Add the model group: the checkpoint, and what `load_network` reads from it or checks against it."""
-    group = parser.add_argument_group("model")
-    group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
-    group.add_argument(
-        "--model",
-        type=model_name,
-        help=f"{MODEL_NAMES}; default: read from the checkpoint, and without one {DEFAULT_MODEL}",
-    )
-    group.add_argument(
-        "--vae",
-        help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
-    )
-    group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
-    group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
-
-
-def ignore_what_has_no_effect(args: argparse.Namespace, parser: Parser, argv: Sequence[str] | None) -> list[str]:
-    """Put arguments that change nothing back to their defaults, so that they do not seem to be settings.
-
-    Args:
-        args: what `parser`, of `sampling_parser`, made of `argv`, with the program's and the checkpoint's values in it.
-
-    Returns:
-        A line for each reason that concerns arguments that were typed.
-    """
-    method, defaults = args.sampling_method, parser.parse_args([args.mode])
-    rules: list[tuple[bool, str, tuple[str, ...]]] = [
-        (True, "in sampling, only in training", ("loss_weight", "train_eps")),
-        (args.cfg_scale in (0, 1), "without guidance", ("cfg_channels", "guidance_interval")),
-        (args.cfg_scale == 0, "without a class", ("balanced_labels",)),
-        (args.likelihood, "on --likelihood", ("num_fid_samples", "sample_dir", "balanced_labels", "out")),
-        ("reverse" in args and args.reverse, "on --reverse", ("seed", "batch_size")),
-    ]
-    if args.mode == "ODE":
-        rules.append((method in ADAPTIVE_METHODS, f"on {method}, which chooses its own steps", ("num_sampling_steps",)))
-        rules.append((method in WITHOUT_TOLERANCE, f"on {method}, whose steps are fixed", ("atol", "rtol")))
-    else:
-        no_size = args.last_step_size == 0 and args.last_step is not None
-        rules.append((no_size, "with --last-step-size 0", ("last_step",)))
-        rules.append((args.last_step is None, "with --last-step None", ("last_step_size",)))
-    typed, lines = {text.partition("=")[0] for text in (sys.argv[1:] if argv is None else argv)}, []
-    for applies, why, names in rules:
-        flags = ["--" + name.replace("_", "-") for name in names]
-        if applies:
-            vars(args).update({name: getattr(defaults, name) for name in names if name in defaults})
-            if given := [flag for flag in flags if flag in typed]:
-                lines.append(f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {why}")
-    return lines
+from transport import BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
 
 
 def say(lines: Sequence[str]) -> None:

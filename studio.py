@@ -15,7 +15,7 @@ import control
 import sample
 from errors import UsageError
 from pictures import to_uint8
-from sampling import Network, evaluations, guided_by, sampling_parser, with_progress
+from sampling import Network, evaluations, guided_by, with_progress
 from train_utils import Parser, build_graded_sampler
 
 CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels
@@ -119,7 +119,7 @@ class Studio:
 
     def parser(self) -> Parser:
         """The one of sample.py, for its checks and defaults."""
-        return sampling_parser("", sample.add_program_args, vae="mse", cfg_scale=sample.CFG_SCALE, reverse=True)
+        return sample.make_parser()
 
     def canvas(self, reference: str) -> Image.Image:
         """A reference as the model gets it, large enough to paint on.

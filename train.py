@@ -13,79 +13,38 @@ so that a continued run is the run it would have been.
 """
 
 import argparse
-import sys
-import time
-from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-import checkpoint
-import distributed
-import precision
-import progress
-import signals
-import wandb_utils
-from autoencoder import check_channels
-from bookkeeping import Bookkeeping
-from data import DIGITS, BatchOrder, check_same_everywhere
-from data import center_crop_arr as center_crop_arr  # SiT has it here
-from errors import DataError, UsageError, run_program
-from evaluation import report_name
-from experiment import Experiment, plain
-from feed import Data, feed, load_batches, load_images, load_latents
-from latents import CachedLatents, is_latents
-from models import SiT
-from monitor import Monitor, add_eval_args
-from pictures import columns_for, grid, save_image, to_uint8
-from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
-from sampling import ImageNoise, guided
+from choices import COMBOSTOC_TYPES
+from errors import begin
+from precision import add_speed_args
 from train_utils import (
     MODEL_NAMES,
-    ModelConfig,
     Parser,
     add_bad_images_arg,
+    add_eval_args,
     add_flip_arg,
     add_method_args,
     add_workers_arg,
-    allowed_bad_images,
-    build_transport,
-    check_readable,
     count,
     decay,
-    default_combostoc_type,
     folder_name,
     guidance_scale,
-    method_settings,
-    model_config,
     model_name,
     parse_transport_args,
     positive_float,
     positive_int,
-    typed_arguments,
 )
-from training import build_optimizer, compute_gradients, training_step
-from training import update_ema as update_ema  # and this
-from transport import ComboStocType, Sampler, Transport
-
-PREVIEW_IMAGES = 16
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
-    types = [c.name for c in ComboStocType]
 
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data-path",
         required=True,
-        help=f"folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or '{DIGITS}'",
+        help="folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or 'digits'",
     )
     group.add_argument(
         "--image-size", type=positive_int, default=256, help="side of the crop in pixels; cached latents bring theirs"
@@ -104,7 +63,9 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("training")
     group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
     group.add_argument(
-        "--combostoc-type", choices=types, help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE"
+        "--combostoc-type",
+        choices=COMBOSTOC_TYPES,
+        help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE",
     )
     add_method_args(group)
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
@@ -121,7 +82,7 @@ def make_parser() -> Parser:
         metavar="N",
         help="steps whose loss or gradients are not finite are skipped; stop after so many in a row",
     )
-    precision.add_speed_args(group)
+    add_speed_args(group)
     group.add_argument(
         "--grad-accum",
         type=positive_int,
@@ -158,6 +119,58 @@ def make_parser() -> Parser:
     add_eval_args(parser.add_argument_group("evaluation"))
     parse_transport_args(parser)
     return parser
+
+
+if __name__ == "__main__":
+    begin(make_parser())
+
+import sys
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import checkpoint
+import distributed
+import precision
+import progress
+import signals
+import wandb_utils
+from autoencoder import check_channels
+from bookkeeping import Bookkeeping
+from data import BatchOrder, check_same_everywhere
+from data import center_crop_arr as center_crop_arr  # SiT has it here
+from errors import DataError, UsageError, run_program
+from evaluation import report_name
+from experiment import Experiment, plain
+from feed import Data, feed, load_batches, load_images, load_latents
+from latents import CachedLatents, is_latents
+from models import SiT
+from monitor import Monitor
+from pictures import columns_for, grid, save_image, to_uint8
+from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
+from sampling import ImageNoise, guided
+from train_utils import (
+    ModelConfig,
+    allowed_bad_images,
+    build_transport,
+    check_readable,
+    default_combostoc_type,
+    method_settings,
+    model_config,
+    typed_arguments,
+)
+from training import build_optimizer, compute_gradients, training_step
+from training import update_ema as update_ema  # and this
+from transport import Sampler, Transport
+
+PREVIEW_IMAGES = 16
 
 
 def check_arguments(args: argparse.Namespace, process: distributed.Process) -> None:

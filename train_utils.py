@@ -1,4 +1,9 @@
-"""What the programs share: argument groups, and models, transports and samplers built from arguments."""
+"""What the programs share: argument groups, and models, transports and samplers built from arguments.
+
+It is imported to read the command line, and so imports torch only where something is built.
+"""
+
+from __future__ import annotations
 
 import argparse
 import math
@@ -6,31 +11,33 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from torch import Tensor
-
-import checkpoint
-from errors import DataError, UsageError, report
-from images import MAX_PIXELS
-from models import SIZES, ComboStoc_models, SiT, SiT_models
-from transport import (
+from choices import (
     BLENDS,
     DIFFUSION_FORMS,
+    EXTRACTORS,
     LAST_STEPS,
+    MODELS,
     ODE_METHODS,
     PATHS,
     PREDICTIONS,
     SDE_METHODS,
     WEIGHTS,
-    ComboStocType,
-    Sampler,
-    Transport,
-    create_transport,
 )
-from transport.sampler import SampleFn
+from errors import DataError, UsageError, report
+from images import MAX_PIXELS
 
-MODELS: dict[str, Callable[..., SiT]] = {**ComboStoc_models, **SiT_models}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from checkpoint import StateDict
+    from models import SiT
+    from transport import Transport
+    from transport.sampler import SampleFn
+
+MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
 
 
@@ -83,7 +90,7 @@ def model_name(value: str) -> str:
 
 def default_combostoc_type(model: str) -> str:
     """What a model is trained with unless it is said otherwise."""
-    return (ComboStocType.UNSYNC_NONE if model.startswith("SiT") else ComboStocType.UNSYNC_ALL).name
+    return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL"
 
 
 def none_or_str(value: str) -> str | None:
@@ -188,18 +195,32 @@ def check_readable(reasons: Collection[str], total: int, max_bad_images: float) 
         )
 
 
+def add_eval_args(parser: argparse._ActionsContainer) -> None:
+    """Add --eval-every and what belongs to it."""
+    parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0 is never")
+    parser.add_argument("--eval-samples", type=positive_int, default=10_000, help="samples of the averaged weights")
+    parser.add_argument(
+        "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
+    )
+    parser.add_argument("--eval-features", choices=EXTRACTORS, default="inception", help="network that sees the images")
+    parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
+    parser.add_argument(
+        "--eval-reference",
+        metavar="FILE",
+        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}",
+    )
+
+
 def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool = False) -> None:
     """Add the transport group; path and prediction default to None where a checkpoint will tell them."""
     path, prediction = (None, None) if from_checkpoint else ("Linear", "velocity")
     source = "; default: read from the checkpoint" if from_checkpoint else ""
     unused = " (of training: no effect here)" if from_checkpoint else ""
     group = parser.add_argument_group("transport")
-    group.add_argument("--path-type", choices=list(PATHS), default=path, help="interpolant" + source)
+    group.add_argument("--path-type", choices=PATHS, default=path, help="interpolant" + source)
+    group.add_argument("--prediction", choices=PREDICTIONS, default=prediction, help="what the model predicts" + source)
     group.add_argument(
-        "--prediction", choices=list(PREDICTIONS), default=prediction, help="what the model predicts" + source
-    )
-    group.add_argument(
-        "--loss-weight", type=none_or_str, choices=list(WEIGHTS), help="weight of score and noise losses" + unused
+        "--loss-weight", type=none_or_str, choices=WEIGHTS, help="weight of score and noise losses" + unused
     )
     group.add_argument("--sample-eps", type=float, help="distance from t = 0 and 1 in sampling; default: the path's")
     group.add_argument(
@@ -262,7 +283,9 @@ class ModelConfig:
         return f"{self.name}{variant} for inputs of {shape} and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> SiT:
-        return MODELS[self.name](
+        from models import ComboStoc_models, SiT_models
+
+        return (ComboStoc_models | SiT_models)[self.name](
             input_size=self.input_size,
             in_channels=self.in_channels,
             num_classes=self.num_classes,
@@ -271,12 +294,14 @@ class ModelConfig:
         )
 
 
-def model_config(state: checkpoint.StateDict, source: str) -> ModelConfig:
+def model_config(state: StateDict, source: str) -> ModelConfig:
     """Read family, size, patch, channels, classes and learn_sigma from a state dict.
 
     Raises:
         DataError: it is not a model of the registries.
     """
+    from models import SIZES
+
     try:
         _, num_tokens, width = state["pos_embed"].shape
         _, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
@@ -296,7 +321,7 @@ def model_config(state: checkpoint.StateDict, source: str) -> ModelConfig:
     return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
 
 
-def check_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
+def check_weights(model: SiT, state: StateDict, source: str) -> None:
     """
     Raises:
         DataError: a tensor is missing, left over or of another shape; the first is named.
@@ -313,7 +338,7 @@ def check_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
             )
 
 
-def load_weights(model: SiT, state: checkpoint.StateDict, source: str) -> None:
+def load_weights(model: SiT, state: StateDict, source: str) -> None:
     """Load a state dict strictly.
 
     Raises:
@@ -351,7 +376,7 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--blend",
-        choices=list(BLENDS),
+        choices=BLENDS,
         default="batch",
         help="mix asynchronous times with a synchronous one, by a weight for the batch or for each sample",
     )
@@ -365,17 +390,19 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
 
 def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same as `create_transport` calls it, the published method where nothing is said."""
+    import transport
+
     return {
         "use_halfmixing": values.get("halfmixing", "on") == "on",
-        "use_blend": BLENDS[values.get("blend", "batch")],
+        "use_blend": transport.BLENDS[values.get("blend", "batch")],
         "use_compensation": values.get("compensation", "on") == "on",
     }
 
 
-def build_transport(
-    args: argparse.Namespace, combostoc_type: str = ComboStocType.UNSYNC_NONE.name, **method: Any
-) -> Transport:
+def build_transport(args: argparse.Namespace, combostoc_type: str = "UNSYNC_NONE", **method: Any) -> Transport:
     """The transport of the transport group's arguments, and of `method_settings`."""
+    from transport import create_transport
+
     names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
     try:
         return create_transport(*(getattr(args, name) for name in names), combostoc_type, **method)
@@ -394,6 +421,8 @@ def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any) -> SampleFn:
     """The sampler of a mode's arguments (`args.mode` is ODE or SDE); kwargs go to the sampler's method."""
+    from transport import Sampler
+
     sampler = Sampler(transport)
     if args.mode == "SDE":
         make = sampler.sample_sde
@@ -406,6 +435,8 @@ def build_graded_sampler(
     args: argparse.Namespace, transport: Transport, reference: Tensor, preserve: Tensor | float, **kwargs: Any
 ) -> SampleFn:
     """The same under graded control."""
+    from transport import Sampler
+
     settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule}
     return checked(Sampler(transport).sample_graded, reference, preserve, **settings, **kwargs)
 

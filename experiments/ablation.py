@@ -40,7 +40,8 @@ from experiments.judge import Judge, shrunk
 from experiments.measurements import Row, comparison_lines, draw_figure, table_lines
 from experiments.tables import read_rows, write_rows
 from latents import is_latents
-from sampling import ImageNoise, draw, guided_by, load_network, sampling_parser
+from sampling import ImageNoise, draw, guided_by, load_network
+from sampling_arguments import sampling_parser
 from train_utils import Parser, positive_int
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,8 @@ from experiments.tables import read_rows, write_rows
 from files import replacing
 from latents import is_latents
 from pictures import grid, save_image, to_uint8
-from sampling import ImageNoise, Network, guided, load_network, sampling_parser
+from sampling import ImageNoise, Network, guided, load_network
+from sampling_arguments import sampling_parser
 from train_utils import Parser, positive_int
 from transport import Sampler
 

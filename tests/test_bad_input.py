@@ -177,7 +177,7 @@ CASES = [
     ("sample_ddp", "ODE --ckpt {f}/good.pt --num-fid-samples 0", 2, "0 is not a positive whole number"),
     ("sample_ddp", "SDE --ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),
     ("sample_ddp", "SDE --ckpt {f}/good.pt --last-step-size 1", 2, "last step size must lie in"),
-    ("sample", "ODE --ckpt {f}/good.pt --class-labels dog", 2, "class label dog is unknown: the model has 0 to 9, null"),
+    ("sample", "ODE --ckpt {f}/good.pt --class-labels dog", 2, "class label dog is unknown: the model has 0 to 9"),
     ("sample", "ODE --ckpt {f}/good.pt --class-labels 3 --cfg-scale 0", 2, "0 samples without a class.*3 of one"),
     ("sample", "ODE --ckpt {f}/good.pt --class-labels null --cfg-scale 4", 2, "--cfg-scale 4 guides towards a class"),
     ("sample", "ODE --ckpt {f}/four.pt --vae none", 2, "--vae none shows pixels; the 4 channels of .*four.pt are lat"),

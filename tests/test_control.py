@@ -13,13 +13,14 @@ import sample
 from errors import DataError, UsageError
 from models import ComboStoc_models
 from sampling import guided
+from sampling_arguments import preserve_spec
 from transport import ComboStocType, create_transport
 
 from .conftest import run_cli
 
 
 def maps(text, size=8):
-    return control.pixel_maps(control.preserve_spec(text), ["x.png"], size)[0]
+    return control.pixel_maps(preserve_spec(text), ["x.png"], size)[0]
 
 
 def test_numbers_regions_and_boxes():
@@ -45,7 +46,7 @@ def test_numbers_regions_and_boxes():
 )
 def test_specs_that_are_refused(text, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
-        control.preserve_spec(text)
+        preserve_spec(text)
 
 
 def test_a_mask_is_cropped_as_its_reference_is(tmp_path):

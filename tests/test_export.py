@@ -8,7 +8,8 @@ import checkpoint
 import export
 from errors import DataError, run_program
 from models import SiT_models
-from sampling import load_network, sampling_parser
+from sampling import load_network
+from sampling_arguments import sampling_parser
 
 
 def network(path):

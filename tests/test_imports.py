@@ -1,5 +1,6 @@
 """Which way the arrows go, and what is loaded only when it is used."""
 
+import signal
 import subprocess
 import sys
 
@@ -26,6 +27,57 @@ def test_the_transport_stands_alone():
 def test_heavy_packages_are_imported_when_used(program):
     loaded = modules_after(f"import {program}")  # not wandb: timm imports it where it is installed
     assert program in loaded and not loaded & {"diffusers", "sklearn", "accelerate"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *("train.py --help", "train.py --data-path digits --lerning-rate 1", "sample.py ODE --help"),
+        *(
+            "sample.py ODE --sede 1",
+            "sample_ddp.py SDE --last-step Meen",
+            "evaluate.py",
+            "extract_latents.py --vea ema",
+        ),
+        *("export.py", "app.py --port 0"),
+    ],
+)
+def test_the_command_line_is_read_before_torch_is_imported(arguments):
+    """Which takes six seconds of CPU time on a laptop; what is left takes a quarter of one."""
+    code = """
+import runpy, sys
+program, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = program
+try:
+    runpy.run_path(program, run_name="__main__")
+except SystemExit as ended:
+    print("exit", ended.code, *sys.modules)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    words = ran.stdout.partition("exit ")[2].split()
+    helped = "--help" in arguments
+    assert words[0] == ("0" if helped else "2") and ran.stderr.count("\n") == (not helped)
+    assert "errors" in words and not {"torch", "timm", "torchvision"} & set(words)
+
+
+@pytest.mark.parametrize("program", ["train.py", "sample.py"])
+def test_ctrl_c_during_imports_is_one_line(program, tmp_path):
+    arguments = {"train.py": ["--data-path", "digits"], "sample.py": ["ODE", "--ckpt", "absent.pt"]}[program]
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", str(ROOT / program), *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    while "torch" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert said == [f"{program}: error: interrupted\n"] and process.wait(30) == 130
 
 
 def test_names_that_forks_of_sit_import():

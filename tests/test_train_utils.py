@@ -3,10 +3,10 @@ import argparse
 import pytest
 import torch
 
+from choices import MODELS
 from errors import DataError, UsageError
 from models import SiT
 from train_utils import (
-    MODELS,
     ModelConfig,
     Parser,
     build_sampler,
