@@ -77,6 +77,9 @@ CSS = """
 #legend span:first-child { color: white; }
 #trouble strong, #said strong { color: #b91c1c; }
 #sheet .empty { min-height: 9rem; }
+#sheet .image-container { padding-top: 2rem; }  /* the label and the buttons stand there, and not on the samples */
+#sheet .image-frame { display: block; width: 100%; overflow-x: auto; }  /* on a phone one scrolls along them */
+#sheet img { display: block; width: auto; height: auto; max-width: max(100%, 60rem); margin: auto; }
 """
 
 

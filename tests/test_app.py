@@ -295,8 +295,8 @@ def chromium(playwright):
 class Visit:
     """A page, and what a user does with it."""
 
-    def __init__(self, browser, port: int) -> None:
-        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+    def __init__(self, browser, port: int, width: int = 1280) -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.page.set_default_timeout(30_000)
         self.requests: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -389,6 +389,24 @@ def test_painted_strokes_are_kept(visit, files):
     visit.settle()
     reference, m, *_ = tiles(visit.generate())
     assert (reference == digit).all() and (m == 51).all()
+
+
+def test_on_a_phone_the_samples_are_large_enough_and_beside_their_label(server, browser, files):
+    visit = Visit(browser, server[0], width=390)
+    visit.load(files / "digit.png")
+    assert len(tiles(visit.generate())) == 6
+    visit.settle()
+    page, frame = visit.page, visit.page.locator("#sheet .image-frame").first
+    sheet, image, label = (page.locator(f"#sheet {part}").first.bounding_box() for part in ("", "img", "label"))
+    assert image["height"] > 100 and image["x"] >= sheet["x"]
+    assert image["y"] >= label["y"] + label["height"] and image["y"] + image["height"] <= sheet["y"] + sheet["height"]
+    button = page.get_by_label("Download").first.bounding_box()
+    assert image["y"] >= button["y"] + button["height"]
+    frame.evaluate("frame => frame.scrollLeft = 10_000")  # to the last of them
+    image = page.locator("#sheet img").first.bounding_box()
+    assert image["x"] + image["width"] <= sheet["x"] + sheet["width"]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.close()
 
 
 def test_a_drawing_is_a_reference(visit):
