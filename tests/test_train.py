@@ -11,6 +11,7 @@ from PIL import Image
 import bookkeeping
 import checkpoint
 import train
+from choices import COMBOSTOC_TYPES
 from data import BatchOrder, Digits
 from distributed import seed_for
 from models import ComboStoc_models, SiT_models
@@ -274,7 +275,7 @@ def test_weights_alone_start_at_step_0(tmp_path):
 
 
 TRANSPORTS = [
-    *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], train.ComboStocType.__members__),
+    *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], COMBOSTOC_TYPES),
     *itertools.product(["Linear", "GVP", "VP"], ["score", "noise"], ["None", "velocity", "likelihood"], ["UNSYNC_ALL"]),
 ]
 
