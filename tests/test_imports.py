@@ -32,14 +32,15 @@ def test_heavy_packages_are_imported_when_used(program):
 @pytest.mark.parametrize(
     "arguments",
     [
-        *("train.py --help", "train.py --data-path digits --lerning-rate 1", "sample.py ODE --help"),
-        *(
-            "sample.py ODE --sede 1",
-            "sample_ddp.py SDE --last-step Meen",
-            "evaluate.py",
-            "extract_latents.py --vea ema",
-        ),
-        *("export.py", "app.py --port 0"),
+        "train.py --help",
+        "train.py --data-path digits --lerning-rate 1",
+        "sample.py ODE --help",
+        "sample.py ODE --sede 1",
+        "sample_ddp.py SDE --last-step Meen",
+        "evaluate.py",
+        "extract_latents.py --vea ema",
+        "export.py",
+        "app.py --port 0",
     ],
 )
 def test_the_command_line_is_read_before_torch_is_imported(arguments):
