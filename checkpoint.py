@@ -163,7 +163,7 @@ def file_in(folder: Path) -> str:
     inside = [p for p in (folder / "ckpt.pt", folder / "model.safetensors") if p.is_file()]
     for pattern in ("checkpoints/*", "*"):
         inside += sorted((p for p in folder.glob(pattern) if p.suffix in SUFFIXES), reverse=True)
-    return f"give a file in it, such as {inside[0]}" if inside else f"and holds no {' or '.join(SUFFIXES)}"
+    return f"give a file in it, such as {inside[0]}" if inside else f"it holds no {' or '.join(SUFFIXES)}"
 
 
 def load_pickle(path: Path, verify: bool) -> Any:

@@ -183,7 +183,7 @@ CASES = [
     ("sample", "ODE --ckpt {f}/four.pt --vae none", 2, "--vae none shows pixels; the 4 channels of .*four.pt are lat"),
     ("sample_ddp", "SDE --ckpt {f}/four.pt --vae none", 2, "--vae none shows pixels; the 4 channels of .*four.pt are"),
     # what is there in place of a checkpoint or of images
-    ("train", "--ckpt {f}/few", 1, "few is a folder; and holds no .pt or .safetensors"),
+    ("train", "--ckpt {f}/few", 1, "few is a folder; it holds no .pt or .safetensors"),
     ("train", "--init-from {f}", 1, "is a folder; give a file in it, such as .*.pt"),
     ("sample", "ODE --ckpt {f}", 1, "is a folder; give a file in it, such as .*.pt"),
     ("sample_ddp", "ODE --ckpt {f}/page.pt", 1, "page.pt cannot be read: it is a web page"),

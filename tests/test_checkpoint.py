@@ -263,7 +263,7 @@ def test_what_is_there_in_place_of_a_checkpoint_is_said(tmp_path):
 def test_a_folder_is_told_from_nothing(tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     for read in (checkpoint.load, download.locate):
-        with pytest.raises(DataError, match=r"run is a folder; and holds no \.pt or"):
+        with pytest.raises(DataError, match=r"run is a folder; it holds no \.pt or"):
             read(str(tmp_path / "run"))
     for name in ("checkpoints/0000010.pt", "checkpoints/0000020.pt", "ckpt.pt"):
         (tmp_path / "run" / name).touch()
