@@ -5,11 +5,13 @@ import logging
 import os
 import stat
 import warnings
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from errors import DataError, first_line
+from files import describe
 
 # By content, whatever the name says. Nothing that Pillow would hand to another program, as it does EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
@@ -54,7 +56,8 @@ def read_image(path: str, mode: str) -> Image.Image:
                 turn_upright(image)
                 return flatten(image, mode)
     except Exception as error:  # Pillow raises many kinds
-        reason = f"image {path} cannot be read: {first_line(error)}"
+        what = describe(Path(path)) if isinstance(error, UnidentifiedImageError) else None
+        reason = f"image {path} cannot be read: {f'it is {what}' if what else first_line(error)}"
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TROUBLE):
             raise DataError(reason) from error
         raise UnreadableImage(reason) from error

@@ -233,6 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if from_latents := [as_typed(name, value) for name, value in supplied.items() if getattr(args, name) == value]:
         lines.append(f"From the latents: {', '.join(from_latents)}")
     lines += check_classes(dataset.class_names, args, start)
+    if args.loss_weight and args.prediction == "velocity":
+        lines.append(f"Warning: --loss-weight {args.loss_weight} has no effect on --prediction velocity")
     transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)))
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)

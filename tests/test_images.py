@@ -147,11 +147,13 @@ def broken_files(folder):
     good = save(Image.new("RGB", (64, 64), RED), folder / "good.png").read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     jpeg = save(Image.fromarray(noise), folder / "good.jpg").read_bytes()
-    yield "empty.png", b"", "cannot identify"
-    yield "text.png", b"no picture at all", "cannot identify"
+    yield "empty.png", b"", "it is empty"
+    yield "text.png", b"no picture at all", "it is text that begins with 'no picture at all'"
+    yield "pointer.jpg", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"
+    yield "denied.jpg", b"<!DOCTYPE html><html><body>403</body></html>", "it is a web page"
     yield "cut.png", good[: len(good) // 2], "truncated|broken|not enough|incomplete"
     yield "cut.jpg", jpeg[: len(jpeg) // 2], "truncated"
-    yield "page.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify"  # would start Ghostscript
+    yield "page.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is text"  # would start Ghostscript
     bomb = struct.pack("<2sIHHI IiiHHIIiiII", b"BM", 54, 0, 0, 54, 40, 60000, 60000, 1, 24, 0, 0, 0, 0, 0, 0)
     yield "bomb.bmp", bomb, "60000 x 60000 pixels|decompression bomb"
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "float.tif")

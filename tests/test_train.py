@@ -277,6 +277,7 @@ def test_weights_alone_start_at_step_0(tmp_path):
 TRANSPORTS = [
     *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], COMBOSTOC_TYPES),
     *itertools.product(["Linear", "GVP", "VP"], ["score", "noise"], ["None", "velocity", "likelihood"], ["UNSYNC_ALL"]),
+    ("Linear", "velocity", "likelihood", "UNSYNC_ALL"),
 ]
 
 
@@ -287,6 +288,8 @@ def test_every_choice_of_the_transport_flags_trains(tmp_path, path, prediction, 
     losses = [float(r["loss"]) for r in metrics(folder)]
     assert np.isfinite(losses).all()
     assert all(v.isfinite().all() for v in checkpoint.load(folder / "ckpt.pt")["model"].values())
+    said = f"Warning: --loss-weight {weight} has no effect on --prediction velocity" in (folder / "log.txt").read_text()
+    assert said == (prediction == "velocity" and weight != "None")
 
 
 def test_training_in_latent_space_from_an_image_folder(tmp_path, image_folder, tiny_vae):
