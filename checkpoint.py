@@ -149,6 +149,8 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
             reason = f"it holds Python objects{named}, which are not loaded; save its state dicts alone"
         elif isinstance(error, pickle.UnpicklingError):
             reason = "its pickle is damaged"
+        elif path.suffix == ".safetensors":
+            reason = f"it is truncated or no .safetensors file ({reason})"
         elif not is_safetensors(path) and not zipfile.is_zipfile(path):
             reason = "it is truncated or no PyTorch checkpoint"
         raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
@@ -247,8 +249,8 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
         DataError: there are none, or several of a kind.
     """
     other = "model" if prefer == "ema" else "ema"
-    own = [checkpoint[name] for name in (prefer, other) if isinstance(checkpoint.get(name), dict)]
-    is_ours = isinstance(checkpoint.get(prefer), dict)
+    own = [state for name in (prefer, other) if isinstance(state := checkpoint.get(name), dict) and state]
+    is_ours = bool(own) and own[0] is checkpoint.get(prefer)
     found = list(models_in(own[0] if is_ours else checkpoint))
     averages, plain = (([f for f in found if bool(AVERAGE.search(f[0])) is average]) for average in (True, False))
     chosen = (averages or plain) if prefer == "ema" else (plain or averages)
@@ -274,6 +276,7 @@ def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Itera
         if isinstance(key, str) and isinstance(value, torch.Tensor):
             plain = WRAPPERS.sub("", key)
             tensors[key if plain in content else plain] = value
+    tensors = with_dots(tensors)
     prefixes = [key.removesuffix(MARKER) for key in tensors if f".{key}".endswith(f".{MARKER}")]
     parts: dict[str, StateDict] = {prefix: {} for prefix in prefixes}
     for key, value in tensors.items():
@@ -285,6 +288,30 @@ def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Itera
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, dict) and depth < MAX_DEPTH:
             yield from models_in(value, f"{where}{key}.", depth + 1)
+
+
+def with_dots(tensors: StateDict) -> StateDict:
+    """The same with the names that LDM's wrapper has taken the dots from, since buffers' names must not have any, put
+    right: model_ema.x_embedderprojweight. The model it averages tells them, and has what was not trained."""
+    first = next((key for key in tensors if f".{key}".endswith(f".{MARKER}")), "")
+    *outer, _ = (prefix := first.removesuffix(MARKER)).split(".")
+    model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    starts = ["".join(outer[k:]) for k in range(len(outer) + 1)]
+    names = {start + name.replace(".", ""): name for name in model for start in starts}
+    averages: dict[str, StateDict] = {}
+    for key, value in tensors.items():
+        where, dot, flat = key.rpartition(".")
+        if flat in names and AVERAGE.search(where + dot):
+            averages.setdefault(where + dot, {})[names[flat]] = value
+    for where, average in averages.items():
+        if MARKER in average:
+            tensors = {key: value for key, value in tensors.items() if not key.startswith(where)}
+            tensors |= under(where, model | average)
+    return tensors
+
+
+def under(prefix: str, state: StateDict) -> StateDict:
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def is_weight(value: Any) -> bool:

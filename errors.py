@@ -24,9 +24,15 @@ leaving = ExitStack()
 # What gloo and NCCL say when a process they talk to is gone.
 LOST_PROCESS = ("by peer", "gloo/transport", "remote worker", "ncclRemoteError", "ncclSystemError")
 # What torch says where data workers cannot hand on what they have loaded, and what helps.
-SHARED_MEMORY, OPEN_FILES = ("shared memory", "(shm)"), ("Too many open files", "items of ancdata")
+SHARED_MEMORY = ("</torch_", "shared memory object", "shared memory(shm)", "shared memory (shm)", "insufficient shared")
+OPEN_FILES = ("Too many open files", "items of ancdata")
 MORE_SHARED_MEMORY = "enlarge /dev/shm (docker run --shm-size=8g), or lower --num-workers"
 MORE_OPEN_FILES = "raise `ulimit -n`, or lower --num-workers"
+# What tells one process of a machine from the others, also before `distributed.setup`.
+LOCAL_RANKS = (
+    *("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    *("MPI_LOCALRANKID", "SLURM_LOCALID"),
+)
 # What CUDA says when the fault is the machine's. Others, an illegal address for instance, are a program's.
 DEVICE = ("no kernel image", "driver version", "driver on your system", "busy or unavailable", "ECC error", "NVLink")
 # Which arguments need less memory.
@@ -72,7 +78,7 @@ def explain(error: BaseException, program: str) -> str:
         return f"the data workers' shared memory is full: {said} ({MORE_SHARED_MEMORY})"
     if text.startswith("DataLoader worker"):
         return f"{said} (was there too little memory?)"
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
         short = " ".join(re.split(r"(?<=\.) (?=[A-Z])", said)[:3])  # advice on the allocator follows
         return f"{short} (less is needed by {LESS_MEMORY.get(program, 'smaller batches')})"
     if any(words in text for words in DEVICE):
@@ -128,7 +134,7 @@ def report(name: str, message: str, code: int) -> int:
     Processes that torchrun started usually fail alike. The others wait for the first one of their machine to speak;
     torchrun ends them when it exits, so that only a mistake of their own is heard.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if any(os.environ.get(name, "0") != "0" for name in LOCAL_RANKS):
         time.sleep(5)
     message = message.replace("\n", "\\n")  # a file's name may have any character
     with suppress(OSError):  # the terminal may be gone

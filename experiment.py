@@ -193,7 +193,7 @@ class Experiment:
     def what_remains(self) -> str:
         """What there is to go back to from a run that has failed, as half a sentence."""
         self.saver.wait()
-        if (self.folder / NEWEST).is_file() or any((self.folder / "checkpoints").iterdir()):
+        if (self.folder / NEWEST).is_file() or any((self.folder / "checkpoints").glob("*")):
             return f"the checkpoints in {self.folder} are of before"
         return "no checkpoint was saved before that"
 

@@ -42,6 +42,8 @@ def find_place(env: Mapping[str, str]) -> Place | None:
         UsageError: there are other processes, and it cannot be told which one this is or how to find them.
     """
     ours = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if env.get(name)]
+    if [f"{name}={env[name]}" for name in ours] in (["WORLD_SIZE=1"], ["LOCAL_RANK=0"]):
+        ours = []  # left set by a scheduler or an editor; says nothing
     if not ours:
         refuse_many(env)
         return None
@@ -94,7 +96,7 @@ def refuse_many(env: Mapping[str, str]) -> None:
         name, size = size_of(env, launcher)
         if env.get(launcher.rank) and size.isdecimal() and int(size) > 1:
             raise UsageError(
-                f"one of {size} processes of {launcher.name} ({name}), each of which would work alone: start one "
+                f"{launcher.name} has {size} processes here ({name}), and this one would work alone: start one "
                 "torchrun a node, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in each process; for a single "
                 "process set RANK=0 WORLD_SIZE=1"
             )

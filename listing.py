@@ -63,7 +63,8 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         if entry.is_symlink():
             entry.stat()
     except OSError as error:
-        if suffix_of(entry) not in IMAGE_SUFFIXES:  # reading a picture says what is wrong with it
+        # Reading a picture says what is wrong with it, and no folder of images is called readme.txt.
+        if suffix_of(entry) not in IMAGE_SUFFIXES | OTHER_SUFFIXES:
             raise DataError(f"{entry.path} cannot be followed: {error.strerror}") from error
     return False
 

@@ -43,10 +43,10 @@ if __name__ == "__main__":
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -97,8 +97,10 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
     try:
         drawn_here = sample_images(args, network, folder, process)
     except FloatingPointError:
-        if process.is_main and not any(folder.glob("*.png")):
-            shutil.rmtree(folder)  # nothing was drawn
+        if process.is_main and not any(folder.glob("*.png")):  # nothing was drawn
+            (folder / SETTINGS).unlink(missing_ok=True)
+            with suppress(OSError):  # another process may be writing
+                folder.rmdir()
         raise
     work = distributed.sum_over_processes(drawn_here.to(process.device))
     distributed.barrier()  # all pictures are there

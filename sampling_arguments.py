@@ -166,12 +166,12 @@ def preserve_spec(text: str) -> Preserve:
     for name, *corners, value in re.findall(REGION, text):
         if name and name not in REGIONS:
             raise argparse.ArgumentTypeError(f"unknown region {name!r}; choose from {', '.join(REGIONS)}")
-        x0, y0, x1, y1 = box = REGIONS[name] if name else tuple(map(float, corners))
+        x0, y0, x1, y1 = REGIONS[name] if name else map(float, corners)
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise argparse.ArgumentTypeError(
                 f"box {','.join(corners)} is not x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
             )
-        boxes.append((box, unit_float(value)))
+        boxes.append(((x0, y0, x1, y1), unit_float(value)))
     return Preserve(None, boxes)
 
 

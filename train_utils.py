@@ -76,8 +76,9 @@ class ModeParser(Parser):
 
 
 def folder_name(value: str) -> str:
-    """A part of a folder's name, which must not lead anywhere else."""
-    if not value.strip() or "/" in value or not value.isprintable():
+    """The end of a folder's name; it may name a folder in it (group/run), and must not lead anywhere else."""
+    parts = value.split("/")
+    if not all(part.strip() for part in parts) or ".." in parts or not value.isprintable():
         raise argparse.ArgumentTypeError(f"{value!r} cannot be part of a folder's name; letters, digits, - and _ can")
     return value
 

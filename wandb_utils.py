@@ -65,19 +65,19 @@ def check_login() -> None:
 def run_id(folder: Path, is_new: bool) -> str:
     """The id of the run that belongs to an experiment's folder, kept in it.
 
-    A run that begins anew gets a new one, and so does a copy of a folder, whose inode is another, so that no two
-    folders ever log to one run.
+    A run that begins anew gets a new one, and so does a copy of a folder, so that no two folders ever log to one run. A
+    folder that was renamed is known by its inode, one that was put back from a backup by its path; a copy has neither.
     """
-    path, inode = folder / RUN_FILE, folder.stat().st_ino
+    path, inode, name = folder / RUN_FILE, folder.stat().st_ino, str(folder.resolve())
     try:
         kept = json.loads(path.read_text())
-        if not is_new and kept["inode"] == inode:
+        if not is_new and (kept["inode"] == inode or kept["folder"] == name):
             return str(kept["id"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or it is damaged
     made = uuid.uuid4().hex[:16]
     with replacing(path) as beside:
-        beside.write_text(json.dumps({"id": made, "inode": inode}) + "\n")
+        beside.write_text(json.dumps({"id": made, "inode": inode, "folder": name}) + "\n")
     return made
 
 

@@ -450,5 +450,6 @@ def test_a_model_with_one_time_and_three_channels_has_a_page(browser, files, ran
         visit.set("Channel 2, times the map", 0.5)
         visit.load(files / "digit.png")
         visit.set("Kept where nothing is painted", 0.5)
+        visit.settle()
         visit.page.locator("#generate").click()
         visit.page.get_by_text("SiT-XS/4 has one time for all of a picture").wait_for()

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 import checkpoint
 import download
+from checkpoint import under
 from errors import DataError
 from models import SiT_models
 from train_utils import load_weights, model_config
@@ -137,10 +138,6 @@ AVERAGED = small_model()
 TRAINED = {k: v + 1 for k, v in AVERAGED.items()}
 
 
-def under(prefix: str, state: dict) -> dict:
-    return {prefix + k: v for k, v in state.items()}
-
-
 def inside_blocks(state: dict) -> dict:
     """As where each block is compiled."""
     return {k.replace(".attn.", "._orig_mod.attn."): v for k, v in state.items()}
@@ -162,7 +159,17 @@ WRAPPED = {
     "ema_pytorch": {"initted": torch.tensor(True), **under("online_model.", TRAINED), **under("ema_model.", AVERAGED)},
     "torch's AveragedModel": {"n_averaged": torch.tensor(3), **under("module.", AVERAGED)},
     "shadow": {"model": TRAINED, "ema": {"decay": 0.999, "shadow": under("module.", AVERAGED)}},
+    **{
+        f"LDM's average {inner}": LIGHTNING
+        | {
+            "state_dict": under(f"model.{inner}", TRAINED)
+            | {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+            | {f"model_ema.{(inner + k).replace('.', '')}": v for k, v in AVERAGED.items()}
+        }
+        for inner in ("", "diffusion_model.")
+    },
     "an average that was switched off": {"model": AVERAGED, "ema": None},
+    "an average that is empty": {"model": AVERAGED, "ema": {}},
     "the model's name": {"model": "SiT-XS/4", "state_dict": AVERAGED},
     **{key: {key: AVERAGED, "epoch": 3} for key in ("state_dict", "model_state_dict", "params", "net", "generator")},
     **{
@@ -188,6 +195,13 @@ def test_others_files_load_and_the_average_is_preferred(name, tmp_path):
         holds_both = any(torch.equal(v, TRAINED["pos_embed"]) for v in tensors_in(content))
         expected = expected if holds_both else AVERAGED
         assert all(torch.equal(state[k], expected[k]) for k in state)
+
+
+def test_what_is_not_trained_is_not_in_ldms_average():
+    average = {f"model_ema.{k.replace('.', '')}": v for k, v in AVERAGED.items() if k != "pos_embed"}
+    state = checkpoint.weights({"state_dict": under("model.", TRAINED) | average}, "a.pt")
+    assert state.keys() == AVERAGED.keys()
+    assert all(torch.equal(state[k], (TRAINED if k == "pos_embed" else AVERAGED)[k]) for k in state)
 
 
 def tensors_in(content) -> list[torch.Tensor]:

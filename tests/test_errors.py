@@ -14,6 +14,8 @@ Original Traceback (most recent call last):
 {name}: {said}
 """
 FULL = "unable to allocate shared memory(shm) for file </torch_5626_0>: No space left on device (28)"
+MAP = "unable to mmap 4096 bytes from file </torch_7_1_0>: Cannot allocate memory (12)"
+TRITON = "out of resource: shared memory, Required: 131072, Hardware limit: 101376"  # of a GPU's, in --compile
 OPEN = "unable to open shared memory object </torch_1_2> in read-write mode: Too many open files (24)"
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.25 GiB. GPU 0 has a total capacity of 139.81 GiB of which 13.06 MiB is "
@@ -44,6 +46,11 @@ def in_a_worker(kind: type[Exception], said: str, name: str = "") -> Exception:
         (
             in_a_worker(RuntimeError, FULL),
             f"the data workers' shared memory is full: {FULL} "
+            "(enlarge /dev/shm (docker run --shm-size=8g), or lower --num-workers)",
+        ),
+        (
+            in_a_worker(RuntimeError, MAP),
+            f"the data workers' shared memory is full: {MAP} "
             "(enlarge /dev/shm (docker run --shm-size=8g), or lower --num-workers)",
         ),
         (in_a_worker(RuntimeError, OPEN), "too many open files, raise `ulimit -n`, or lower --num-workers"),
@@ -106,7 +113,7 @@ def test_one_line_with_the_cause(error, line, monkeypatch, capsys):
     assert capsys.readouterr().err == f"train.py: error: {line}\n"
 
 
-@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "shape mismatch"])
+@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "shape mismatch", TRITON])
 def test_a_fault_of_the_program_keeps_its_traceback(text):
     def program() -> None:
         raise RuntimeError(text)

@@ -36,6 +36,7 @@ def test_the_place_is_found(variables, place):
         "SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0",  # sbatch
         "SLURM_PROCID=0 SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=1",  # srun --ntasks=1 in a larger job
         "OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=1",
+        *("WORLD_SIZE=1", "LOCAL_RANK=0"),  # left set by a scheduler or an editor
         "RANK=0 WORLD_SIZE=1",
         "RANK=0 WORLD_SIZE=1 SLURM_PROCID=0 SLURM_NTASKS=8",
     ],
@@ -53,7 +54,7 @@ def test_a_program_may_be_one_process(variables):
         ("RANK=0 WORLD_SIZE=2 SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0", "WORLD_SIZE=2 without LOCAL_RANK"),
         ("RANK=0", "RANK=0 without WORLD_SIZE"),
         ("WORLD_SIZE=2", "WORLD_SIZE=2 without RANK"),
-        ("LOCAL_RANK=0", "LOCAL_RANK=0 without RANK"),
+        ("LOCAL_RANK=1", "LOCAL_RANK=1 without RANK"),
         ("RANK=2 WORLD_SIZE=2 LOCAL_RANK=0", "RANK=2 must be less than WORLD_SIZE=2"),
         ("RANK=a WORLD_SIZE=2 LOCAL_RANK=0", "RANK=a must be a whole number from 0 on"),
         ("RANK=-1 WORLD_SIZE=2 LOCAL_RANK=0", "RANK=-1 must be"),
@@ -63,10 +64,10 @@ def test_a_program_may_be_one_process(variables):
         ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a", "WORLD_SIZE=2 without MASTER_PORT"),
         ("RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=a MASTER_PORT=70000", "MASTER_PORT=70000 must be .* to 65535"),
         ("RANK=0 WORLD_SIZE=1 MASTER_ADDR=a", "without MASTER_PORT"),
-        ("SLURM_PROCID=0 SLURM_NTASKS=8", r"one of 8 processes of SLURM \(SLURM_NTASKS\).*torchrun"),
-        ("SLURM_PROCID=3 SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=4", r"one of 4 processes of SLURM"),
-        ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", "one of 2 processes of Open MPI"),
-        ("PMI_RANK=0 PMI_SIZE=2", "one of 2 processes of MPI"),
+        ("SLURM_PROCID=0 SLURM_NTASKS=8", r"SLURM has 8 processes here \(SLURM_NTASKS\).*torchrun"),
+        ("SLURM_PROCID=3 SLURM_NTASKS=8 SLURM_STEP_NUM_TASKS=4", "SLURM has 4 processes here"),
+        ("OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2", "Open MPI has 2 processes here"),
+        ("PMI_RANK=0 PMI_SIZE=2", "MPI has 2 processes here"),
     ],
 )
 def test_processes_that_cannot_find_each_other_are_refused(variables, line):

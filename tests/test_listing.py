@@ -60,6 +60,12 @@ def test_a_link_that_cannot_be_followed_is_named(classes, target, where):
         ImageFolder(classes, 8)
 
 
+def test_a_link_that_cannot_be_a_folder_of_images_is_left_out(classes):
+    for link in (classes / "README.txt", classes / "ant" / "labels.json"):
+        link.symlink_to(classes / "absent")
+    assert len(ImageFolder(classes, 8)) == len(ImageFolder(classes, 8).paths) > 0
+
+
 def test_a_link_to_a_picture_that_is_gone_is_a_picture_that_cannot_be_read(classes):
     """Training names it, and stops if there are many."""
     (classes / "ant" / "2.png").symlink_to(classes / "absent.png")

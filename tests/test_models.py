@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import ComboStoc, ComboStoc_models, PatchTimestepEmbedder, SiT, SiT_models
+from models import ComboStoc, ComboStoc_models, Conditioning, PatchTimestepEmbedder, SiT, SiT_models
 
 from .conftest import GOLDEN, Operations, golden, golden_model_config, relative_error
 
@@ -129,6 +129,19 @@ def test_one_token_equals_one_a_token_in_float32(kind, seeded):
 def test_segments_must_cover_the_batch():
     with pytest.raises((ValueError, RuntimeError)):
         random_model()(torch.randn(4, 4, 8, 8), [torch.rand(1), torch.rand(2)], torch.zeros(4, dtype=torch.long))
+
+
+def test_a_block_by_itself(seeded):
+    """As README tells those who called the predecessors' block: a vector a token, or one for all."""
+    block = random_model().blocks[0]
+    x = torch.randn(2, 16, 48)
+    outputs = []
+    for c in (one := torch.randn(2, 1, 48), one.expand(2, 16, 48)):
+        n, k, _ = c.shape
+        (output,) = block([x], Conditioning(c.flatten(0, 1), ((n, k),)))
+        outputs.append(output)
+    assert outputs[0].shape == x.shape
+    torch.testing.assert_close(*outputs)
 
 
 def test_parts_of_a_batch_share_each_product(seeded):

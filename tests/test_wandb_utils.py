@@ -124,12 +124,18 @@ def test_a_run_that_cannot_begin_is_one_line(monkeypatch):
 
 
 def test_a_run_belongs_to_a_folder(tmp_path):
-    """It is continued with its folder, also under another name; a fresh run and a copy of the folder get their own."""
+    """It continues with it, also under another name or from a backup; a fresh run and a copy get their own."""
     folder = tmp_path / "a"
     folder.mkdir()
     first = wandb_utils.run_id(folder, is_new=True)
     assert wandb_utils.run_id(folder, is_new=False) == first
-    folder = folder.rename(tmp_path / "renamed")
+    shutil.copytree(folder, tmp_path / "backup")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "backup", folder)
+    assert wandb_utils.run_id(folder, is_new=False) == first
+    again = wandb_utils.run_id(folder, is_new=True)
+    assert again != first
+    first, folder = again, folder.rename(tmp_path / "renamed")
     assert wandb_utils.run_id(folder, is_new=False) == first
     shutil.copytree(folder, tmp_path / "copy")
     copied = wandb_utils.run_id(tmp_path / "copy", is_new=False)
