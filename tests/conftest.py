@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +21,18 @@ def pytest_configure() -> None:
     """Hide the GPUs, before CUDA starts: the suite is for CPUs, and tests/test_gpu.py's processes for `with_gpus`."""
     os.environ.setdefault(HIDDEN_GPUS, os.environ.get(GPUS, "all"))  # the workers of pytest-xdist inherit both
     os.environ[GPUS] = ""
+
+
+# What takes longest, in this order, so that the workers of pytest-xdist end together.
+LONG = (
+    *("test_faults.py", "test_app.py", "test_train.py", "test_sampler.py", "test_extract_latents.py", "test_models.py"),
+    *("test_bad_input.py", "test_imports.py", "test_sample.py", "test_sample_ddp.py", "test_monitor.py"),
+    *("test_evaluate.py", "test_graded.py", "test_throughput.py", "test_resume.py", "test_ablation.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def with_gpus() -> dict[str, str]:
@@ -112,8 +125,7 @@ def run_cli(program: str, *args: str | Path, processes: int = 0, cwd: Path, chec
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
-    """The experiment folder of 20 steps on the digits by two gloo processes, through torchrun."""
-    folder = tmp_path_factory.mktemp("trained")
+    """The experiment folder of 20 steps on the digits by two gloo processes, through torchrun: for reading."""
     args = [
         *DIGITS_ARGS,
         "--max-steps",
@@ -127,7 +139,13 @@ def trained(tmp_path_factory) -> Path:
         "--ema-decay",
         "0.9",
     ]
-    run_cli("train.py", *args, "--exp", "two", processes=2, cwd=folder)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with FileLock(f"{folder}.lock"):  # the first worker trains for all
+        if not (done := folder / "done").is_file():
+            folder.mkdir(exist_ok=True)
+            run_cli("train.py", *args, "--exp", "two", processes=2, cwd=folder)
+            done.touch()
     return folder / "results" / "ComboStoc-XS-4-two"
 
 

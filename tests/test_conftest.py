@@ -1,8 +1,7 @@
 """Whether a machine's GPUs are hidden from the suite and found by the GPU tests, which a machine without one shows."""
 
 import os
-import subprocess
-import sys
+import runpy
 
 import pytest
 
@@ -21,9 +20,8 @@ def test_gpus_are_hidden_and_found_again_also_by_a_worker(visible, monkeypatch):
         assert with_gpus().get(GPUS) == visible
 
 
-def test_the_tests_modules_hide_nothing_where_they_are_imported():
-    """As the GPU tests' processes do, after CUDA has started."""
-    code = "import os; import tests.test_models; print(os.environ['CUDA_VISIBLE_DEVICES'])"
-    command = [sys.executable, "-c", code]
-    environment = with_gpus() | {GPUS: "5"}
-    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout == "5\n"
+def test_the_tests_modules_hide_nothing_where_they_are_imported(monkeypatch):
+    """As the GPU tests' processes import them, after CUDA has started."""
+    monkeypatch.setenv(GPUS, "5")
+    runpy.run_path(str(ROOT / "tests" / "conftest.py"))
+    assert os.environ[GPUS] == "5"
