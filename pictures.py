@@ -1,6 +1,7 @@
 """Tensors to pictures: bytes, captioned grids, .npz files of samples."""
 
 import math
+import os
 import unicodedata
 import zipfile
 from collections.abc import Callable, Sequence
@@ -59,11 +60,11 @@ def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
 @cache
 def fonts() -> list[ImageFont.FreeTypeFont]:
     """Pillow's, which has little more than ASCII, then those with more letters."""
-    files: list[str | Path] = [*SYSTEM_FONTS]
+    files = [*SYSTEM_FONTS]
     with suppress(ImportError):
         import matplotlib
 
-        files.insert(0, Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+        files.insert(0, os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
     found = [pillows_font()]
     for file in files:
         with suppress(OSError):
