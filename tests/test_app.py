@@ -425,7 +425,7 @@ def test_pictures_that_cannot_be_read(visit, files):
     page = visit.page
     page.locator("#generate").click()
     page.get_by_text("Load or draw a picture first", exact=True).wait_for()
-    for name, says in (("text", "cannot identify image file"), ("cut", "cannot be read")):
+    for name, says in (("text", "it is text that begins with 'this is no picture'"), ("cut", "cannot be read")):
         visit.load(files / f"{name}.png")
         shown = page.locator("#trouble").inner_text()
         assert f"image {name}.png cannot be read" in shown and says in shown and str(files) not in shown
