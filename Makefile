@@ -57,13 +57,13 @@ demo: $(READY)
 	@echo "500 samples for FID:           $$(ls $(DEMO)/samples-500/*.npz)"
 	@echo "To go on:  . .venv/bin/activate;  python sample.py ODE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2"
 
-# Four workers of one thread each, for two cores: some tests wait. Rounding does not depend on the cores then.
+# Three workers of one thread each, for two cores: some tests wait. Rounding does not depend on the cores then.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not drill" -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not drill" -n 3 --dist loadfile --no-loadscope-reorder
 
 # What users do with a Python: train, continue, sample, count, evaluate. With what they install, in an environment of its
 # own, which is not made anew.
