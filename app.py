@@ -8,10 +8,11 @@ page unless --host says otherwise, and nothing is fetched from the network for i
 
 import argparse
 
+from command_line import Parser
 from errors import begin
 from precision import add_speed_args
 from sampling_arguments import add_model_args
-from train_utils import Parser, parse_transport_args
+from train_utils import parse_transport_args
 
 
 def make_parser() -> Parser:
@@ -48,9 +49,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import distributed
 import precision
-import sample
 from errors import DataError, UsageError, run_program
 from sampling import load_network
+from sampling_arguments import CFG_SCALE, VARIATIONS
 from studio import CANVAS, Choices, Studio, brush_colour
 from transport import ODE_METHODS, SDE_METHODS
 
@@ -233,9 +234,9 @@ def build_page(studio: Studio) -> Any:
                     "elsewhere": elsewhere,
                     "label": gr.Dropdown(classes, value=ANY_CLASS, label="Class"),
                     "guidance": gr.Slider(
-                        1, MAX_GUIDANCE, sample.CFG_SCALE, step=0.1, label="Guidance", info="to a class; 1 for none"
+                        1, MAX_GUIDANCE, CFG_SCALE, step=0.1, label="Guidance", info="to a class; 1 for none"
                     ),
-                    "variations": gr.Slider(1, MAX_VARIATIONS, sample.VARIATIONS, step=1, label="Variations"),
+                    "variations": gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations"),
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")

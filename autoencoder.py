@@ -15,6 +15,7 @@ from torch import Tensor
 import precision
 from errors import DataError, UsageError, first_line
 from files import other_than_weights
+from images import MAX_PIXELS
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 Factor = float | list[float]  # for all channels, or for each one
@@ -69,6 +70,23 @@ def check_channels(name: str, channels: int, source: str) -> None:
             f"--vae none shows pixels; the {channels} channels of checkpoint {source} are latents, which an "
             "autoencoder decodes: give --vae ema, mse or a diffusers folder"
         )
+
+
+def latent_size(image_size: int, factor: int, model: str) -> int:
+    """Side of a model's input for an image size.
+
+    Raises:
+        UsageError: the autoencoder's factor and the patch do not divide it.
+    """
+    patch_size = int(model.rpartition("/")[2])
+    if image_size**2 > MAX_PIXELS:
+        raise UsageError(f"--image-size {image_size} is too large: more than {MAX_PIXELS:,} pixels")
+    if image_size < 1 or image_size % (factor * patch_size):
+        raise UsageError(
+            f"--image-size {image_size} is not a multiple of {factor * patch_size} "
+            f"(autoencoder factor {factor}, patch {patch_size})"
+        )
+    return image_size // factor
 
 
 class PixelSpace:

@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import load_image
 from errors import DataError, UsageError
-from images import read_image
+from images import load_image, read_image
 from pictures import grid, to_uint8, to_uint8_later
 from sampling import ImageNoise, Network, draw
 from sampling_arguments import Box, Preserve

@@ -1,10 +1,8 @@
 """Training images: a folder with one sub-folder a class, or the embedded digits; and the order they are visited in."""
 
 import hashlib
-import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -13,19 +11,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset
 
 import distributed
 import progress
-from distributed import seed_for
 from errors import DataError
 from files import describe
-from images import MAX_PIXELS, UnreadableImage, read_image
+from images import center_crop_arr, load_image, to_tensor
 from listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
+from order import Key
 
 DIGITS = "digits"
-
-Key = tuple[int, bool]  # (index of the image, whether to mirror it)
 
 
 class Items(Protocol):
@@ -40,38 +36,6 @@ class Items(Protocol):
     def digest(self) -> str:
         """Of what is trained on, and in which order: the same where the data are the same."""
         ...
-
-
-def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
-    """ADM's crop: halve with a box filter while twice too large, resize the short side with bicubic, cut the centre."""
-    while min(pil_image.size) >= 2 * image_size:
-        pil_image = pil_image.resize((pil_image.width // 2, pil_image.height // 2), Image.Resampling.BOX)
-    scale = image_size / min(pil_image.size)
-    size = round(pil_image.width * scale), round(pil_image.height * scale)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{pil_image.width} x {pil_image.height} pixels are too long for a crop of {image_size}")
-    pil_image = pil_image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
-    return pil_image.crop((left, top, left + image_size, top + image_size))
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """(C, H, W) in [-1, 1]; C is 1 for a grey image, else 3."""
-    array = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
-
-
-def load_image(path: str, mode: str, image_size: int) -> Tensor:
-    """A picture, cropped to a square: (1 or 3, image_size, image_size) in [-1, 1] for mode "L" or "RGB".
-
-    Raises:
-        UnreadableImage: it cannot be read, or is too long to be cropped.
-    """
-    image = read_image(path, mode)
-    try:
-        return to_tensor(center_crop_arr(image, image_size))
-    except ValueError as error:
-        raise UnreadableImage(f"image {path} cannot be read: {error}") from None
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
@@ -183,39 +147,6 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 ImageDataset = Digits | ImageFolder
 
 
-class Skipping(Dataset[tuple[Tensor, int, dict[int, str]]]):
-    """A data set in which the next readable item takes the place of one that cannot be read.
-
-    An item comes with the reasons of those that could not be read in its place, by index. Which item takes the place
-    depends on the files alone, so that a continued run sees the same.
-
-    Raises:
-        DataError: none of `LONGEST` items in a row can be read.
-    """
-
-    LONGEST = 1000
-
-    def __init__(self, items: Items) -> None:
-        self.items = items
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, dict[int, str]]:
-        start, mirror = key
-        reasons: dict[int, str] = {}
-        for k in range(min(len(self.items), self.LONGEST)):
-            index = (start + k) % len(self.items)
-            try:
-                return *self.items[index, mirror], reasons
-            except UnreadableImage as error:
-                reasons[index] = str(error)
-        raise DataError(f"{len(reasons)} images in a row cannot be read; the last: {reasons[index]}")
-
-
-def collate(items: list[tuple[Tensor, int, dict[int, str]]]) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """A batch of items and labels, and the reasons of all that were skipped."""
-    x, y = default_collate([item[:2] for item in items])
-    return x, y, {k: v for *_, reasons in items for k, v in reasons.items()}
-
-
 def native_channels(data_path: str) -> int:
     """Channels of the data itself, which are the model's in pixel space."""
     return Digits.native_channels if data_path == DIGITS else ImageFolder.native_channels
@@ -264,80 +195,3 @@ def difference(first: tuple[list[str], int, str], other: tuple[list[str], int, s
     if images != other_images:
         return f"{images:,} images for the first, {other_images:,}"
     return f"{images:,} images of some names for the first, of others"
-
-
-class BatchOrder(Sampler[list[Key]]):
-    """This process's share of every global batch, without end, from any step on.
-
-    The order of an epoch is a function of (seed, epoch) alone, so that a continued run sees what an uninterrupted one
-    would, on any number of processes. Images that do not fill a last batch wait for the next epoch's order. Where a run
-    is in all this is one number, the images that it is past, those that waited included: epoch * length + how many of
-    the epoch's order. It keeps its meaning when the batch size changes.
-
-    Args:
-        length: images in the data set.
-        global_batch_size: images a step, over all processes.
-        rank, world_size: this process among them.
-        seed: of the run.
-        start_step: first step to yield.
-        start: images that the run is past then; by default, as many as so many steps of this batch size take.
-        flip: mirror half of the images.
-
-    Raises:
-        DataError: there are fewer images than one global batch takes.
-    """
-
-    def __init__(
-        self,
-        length: int,
-        global_batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        start_step: int = 0,
-        start: int | None = None,
-        flip: bool = True,
-    ) -> None:
-        if length < global_batch_size:
-            raise DataError(f"the data set has {length} images, fewer than one global batch of {global_batch_size}")
-        self.length = length
-        self.global_batch_size = global_batch_size
-        self.local_batch_size = global_batch_size // world_size
-        self.rank = rank
-        self.seed = seed
-        self.flip = flip
-        self.steps_per_epoch = length // global_batch_size
-        self.start_step = start_step
-        self.start = steps_to_images(start_step, length, global_batch_size) if start is None else start
-        self.epoch, offset = divmod(self.start, length)
-        self.steps_left = (length - offset) // global_batch_size  # of the epoch that is begun
-
-    def images(self, step: int) -> int:
-        """Images that the run is past before a step, from the first one on."""
-        steps = step - self.start_step
-        if steps < self.steps_left:
-            return self.start + steps * self.global_batch_size
-        later = steps_to_images(steps - self.steps_left, self.length, self.global_batch_size)
-        return (self.epoch + 1) * self.length + later
-
-    def last_step(self, epochs: int) -> int:
-        """The step at which so many passes over the data are done; before the first one where they have been."""
-        return self.start_step + self.steps_left + (epochs - self.epoch - 1) * self.steps_per_epoch
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        current = -1
-        for step in itertools.count(self.start_step):
-            epoch, offset = divmod(self.images(step), self.length)
-            if epoch != current:
-                current = epoch
-                generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", epoch))
-                order = torch.randperm(self.length, generator=generator)
-                mirror = torch.randint(2, (self.length,), generator=generator).bool() & self.flip
-            mine = slice(start := offset + self.rank * self.local_batch_size, start + self.local_batch_size)
-            yield list(zip(order[mine].tolist(), mirror[mine].tolist(), strict=True))
-
-
-def steps_to_images(steps: int, length: int, global_batch_size: int) -> int:
-    """Images that so many steps from the beginning of an epoch take a run past, see `BatchOrder`."""
-    epochs, rest = divmod(steps, length // global_batch_size)
-    return epochs * length + rest * global_batch_size

@@ -14,9 +14,9 @@ Under torchrun all processes look at the images; the numbers do not depend on ho
 import argparse
 from pathlib import Path
 
-from choices import EXTRACTORS
+from command_line import Parser, positive_int
 from errors import begin
-from train_utils import Parser, positive_int
+from train_utils import EXTRACTORS
 
 
 def make_parser() -> Parser:

@@ -11,8 +11,8 @@ published name, or hf://owner/repo/file. Both kinds of file are read by sample.p
 import argparse
 from pathlib import Path
 
+from command_line import Parser
 from errors import begin
-from train_utils import Parser
 
 
 def make_parser() -> Parser:

@@ -13,9 +13,10 @@ cannot be read are named, left out, and listed in manifest.json.
 import argparse
 from pathlib import Path
 
+from command_line import Parser, positive_int
 from errors import begin
 from precision import PRECISIONS
-from train_utils import Parser, add_bad_images_arg, add_flip_arg, add_workers_arg, positive_int
+from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg
 
 
 def make_parser() -> Parser:
@@ -66,7 +67,7 @@ from latents import (
     shard_ranges,
     signed,
 )
-from train_utils import check_readable
+from skipping import check_readable
 
 SHARD_SIZE = 1024  # images
 

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 import distributed
 import signals
 import workers
-from autoencoder import Autoencoder, LatentSpace, draw_posterior, load_autoencoder
-from data import BatchOrder, Items, Skipping, collate, load_dataset, native_channels
+from autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_size, load_autoencoder
+from data import Items, load_dataset, native_channels
 from errors import DataError, UsageError
 from latents import CachedLatents
-from train_utils import latent_size
+from order import BatchOrder
+from skipping import Skipping, collate
 
 
 @dataclass

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DIGITS, Digits, load_image
+from data import DIGITS, Digits
 from errors import DataError
 from files import describe
-from images import read_image
+from images import load_image, read_image
 from listing import image_files
 from pictures import to_uint8
 

@@ -8,7 +8,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
 
 from errors import DataError, first_line
 from files import describe
@@ -89,3 +91,35 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.min() < 0 or pixels.max() >= 2**16:
         raise ValueError("integer pixels beyond 16 bits have no known range")
     return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)
+
+
+def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
+    """ADM's crop: halve with a box filter while twice too large, resize the short side with bicubic, cut the centre."""
+    while min(pil_image.size) >= 2 * image_size:
+        pil_image = pil_image.resize((pil_image.width // 2, pil_image.height // 2), Image.Resampling.BOX)
+    scale = image_size / min(pil_image.size)
+    size = round(pil_image.width * scale), round(pil_image.height * scale)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{pil_image.width} x {pil_image.height} pixels are too long for a crop of {image_size}")
+    pil_image = pil_image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - image_size) // 2, (size[1] - image_size) // 2
+    return pil_image.crop((left, top, left + image_size, top + image_size))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """(C, H, W) in [-1, 1]; C is 1 for a grey image, else 3."""
+    array = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
+
+
+def load_image(path: str, mode: str, image_size: int) -> Tensor:
+    """A picture, cropped to a square: (1 or 3, image_size, image_size) in [-1, 1] for mode "L" or "RGB".
+
+    Raises:
+        UnreadableImage: it cannot be read, or is too long to be cropped.
+    """
+    image = read_image(path, mode)
+    try:
+        return to_tensor(center_crop_arr(image, image_size))
+    except ValueError as error:
+        raise UnreadableImage(f"image {path} cannot be read: {error}") from None

@@ -23,9 +23,9 @@ from torch.utils.data import Dataset
 
 import progress
 from autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
-from data import Key
 from errors import DataError, UsageError, first_line
 from files import sha256
+from order import Key
 
 MANIFEST, SETTINGS = "manifest.json", "extraction.json"
 ENCODER = ("encoder_sha256", "scale", "shift")

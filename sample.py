@@ -13,42 +13,22 @@
 import argparse
 from pathlib import Path
 
+from command_line import Parser
 from errors import begin
-from sampling_arguments import NULL, add_control_args, ignore_what_has_no_effect, sampling_parser
-from train_utils import Parser, positive_int
-
-CFG_SCALE = 4.0
-
-
-def add_program_args(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("program")
-    group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
-    group.add_argument(
-        "--class-labels",
-        nargs="+",
-        metavar="K",
-        help=f"one picture a label: a class's number or name, or {NULL} for none; default: a choice of classes. "
-        f"With --reference: of all or of each; default: {NULL}",
-    )
-    group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
-    group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
-    add_control_args(parser)
+from sampling_arguments import CFG_SCALE, NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
 
 
 def make_parser() -> Parser:
-    return sampling_parser(__doc__, add_program_args, vae="mse", cfg_scale=CFG_SCALE, reverse=True)
+    return pictures_parser(__doc__)
 
 
 if __name__ == "__main__":
     begin(make_parser())
 
-import difflib
 import math
-import re
 import sys
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,6 +40,7 @@ import precision
 import progress
 from errors import UsageError, run_program
 from files import replacing
+from labels import class_labels, default_labels
 from pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
 from sampling import (
     ImageNoise,
@@ -73,10 +54,8 @@ from sampling import (
 )
 from train_utils import build_graded_sampler, build_sampler
 
-IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
 REVERSED_IMAGES = 8
 UNCONDITIONAL = 8  # pictures without a class
-VARIATIONS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -165,43 +144,6 @@ def sample_graded(args: argparse.Namespace, network: Network, device: torch.devi
     save_image(control.sheet(keep, finished, captions), args.out)
     print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
-
-
-def class_labels(words: Iterable[str], network: Network) -> list[int]:
-    """Labels as they are given on the command line: numbers, the names that the classes had in the data, or the word
-    for no class.
-
-    Raises:
-        UsageError: the model has no such class.
-    """
-    names = {unicodedata.normalize("NFC", name): k for k, name in enumerate(network.class_names or [])}
-    null = network.config.num_classes
-    accepted = f"the model has 0 to {null - 1}, {NULL}"
-    labels = []
-    for word in words:
-        name = unicodedata.normalize("NFC", word)
-        if word == NULL:
-            k = null
-        elif re.fullmatch(r"[+-]?\d+", word):  # also where a class that has this name is another
-            k = int(word)
-            if not 0 <= k < null:
-                raise UsageError(f"class label {k} is out of range: {accepted}")
-        elif name in names:
-            k = names[name]
-        else:
-            near = difflib.get_close_matches(name, names, n=3) or list(names)[:3]
-            known = f", {len(names)} names such as {', '.join(near)}" if names else " and no names"
-            raise UsageError(f"class label {word} is unknown: {accepted}{known}")
-        labels.append(k)
-    return labels
-
-
-def default_labels(num_classes: int) -> list[int]:
-    """SiT's eight ImageNet classes; otherwise up to ten classes spread over all, four rows of them if they are few."""
-    if num_classes == 1000:
-        return IMAGENET_LABELS
-    spread = sorted({round(k * (num_classes - 1) / 9) for k in range(10)})
-    return spread * 4
 
 
 def reverse(args: argparse.Namespace, network: Network) -> None:

@@ -14,9 +14,9 @@ the labels, and the .json beside it says what made it: checkpoint, settings, mod
 import argparse
 from pathlib import Path
 
+from command_line import Parser, positive_int
 from errors import begin
 from sampling_arguments import ignore_what_has_no_effect, sampling_parser
-from train_utils import Parser, positive_int
 
 CFG_SCALE = 1.0
 

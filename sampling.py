@@ -15,7 +15,7 @@ from tqdm import tqdm
 import checkpoint
 import download
 import precision
-from autoencoder import Autoencoder, check_channels, load_autoencoder
+from autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
 from distributed import seed_for
 from errors import DataError, UsageError
 from models import SiT
@@ -26,7 +26,6 @@ from train_utils import (
     build_sampler,
     build_transport,
     default_combostoc_type,
-    latent_size,
     load_weights,
     method_settings,
     model_config,

@@ -5,23 +5,24 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from choices import ADAPTIVE_METHODS, SCHEDULES
+from command_line import ModeParser, Parser, positive_int, unit_float
 from precision import add_speed_args
 from train_utils import (
+    ADAPTIVE_METHODS,
     MODEL_NAMES,
-    ModeParser,
-    Parser,
+    SCHEDULES,
     model_name,
     parse_ode_args,
     parse_sde_args,
     parse_transport_args,
-    positive_int,
     sampling_scale,
-    unit_float,
 )
 
 DEFAULT_MODEL = "SiT-XL/2"  # as in SiT's programs
+CFG_SCALE = 4.0  # of pictures
+VARIATIONS = 4  # of a reference, under graded control
 NULL = "null"  # the class of samples without a class, in words
 
 # Solvers of an ODE that ask for no tolerance; the implicit ones correct their steps to it.
@@ -29,7 +30,12 @@ WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_ada
 
 
 def sampling_parser(
-    doc: str, add_program_args: Callable[[argparse.ArgumentParser], None], *, vae: str, cfg_scale: float, reverse: bool
+    doc: str | None,
+    add_program_args: Callable[[argparse.ArgumentParser], None],
+    *,
+    vae: str,
+    cfg_scale: float,
+    reverse: bool,
 ) -> Parser:
     """A parser with the sub-commands ODE and SDE, each with its own group and what both share.
 
@@ -133,6 +139,26 @@ def ignore_what_has_no_effect(args: argparse.Namespace, parser: Parser, argv: Se
     return lines
 
 
+def pictures_parser(doc: str | None) -> Parser:
+    """The parser of sample.py, whose arguments are also those of the page of app.py."""
+    return sampling_parser(doc, add_pictures_args, vae="mse", cfg_scale=CFG_SCALE, reverse=True)
+
+
+def add_pictures_args(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("program")
+    group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
+    group.add_argument(
+        "--class-labels",
+        nargs="+",
+        metavar="K",
+        help=f"one picture a label: a class's number or name, or {NULL} for none; default: a choice of classes. "
+        f"With --reference: of all or of each; default: {NULL}",
+    )
+    group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
+    group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
+    add_control_args(parser)
+
+
 # ---- graded control ------------------------------------------------------------------------------------------------
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in fractions of the picture
@@ -204,4 +230,6 @@ def add_control_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preserve-pixels", action="store_true", help="paste pixels that are kept at 1 over the decoded picture"
     )
-    group.add_argument("--variations", type=positive_int, metavar="N", help="samples of each reference; default: 4")
+    group.add_argument(
+        "--variations", type=positive_int, metavar="N", help=f"samples of each reference; default: {VARIATIONS}"
+    )

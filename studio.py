@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 import control
-import sample
+from command_line import Parser
 from errors import UsageError
 from pictures import to_uint8
 from sampling import Network, evaluations, guided_by, with_progress
-from train_utils import Parser, build_graded_sampler
+from sampling_arguments import pictures_parser
+from train_utils import build_graded_sampler
 
 CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels
 TILE = 112  # beside the samples, to so many
@@ -119,7 +120,7 @@ class Studio:
 
     def parser(self) -> Parser:
         """The one of sample.py, for its checks and defaults."""
-        return sample.make_parser()
+        return pictures_parser(None)
 
     def canvas(self, reference: str) -> Image.Image:
         """A reference as the model gets it, large enough to paint on.

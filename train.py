@@ -15,25 +15,20 @@ so that a continued run is the run it would have been.
 import argparse
 from pathlib import Path
 
-from choices import COMBOSTOC_TYPES
+from command_line import Parser, count, decay, folder_name, positive_float, positive_int
 from errors import begin
 from precision import add_speed_args
 from train_utils import (
+    COMBOSTOC_TYPES,
     MODEL_NAMES,
-    Parser,
     add_bad_images_arg,
     add_eval_args,
     add_flip_arg,
     add_method_args,
     add_workers_arg,
-    count,
-    decay,
-    folder_name,
     guidance_scale,
     model_name,
     parse_transport_args,
-    positive_float,
-    positive_int,
 )
 
 
@@ -144,23 +139,23 @@ import signals
 import wandb_utils
 from autoencoder import check_channels
 from bookkeeping import Bookkeeping
-from data import BatchOrder, check_same_everywhere
-from data import center_crop_arr as center_crop_arr  # SiT has it here
+from data import check_same_everywhere
 from errors import DataError, UsageError, run_program
 from evaluation import report_name
 from experiment import Experiment, plain
 from feed import Data, feed, load_batches, load_images, load_latents
+from images import center_crop_arr as center_crop_arr  # SiT has it here
 from latents import CachedLatents, is_latents
 from models import SiT
 from monitor import Monitor
+from order import BatchOrder
 from pictures import columns_for, grid, save_image, to_uint8
 from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
 from sampling import ImageNoise, guided
+from skipping import allowed_bad_images, check_readable
 from train_utils import (
     ModelConfig,
-    allowed_bad_images,
     build_transport,
-    check_readable,
     default_combostoc_type,
     method_settings,
     model_config,

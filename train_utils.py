@@ -8,26 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from choices import (
-    BLENDS,
-    DIFFUSION_FORMS,
-    EXTRACTORS,
-    LAST_STEPS,
-    MODELS,
-    ODE_METHODS,
-    PATHS,
-    PREDICTIONS,
-    SDE_METHODS,
-    WEIGHTS,
-)
-from errors import DataError, UsageError, report
-from images import MAX_PIXELS
+from command_line import count, none_or_str, positive_float, positive_int, unit_float
+from errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,50 +24,36 @@ if TYPE_CHECKING:
     from transport import Transport
     from transport.sampler import SampleFn
 
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+# What the command line lets one choose. A test holds these to what there is, which imports torch.
+MODELS = tuple(
+    f"{family}-{size}/{patch}"
+    for family in ("ComboStoc", "SiT")
+    for size, patches in (("XL", (2, 4, 8)), ("L", (2, 4, 8)), ("B", (2, 4, 8)), ("S", (2, 4, 8)), ("XS", (2, 4)))
+    for patch in patches
+)
+COMBOSTOC_TYPES = ("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL")
+PATHS = ("Linear", "GVP", "VP")
+PREDICTIONS = ("velocity", "score", "noise")
+WEIGHTS = (None, "velocity", "likelihood")
+BLENDS = ("batch", "sample", "off")
+ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+ODE_METHODS = (
+    *ADAPTIVE_METHODS,
+    *("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams"),
+)
+SDE_METHODS = ("Euler", "Heun")
+DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
+LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
+SCHEDULES = ("number", "size")
+EXTRACTORS = ("inception", "efficientnet-lite0")
+
 MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, printed by one process."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", HelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(report(self.prog, f"{message} (see {self.prog} --help)", 2))
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the program's docstring as it is, and shows defaults where there are any."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS) or action.nargs == 0 or "default" in text:
-            return text
-        return f"{text} (default: %(default)s)".strip()
-
-
-class ModeParser(Parser):
-    """Of a sub-command: it refuses what it does not know itself, and names the help that lists what it does."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found, unknown
-
-
-def folder_name(value: str) -> str:
-    """The end of a folder's name; it may name a folder in it (group/run), and must not lead anywhere else."""
-    parts = value.split("/")
-    if not all(part.strip() for part in parts) or ".." in parts or not value.isprintable():
-        raise argparse.ArgumentTypeError(f"{value!r} cannot be part of a folder's name; letters, digits, - and _ can")
-    return value
 
 
 def model_name(value: str) -> str:
@@ -92,46 +65,6 @@ def model_name(value: str) -> str:
 def default_combostoc_type(model: str) -> str:
     """What a model is trained with unless it is said otherwise."""
     return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL"
-
-
-def none_or_str(value: str) -> str | None:
-    """The word None on the command line is None."""
-    return None if value == "None" else value
-
-
-def positive_int(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
-    return number
-
-
-def count(value: str) -> int:
-    number = int(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative; 0 and more is accepted")
-    return number
-
-
-def positive_float(value: str) -> float:
-    number = float(value)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return number
-
-
-def unit_float(value: str) -> float:
-    number = float(value)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
-    return number
-
-
-def decay(value: str) -> float:
-    number = float(value)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
-    return number
 
 
 def guidance_scale(value: str) -> float:
@@ -176,24 +109,6 @@ def add_flip_arg(parser: argparse._ActionsContainer, what: str) -> None:
         default=True,
         help=f"{what}; --no-flip where left and right matter, as in text",
     )
-
-
-def allowed_bad_images(total: int, max_bad_images: float) -> int:
-    """How many of so many images may be unreadable: the share, but one in a small set, unless the share is 0."""
-    return max(int(max_bad_images * total), int(max_bad_images > 0))
-
-
-def check_readable(reasons: Collection[str], total: int, max_bad_images: float) -> None:
-    """
-    Raises:
-        DataError: more images than the share allowed cannot be read.
-    """
-    if len(reasons) > allowed_bad_images(total, max_bad_images):
-        *_, last = reasons
-        raise DataError(
-            f"{len(reasons):,} of {total:,} images cannot be read, more than --max-bad-images {max_bad_images:g} "
-            f"allows; the last: {last}"
-        )
 
 
 def add_eval_args(parser: argparse._ActionsContainer) -> None:
@@ -347,23 +262,6 @@ def load_weights(model: SiT, state: StateDict, source: str) -> None:
     """
     check_weights(model, state, source)
     model.load_state_dict(state)
-
-
-def latent_size(image_size: int, factor: int, model: str) -> int:
-    """Side of a model's input for an image size.
-
-    Raises:
-        UsageError: the autoencoder's factor and the patch do not divide it.
-    """
-    patch_size = int(model.rpartition("/")[2])
-    if image_size**2 > MAX_PIXELS:
-        raise UsageError(f"--image-size {image_size} is too large: more than {MAX_PIXELS:,} pixels")
-    if image_size < 1 or image_size % (factor * patch_size):
-        raise UsageError(
-            f"--image-size {image_size} is not a multiple of {factor * patch_size} "
-            f"(autoencoder factor {factor}, patch {patch_size})"
-        )
-    return image_size // factor
 
 
 # ---- transport and samplers ----------------------------------------------------------------------------------------

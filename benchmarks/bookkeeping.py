@@ -24,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import checkpoint
 import distributed
 import precision
+from autoencoder import latent_size
 from benchmarks import measure
 from benchmarks.cases import FACTOR, Case, Trained, training_work
 from bookkeeping import Bookkeeping
+from command_line import Parser, positive_int
 from errors import run_program
-from train_utils import MODEL_NAMES, Parser, latent_size, model_name, positive_int
+from train_utils import MODEL_NAMES, model_name
 from training import Step
 
 

@@ -14,11 +14,11 @@ import extract_latents
 import precision
 from autoencoder import draw_posterior
 from benchmarks import measure, predecessor
-from data import BatchOrder
 from errors import UsageError
 from feed import feed, load_batches
 from latents import CachedLatents
 from models import SiT
+from order import BatchOrder
 from sampling import guided
 from train_utils import ModelConfig
 from training import build_optimizer, training_step

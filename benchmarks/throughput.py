@@ -34,12 +34,14 @@ from torch import Tensor
 
 import distributed
 import precision
+from autoencoder import latent_size
 from benchmarks import measure
 from benchmarks.cases import FACTOR, RANDOM, Case, sampling_work, synthetic_batches, training_work
+from command_line import Parser, count, positive_int
 from errors import DataError, first_line, run_program
 from files import replacing
 from models import SiT
-from train_utils import MODEL_NAMES, Parser, count, guidance_scale, latent_size, model_name, positive_int
+from train_utils import MODEL_NAMES, guidance_scale, model_name
 from transport import ComboStocType
 
 SIZES = ("ComboStoc-S/2", "ComboStoc-B/2", "ComboStoc-L/2", "ComboStoc-XL/2")

@@ -34,6 +34,7 @@ import distributed
 import precision
 import progress
 import train as training
+from command_line import Parser, positive_int
 from data import DIGITS, ImageDataset, load_dataset, native_channels
 from errors import DataError, UsageError, run_program
 from experiments.judge import Judge, shrunk
@@ -42,7 +43,6 @@ from experiments.tables import read_rows, write_rows
 from latents import is_latents
 from sampling import ImageNoise, draw, guided_by, load_network
 from sampling_arguments import sampling_parser
-from train_utils import Parser, positive_int
 
 ROOT = Path(__file__).resolve().parent.parent
 

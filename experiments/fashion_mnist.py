@@ -18,9 +18,9 @@ from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import extract_archive
 
 import progress
+from command_line import Parser
 from errors import DataError, first_line, run_program
 from pictures import save_image
-from train_utils import Parser
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

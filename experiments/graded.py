@@ -28,6 +28,7 @@ from torch import Tensor
 import distributed
 import precision
 import progress
+from command_line import Parser, positive_int
 from data import load_dataset
 from errors import DataError, run_program
 from experiments.judge import Judge
@@ -37,7 +38,6 @@ from latents import is_latents
 from pictures import grid, save_image, to_uint8
 from sampling import ImageNoise, Network, guided, load_network
 from sampling_arguments import sampling_parser
-from train_utils import Parser, positive_int
 from transport import Sampler
 
 KEPT = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)

@@ -5,8 +5,10 @@ import torch
 from PIL import Image
 
 import distributed
-from data import BatchOrder, Digits, ImageFolder, center_crop_arr, check_same_everywhere, load_dataset, to_tensor
+from data import Digits, ImageFolder, check_same_everywhere, load_dataset
 from errors import DataError
+from images import center_crop_arr, to_tensor
+from order import BatchOrder
 from pictures import to_uint8
 
 from .conftest import golden

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from data import ImageFolder, center_crop_arr
+from data import ImageFolder
 from errors import DataError
-from images import MAX_BYTES, UnreadableImage, read_image
+from images import MAX_BYTES, UnreadableImage, center_crop_arr, read_image
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -11,11 +11,11 @@ from PIL import Image
 import bookkeeping
 import checkpoint
 import train
-from choices import COMBOSTOC_TYPES
-from data import BatchOrder, Digits
+from data import Digits
 from distributed import seed_for
 from models import ComboStoc_models, SiT_models
-from train_utils import model_config
+from order import BatchOrder
+from train_utils import COMBOSTOC_TYPES, model_config
 from transport import create_transport
 
 from .conftest import DIGITS_ARGS, run_cli

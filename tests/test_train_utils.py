@@ -3,16 +3,20 @@ import argparse
 import pytest
 import torch
 
-from choices import MODELS
+import features
+import models
+import train_utils
+import transport
+from autoencoder import latent_size
+from command_line import Parser
 from errors import DataError, UsageError
 from models import SiT
+from skipping import check_readable
 from train_utils import (
+    MODELS,
     ModelConfig,
-    Parser,
     build_sampler,
     build_transport,
-    check_readable,
-    latent_size,
     load_weights,
     model_config,
     parse_ode_args,
@@ -20,7 +24,7 @@ from train_utils import (
     parse_transport_args,
     typed_arguments,
 )
-from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS
+from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, ComboStocType
 
 from .conftest import GaussianModel
 
@@ -126,3 +130,13 @@ def test_an_unknown_or_shortened_flag_is_an_error(flag, capsys):
     with pytest.raises(SystemExit) as exit_:
         parser_for(parse_transport_args).parse_args([flag, "1"])
     assert exit_.value.code == 2 and flag in capsys.readouterr().err
+
+
+def test_every_name_stands_for_something():
+    assert (*models.ComboStoc_models, *models.SiT_models) == train_utils.MODELS
+    assert tuple(ComboStocType.__members__) == train_utils.COMBOSTOC_TYPES
+    for name in "PATHS PREDICTIONS WEIGHTS BLENDS".split():
+        assert getattr(train_utils, name) == tuple(getattr(transport, name))
+    for name in "ADAPTIVE_METHODS ODE_METHODS SDE_METHODS DIFFUSION_FORMS LAST_STEPS SCHEDULES".split():
+        assert getattr(train_utils, name) == tuple(getattr(transport, name))
+    assert train_utils.EXTRACTORS == features.EXTRACTORS

@@ -1,0 +1,87 @@
+"""Command lines: parsers whose errors are one line, and what an argument may be."""
+
+import argparse
+import math
+import sys
+from typing import Any, NoReturn
+
+from errors import report
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, printed by one process."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        settings: dict[str, Any] = {"formatter_class": HelpFormatter, "allow_abbrev": False}
+        super().__init__(**settings | kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(report(self.prog, f"{message} (see {self.prog} --help)", 2))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the program's docstring as it is, and shows defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, argparse.SUPPRESS) or action.nargs == 0 or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)".strip()
+
+
+class ModeParser(Parser):
+    """Of a sub-command: it refuses what it does not know itself, and names the help that lists what it does."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
+def folder_name(value: str) -> str:
+    """The end of a folder's name; it may name a folder in it (group/run), and must not lead anywhere else."""
+    parts = value.split("/")
+    if not all(part.strip() for part in parts) or ".." in parts or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"{value!r} cannot be part of a folder's name; letters, digits, - and _ can")
+    return value
+
+
+def none_or_str(value: str) -> str | None:
+    """The word None on the command line is None."""
+    return None if value == "None" else value
+
+
+def positive_int(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+    return number
+
+
+def count(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative; 0 and more is accepted")
+    return number
+
+
+def positive_float(value: str) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return number
+
+
+def unit_float(value: str) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
+    return number
+
+
+def decay(value: str) -> float:
+    number = float(value)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
+    return number

@@ -1,0 +1,51 @@
+"""Class labels of samples: as they are given on the command line, or chosen."""
+
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from errors import UsageError
+from sampling import (
+    Network,
+)
+from sampling_arguments import NULL
+
+IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
+
+
+def class_labels(words: Iterable[str], network: Network) -> list[int]:
+    """Labels as they are given on the command line: numbers, the names that the classes had in the data, or the word
+    for no class.
+
+    Raises:
+        UsageError: the model has no such class.
+    """
+    names = {unicodedata.normalize("NFC", name): k for k, name in enumerate(network.class_names or [])}
+    null = network.config.num_classes
+    accepted = f"the model has 0 to {null - 1}, {NULL}"
+    labels = []
+    for word in words:
+        name = unicodedata.normalize("NFC", word)
+        if word == NULL:
+            k = null
+        elif re.fullmatch(r"[+-]?\d+", word):  # also where a class that has this name is another
+            k = int(word)
+            if not 0 <= k < null:
+                raise UsageError(f"class label {k} is out of range: {accepted}")
+        elif name in names:
+            k = names[name]
+        else:
+            near = difflib.get_close_matches(name, names, n=3) or list(names)[:3]
+            known = f", {len(names)} names such as {', '.join(near)}" if names else " and no names"
+            raise UsageError(f"class label {word} is unknown: {accepted}{known}")
+        labels.append(k)
+    return labels
+
+
+def default_labels(num_classes: int) -> list[int]:
+    """SiT's eight ImageNet classes; otherwise up to ten classes spread over all, four rows of them if they are few."""
+    if num_classes == 1000:
+        return IMAGENET_LABELS
+    spread = sorted({round(k * (num_classes - 1) / 9) for k in range(10)})
+    return spread * 4
