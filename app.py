@@ -8,9 +8,9 @@ page unless --host says otherwise, and nothing is fetched from the network for i
 
 import argparse
 
-from command_line import Parser
-from errors import begin
-from precision import add_speed_args
+from runtime.command_line import Parser
+from runtime.errors import begin
+from runtime.precision import add_speed_args
 from sampling_arguments import add_model_args
 from train_utils import parse_transport_args
 
@@ -47,9 +47,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-import distributed
-import precision
-from errors import DataError, UsageError, run_program
+from runtime import distributed, precision
+from runtime.errors import DataError, UsageError, run_program
 from sampling import load_network
 from sampling_arguments import CFG_SCALE, VARIATIONS
 from studio import CANVAS, Choices, Studio, brush_colour

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import precision
-from errors import DataError, UsageError, first_line
-from files import other_than_weights
 from images import MAX_PIXELS
+from runtime import precision
+from runtime.errors import DataError, UsageError, first_line
+from runtime.files import other_than_weights
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 Factor = float | list[float]  # for all channels, or for each one

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import distributed
 from data import Items
-from errors import DataError
 from images import UnreadableImage
+from runtime import distributed
+from runtime.errors import DataError
 from training import Step
 
 

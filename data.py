@@ -13,13 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import distributed
-import progress
-from errors import DataError
-from files import describe
 from images import center_crop_arr, load_image, to_tensor
 from listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
 from order import Key
+from runtime import distributed, progress
+from runtime.errors import DataError
+from runtime.files import describe
 
 DIGITS = "digits"
 

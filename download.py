@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import checkpoint
-from errors import DataError, first_line
+from runtime import checkpoint
+from runtime.errors import DataError, first_line
 
 # SiT's published EMA weights, trained on ImageNet at 256 x 256 pixels: name -> (repository, file, model)
 PRETRAINED = {

@@ -14,8 +14,8 @@ Under torchrun all processes look at the images; the numbers do not depend on ho
 import argparse
 from pathlib import Path
 
-from command_line import Parser, positive_int
-from errors import begin
+from runtime.command_line import Parser, positive_int
+from runtime.errors import begin
 from train_utils import EXTRACTORS
 
 
@@ -45,9 +45,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-import distributed
-import precision
-from errors import DataError, UsageError, run_program
 from evaluation import (
     Source,
     Statistics,
@@ -59,7 +56,9 @@ from evaluation import (
     warnings_about_sizes,
 )
 from features import load_extractor
-from files import replacing
+from runtime import distributed, precision
+from runtime.errors import DataError, UsageError, run_program
+from runtime.files import replacing
 
 
 def main(argv: Sequence[str] | None = None) -> None:

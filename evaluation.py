@@ -9,11 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import distributed
-import progress
-from errors import DataError
 from features import DIMENSIONS, Extractor
-from files import replacing
 from image_sets import DAMAGE, IMAGES, Batch, ImageSet, array_names, open_images
 from metrics import (
     Moments,
@@ -23,6 +19,9 @@ from metrics import (
     kernel_distance,
     precision_recall,
 )
+from runtime import distributed, progress
+from runtime.errors import DataError
+from runtime.files import replacing
 
 MAX_KEPT = 50_000  # images of a set whose features are kept for KID, precision and recall; moments are of all
 MAX_FEATURES = 10_000  # of these in a file of statistics, as many as ADM's reference batches have images

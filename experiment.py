@@ -14,11 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import checkpoint
-import distributed
-from errors import DataError, UsageError
 from evaluation import report_name
-from files import flush, link, replacing
+from runtime import checkpoint, distributed
+from runtime.errors import DataError, UsageError
+from runtime.files import flush, link, replacing
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
 COLUMNS = {  # of the tables

@@ -11,8 +11,8 @@ published name, or hf://owner/repo/file. Both kinds of file are read by sample.p
 import argparse
 from pathlib import Path
 
-from command_line import Parser
-from errors import begin
+from runtime.command_line import Parser
+from runtime.errors import begin
 
 
 def make_parser() -> Parser:
@@ -29,9 +29,9 @@ from collections.abc import Sequence
 
 import torch
 
-import checkpoint
 import download
-from errors import DataError, UsageError, run_program
+from runtime import checkpoint
+from runtime.errors import DataError, UsageError, run_program
 from train_utils import check_weights, model_config
 
 

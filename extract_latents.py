@@ -13,9 +13,9 @@ cannot be read are named, left out, and listed in manifest.json.
 import argparse
 from pathlib import Path
 
-from command_line import Parser, positive_int
-from errors import begin
-from precision import PRECISIONS
+from runtime.command_line import Parser, positive_int
+from runtime.errors import begin
+from runtime.precision import PRECISIONS
 from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg
 
 
@@ -47,14 +47,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import distributed
-import precision
-import progress
 import workers
 from autoencoder import LatentSpace, load_autoencoder
 from data import ImageFolder, check_same_everywhere
-from errors import DataError, UsageError, run_program
-from files import replacing, sha256
 from images import UnreadableImage
 from latents import (
     ENCODER,
@@ -67,6 +62,9 @@ from latents import (
     shard_ranges,
     signed,
 )
+from runtime import distributed, precision, progress
+from runtime.errors import DataError, UsageError, run_program
+from runtime.files import replacing, sha256
 from skipping import check_readable
 
 SHARD_SIZE = 1024  # images

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from errors import DataError, UsageError, first_line
-from files import other_than_weights
+from runtime.errors import DataError, UsageError, first_line
+from runtime.files import other_than_weights
 
 DIMENSIONS = {"inception": 2048, "efficientnet-lite0": 1280}  # D below
 EXTRACTORS = tuple(DIMENSIONS)

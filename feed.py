@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import distributed
-import signals
 import workers
 from autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_size, load_autoencoder
 from data import Items, load_dataset, native_channels
-from errors import DataError, UsageError
 from latents import CachedLatents
 from order import BatchOrder
+from runtime import distributed, signals
+from runtime.errors import DataError, UsageError
 from skipping import Skipping, collate
 
 

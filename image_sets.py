@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from data import DIGITS, Digits
-from errors import DataError
-from files import describe
 from images import load_image, read_image
 from listing import image_files
 from pictures import to_uint8
+from runtime.errors import DataError
+from runtime.files import describe
 
 IMAGES = "arr_0"
 SKIPPED = 1 << 24  # bytes at a time

@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from errors import DataError, first_line
-from files import describe
+from runtime.errors import DataError, first_line
+from runtime.files import describe
 
 # By content, whatever the name says. Nothing that Pillow would hand to another program, as it does EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")

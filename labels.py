@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from errors import UsageError
+from runtime.errors import UsageError
 from sampling import (
     Network,
 )

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-import progress
 from autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
-from errors import DataError, UsageError, first_line
-from files import sha256
 from order import Key
+from runtime import progress
+from runtime.errors import DataError, UsageError, first_line
+from runtime.files import sha256
 
 MANIFEST, SETTINGS = "manifest.json", "extraction.json"
 ENCODER = ("encoder_sha256", "scale", "shift")

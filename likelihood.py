@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import distributed
-import progress
 from autoencoder import Autoencoder, PixelSpace
 from data import ImageDataset, check_same_everywhere, load_dataset
-from errors import UsageError
 from latents import is_latents
+from runtime import distributed, progress
+from runtime.errors import UsageError
 from sampling import ImageNoise, Network
 from train_utils import build_sampler
 

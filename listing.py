@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from errors import DataError
+from runtime.errors import DataError
 
 # Taken by their name: a million files are not opened to list them. Reading them goes by content.
 IMAGE_SUFFIXES = {

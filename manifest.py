@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-import distributed
-from files import replacing, sha256
+from runtime import distributed
+from runtime.files import replacing, sha256
 from sampling import Network
 
 PACKAGES = ("torch", "torchvision", "timm", "torchdiffeq", "diffusers", "numpy", "Pillow")

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import distributed
-import progress
 from autoencoder import Autoencoder
 from data import Items
-from errors import UsageError
 from evaluation import (
     Statistics,
     compare,
@@ -31,6 +28,8 @@ from images import UnreadableImage
 from latents import CachedLatents
 from models import SiT
 from pictures import to_uint8
+from runtime import distributed, progress
+from runtime.errors import UsageError
 from sampling import ImageNoise, guided
 from train_utils import MAX_REFERENCE
 from transport import Sampler, Transport

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from distributed import seed_for
-from errors import DataError
+from runtime.distributed import seed_for
+from runtime.errors import DataError
 
 Key = tuple[int, bool]  # (index of the image, whether to mirror it)
 

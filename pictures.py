@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-import progress
-from errors import DataError, first_line
-from files import replacing
+from runtime import progress
+from runtime.errors import DataError, first_line
+from runtime.files import replacing
 
 MARGIN = 4
 MIN_TILE = 64  # smaller pictures are enlarged by whole factors, so that a pixel stays a square

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-import checkpoint
-import distributed
 import download
 from data import Items
-from errors import DataError, UsageError
 from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
 from order import steps_to_images
+from runtime import checkpoint, distributed
+from runtime.errors import DataError, UsageError
 from train_utils import default_combostoc_type, load_weights, model_config, typed_arguments
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.

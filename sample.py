@@ -13,8 +13,8 @@
 import argparse
 from pathlib import Path
 
-from command_line import Parser
-from errors import begin
+from runtime.command_line import Parser
+from runtime.errors import begin
 from sampling_arguments import CFG_SCALE, NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
 
 
@@ -34,14 +34,12 @@ import numpy as np
 import torch
 
 import control
-import distributed
 import likelihood
-import precision
-import progress
-from errors import UsageError, run_program
-from files import replacing
 from labels import class_labels, default_labels
 from pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
+from runtime import distributed, precision, progress
+from runtime.errors import UsageError, run_program
+from runtime.files import replacing
 from sampling import (
     ImageNoise,
     Network,

@@ -14,8 +14,8 @@ the labels, and the .json beside it says what made it: checkpoint, settings, mod
 import argparse
 from pathlib import Path
 
-from command_line import Parser, positive_int
-from errors import begin
+from runtime.command_line import Parser, positive_int
+from runtime.errors import begin
 from sampling_arguments import ignore_what_has_no_effect, sampling_parser
 
 CFG_SCALE = 1.0
@@ -53,14 +53,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import distributed
 import likelihood
 import manifest
-import precision
-import progress
-from errors import UsageError, run_program
-from files import replacing, sha256
 from pictures import fault_of, save_image, save_npz, to_uint8_later
+from runtime import distributed, precision, progress
+from runtime.errors import UsageError, run_program
+from runtime.files import replacing, sha256
 from sampling import ImageNoise, Network, draw, guided_by, load_network, say
 from train_utils import build_sampler
 

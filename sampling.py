@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
 import download
-import precision
 from autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
-from distributed import seed_for
-from errors import DataError, UsageError
 from models import SiT
+from runtime import checkpoint, precision
+from runtime.distributed import seed_for
+from runtime.errors import DataError, UsageError
 from sampling_arguments import DEFAULT_MODEL
 from train_utils import (
     ModelConfig,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import ModeParser, Parser, positive_int, unit_float
-from precision import add_speed_args
+from runtime.command_line import ModeParser, Parser, positive_int, unit_float
+from runtime.precision import add_speed_args
 from train_utils import (
     ADAPTIVE_METHODS,
     MODEL_NAMES,

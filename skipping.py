@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from data import Items
-from errors import DataError
 from images import UnreadableImage
 from order import Key
+from runtime.errors import DataError
 
 
 class Skipping(Dataset[tuple[Tensor, int, dict[int, str]]]):

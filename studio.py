@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 import control
-from command_line import Parser
-from errors import UsageError
 from pictures import to_uint8
+from runtime.command_line import Parser
+from runtime.errors import UsageError
 from sampling import Network, evaluations, guided_by, with_progress
 from sampling_arguments import pictures_parser
 from train_utils import build_graded_sampler

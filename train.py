@@ -15,9 +15,9 @@ so that a continued run is the run it would have been.
 import argparse
 from pathlib import Path
 
-from command_line import Parser, count, decay, folder_name, positive_float, positive_int
-from errors import begin
-from precision import add_speed_args
+from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int
+from runtime.errors import begin
+from runtime.precision import add_speed_args
 from train_utils import (
     COMBOSTOC_TYPES,
     MODEL_NAMES,
@@ -131,16 +131,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import checkpoint
-import distributed
-import precision
-import progress
-import signals
 import wandb_utils
 from autoencoder import check_channels
 from bookkeeping import Bookkeeping
 from data import check_same_everywhere
-from errors import DataError, UsageError, run_program
 from evaluation import report_name
 from experiment import Experiment, plain
 from feed import Data, feed, load_batches, load_images, load_latents
@@ -151,6 +145,8 @@ from monitor import Monitor
 from order import BatchOrder
 from pictures import columns_for, grid, save_image, to_uint8
 from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
+from runtime import checkpoint, distributed, precision, progress, signals
+from runtime.errors import DataError, UsageError, run_program
 from sampling import ImageNoise, guided
 from skipping import allowed_bad_images, check_readable
 from train_utils import (

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import count, none_or_str, positive_float, positive_int, unit_float
-from errors import DataError, UsageError
+from runtime.command_line import count, none_or_str, positive_float, positive_int, unit_float
+from runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from checkpoint import StateDict
     from models import SiT
+    from runtime.checkpoint import StateDict
     from transport import Transport
     from transport.sampler import SampleFn
 

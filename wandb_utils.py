@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from errors import DataError, UsageError, first_line
-from files import replacing
+from runtime.errors import DataError, UsageError, first_line
+from runtime.files import replacing
 
 RUN_FILE = "wandb-run.json"
 

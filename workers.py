@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, dataloader
 
-from errors import MORE_OPEN_FILES, MORE_SHARED_MEMORY, DataError
+from runtime.errors import MORE_OPEN_FILES, MORE_SHARED_MEMORY, DataError
 
 
 def start(loader: DataLoader[Any]) -> Any:

@@ -21,15 +21,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import checkpoint
-import distributed
-import precision
 from autoencoder import latent_size
 from benchmarks import measure
 from benchmarks.cases import FACTOR, Case, Trained, training_work
 from bookkeeping import Bookkeeping
-from command_line import Parser, positive_int
-from errors import run_program
+from runtime import checkpoint, distributed, precision
+from runtime.command_line import Parser, positive_int
+from runtime.errors import run_program
 from train_utils import MODEL_NAMES, model_name
 from training import Step
 

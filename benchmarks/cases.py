@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 import extract_latents
-import precision
 from autoencoder import draw_posterior
 from benchmarks import measure, predecessor
-from errors import UsageError
 from feed import feed, load_batches
 from latents import CachedLatents
 from models import SiT
 from order import BatchOrder
+from runtime import precision
+from runtime.errors import UsageError
 from sampling import guided
 from train_utils import ModelConfig
 from training import build_optimizer, training_step

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import precision
-from files import replacing
 from models import SiT
+from runtime import precision
+from runtime.files import replacing
 from train_utils import ModelConfig
 
 # Dense TFLOP/s from the data sheets: bf16, tf32, fp32.

@@ -32,15 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-import distributed
-import precision
 from autoencoder import latent_size
 from benchmarks import measure
 from benchmarks.cases import FACTOR, RANDOM, Case, sampling_work, synthetic_batches, training_work
-from command_line import Parser, count, positive_int
-from errors import DataError, first_line, run_program
-from files import replacing
 from models import SiT
+from runtime import distributed, precision
+from runtime.command_line import Parser, count, positive_int
+from runtime.errors import DataError, first_line, run_program
+from runtime.files import replacing
 from train_utils import MODEL_NAMES, guidance_scale, model_name
 from transport import ComboStocType
 

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from command_line import Parser, positive_int
 from data import Digits
-from errors import run_program
 from pictures import save_image
+from runtime.command_line import Parser, positive_int
+from runtime.errors import run_program
 
 CONTRAST = 0.5
 

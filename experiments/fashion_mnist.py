@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import extract_archive
 
-import progress
-from command_line import Parser
-from errors import DataError, first_line, run_program
 from pictures import save_image
+from runtime import progress
+from runtime.command_line import Parser
+from runtime.errors import DataError, first_line, run_program
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 

@@ -25,17 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import distributed
-import precision
-import progress
-from command_line import Parser, positive_int
 from data import load_dataset
-from errors import DataError, run_program
 from experiments.judge import Judge
 from experiments.tables import read_rows, write_rows
-from files import replacing
 from latents import is_latents
 from pictures import grid, save_image, to_uint8
+from runtime import distributed, precision, progress
+from runtime.command_line import Parser, positive_int
+from runtime.errors import DataError, run_program
+from runtime.files import replacing
 from sampling import ImageNoise, Network, guided, load_network
 from sampling_arguments import sampling_parser
 from transport import Sampler

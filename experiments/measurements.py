@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from files import replacing
+from runtime.files import replacing
 
 
 @dataclass

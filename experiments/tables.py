@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from errors import DataError
-from files import replacing
+from runtime.errors import DataError
+from runtime.files import replacing
 
 Row = TypeVar("Row")
 KINDS: dict[str, Callable[[str], object]] = {"str": str, "bool": lambda s: s == "True", "float": float, "int": int}

@@ -24,16 +24,14 @@ import sklearn.datasets  # noqa: F401 -- for the server
 import torch
 from PIL import Image
 
-import checkpoint
-import distributed
 import evaluate  # noqa: F401 -- for the server
 import experiment
-import files
 import monitor
 import sample_ddp  # noqa: F401 -- for the server, as are the programs
 import train  # noqa: F401
 import training
-from errors import run_program
+from runtime import checkpoint, distributed, files
+from runtime.errors import run_program
 from transport import Transport
 
 from .conftest import DIGITS_ARGS, ROOT

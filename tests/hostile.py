@@ -27,17 +27,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint
 import extract_latents
 import latents
 import sample
 import train
 from bookkeeping import Bookkeeping
-from distributed import single
-from errors import run_program
 from images import read_image
 from models import ComboStoc_models
 from resume import find_start, restore_state
+from runtime import checkpoint
+from runtime.distributed import single
+from runtime.errors import run_program
 from train_utils import model_config
 from training import build_optimizer
 

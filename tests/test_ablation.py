@@ -9,10 +9,10 @@ from PIL import Image
 
 import train
 from data import Digits
-from errors import run_program
 from experiments import ablation
 from experiments.judge import Judge
 from experiments.tables import read_rows, write_rows
+from runtime.errors import run_program
 
 
 def job(tmp_path, variant="UNSYNC_ALL", *args: str) -> ablation.Job:

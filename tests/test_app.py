@@ -27,9 +27,9 @@ from PIL import Image, ImageColor, ImageDraw
 from sklearn.datasets import load_digits
 
 import app
-from command_line import Parser
-from errors import DataError, UsageError, run_program
 from models import ComboStoc_models
+from runtime.command_line import Parser
+from runtime.errors import DataError, UsageError, run_program
 from sampling import load_network
 from studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
 from train_utils import parse_transport_args

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from autoencoder import load_autoencoder
-from errors import DataError
+from runtime.errors import DataError
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ import extract_latents
 import sample
 import sample_ddp
 import train
-from errors import run_program
 from models import ComboStoc_models, SiT_models
+from runtime.errors import run_program
 
 from .conftest import DIGITS_ARGS, run_cli
 from .faults import launch

@@ -5,8 +5,8 @@ import torch
 
 from bookkeeping import Bookkeeping, share
 from data import ImageFolder
-from distributed import Process, single
-from errors import DataError
+from runtime.distributed import Process, single
+from runtime.errors import DataError
 from training import Step
 
 CPU = torch.device("cpu")

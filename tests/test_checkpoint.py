@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import checkpoint
 import download
-from checkpoint import under
-from errors import DataError
 from models import SiT_models
+from runtime import checkpoint
+from runtime.checkpoint import under
+from runtime.errors import DataError
 from train_utils import load_weights, model_config
 
 from .conftest import ROOT
@@ -380,8 +380,8 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
     code = f"""
 import resource, sys, torch
 sys.path.insert(0, {str(ROOT)!r})
-import checkpoint
-from errors import run_program
+from runtime import checkpoint
+from runtime.errors import run_program
 from pathlib import Path
 sys.argv = ["train.py"]
 path, write = Path("a.{{suffix}}"), checkpoint.{{write}}

@@ -10,8 +10,8 @@ from PIL import Image
 
 import control
 import sample
-from errors import DataError, UsageError
 from models import ComboStoc_models
+from runtime.errors import DataError, UsageError
 from sampling import guided
 from sampling_arguments import preserve_spec
 from transport import ComboStocType, create_transport

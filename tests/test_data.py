@@ -4,12 +4,12 @@ import pytest
 import torch
 from PIL import Image
 
-import distributed
 from data import Digits, ImageFolder, check_same_everywhere, load_dataset
-from errors import DataError
 from images import center_crop_arr, to_tensor
 from order import BatchOrder
 from pictures import to_uint8
+from runtime import distributed
+from runtime.errors import DataError
 
 from .conftest import golden
 

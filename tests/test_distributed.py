@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
-import distributed
-from distributed import Process, fresh_part, seed_for, setup, sum_over_processes
-from errors import DataError, UsageError, run_program
+from runtime import distributed
+from runtime.distributed import Process, fresh_part, seed_for, setup, sum_over_processes
+from runtime.errors import DataError, UsageError, run_program
 
 from .faults import free_port
 

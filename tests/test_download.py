@@ -3,8 +3,8 @@ import pytest
 import torch
 
 import download
-from errors import DataError
 from models import SiT_models
+from runtime.errors import DataError
 
 
 def test_a_local_file_is_itself(tmp_path):

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from errors import run_program
+from runtime.errors import run_program
 
 IN_A_WORKER = """Caught {kind} in DataLoader worker process 0.
 Original Traceback (most recent call last):

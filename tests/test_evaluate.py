@@ -11,9 +11,9 @@ from PIL import Image
 import evaluate
 import features
 import metrics
-from errors import run_program
 from features import Extractor, Features
 from image_sets import open_images
+from runtime.errors import run_program
 
 from .faults import launch
 

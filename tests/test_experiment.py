@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-import checkpoint
 import experiment
-from distributed import single
-from errors import DataError, UsageError
 from experiment import Experiment, LogFile, folder_for, newest_valid, stamps
+from runtime import checkpoint
+from runtime.distributed import single
+from runtime.errors import DataError, UsageError
 
 from .conftest import ROOT
 
@@ -165,7 +165,7 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}]
 from pathlib import Path
 from tests.test_experiment import *
-from errors import run_program
+from runtime.errors import run_program
 sys.argv = ["train.py"]
 run_program(lambda: opened(Path({str(run.folder.parent)!r})))
 """

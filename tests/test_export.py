@@ -4,10 +4,10 @@ import sys
 import pytest
 import torch
 
-import checkpoint
 import export
-from errors import DataError, run_program
 from models import SiT_models
+from runtime import checkpoint
+from runtime.errors import DataError, run_program
 from sampling import load_network
 from sampling_arguments import sampling_parser
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
 import extract_latents
 import feed
 import latents
 import train
-from errors import DataError, UsageError
+from runtime import checkpoint
+from runtime.errors import DataError, UsageError
 
 from .conftest import ROOT, run_cli
 from .faults import metrics

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from errors import DataError, UsageError
 from features import load_extractor
+from runtime.errors import DataError, UsageError
 
 CPU = torch.device("cpu")
 

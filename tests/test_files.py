@@ -1,6 +1,6 @@
 import pytest
 
-from files import link, replacing
+from runtime.files import link, replacing
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

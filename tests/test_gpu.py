@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-import checkpoint
+from runtime import checkpoint
 
 from .conftest import DIGITS_ARGS, GPUS, ROOT, run_cli, with_gpus
 
@@ -71,7 +71,7 @@ def test_a_training_step_never_waits_for_the_gpu():
         from models import ComboStoc_models
         from autoencoder import draw_posterior
         from bookkeeping import Bookkeeping
-        from distributed import single
+        from runtime.distributed import single
         from feed import feed
         from training import build_optimizer, training_step
         from transport import create_transport

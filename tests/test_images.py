@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data import ImageFolder
-from errors import DataError
 from images import MAX_BYTES, UnreadableImage, center_crop_arr, read_image
+from runtime.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -10,8 +10,8 @@ import torch
 import extract_latents
 from autoencoder import draw_posterior, load_autoencoder
 from data import ImageFolder
-from errors import DataError, UsageError
 from latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges, signed
+from runtime.errors import DataError, UsageError
 
 CPU = torch.device("cpu")
 

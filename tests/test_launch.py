@@ -1,7 +1,7 @@
 import pytest
 
-from errors import UsageError
-from launch import Place, find_place
+from runtime.errors import UsageError
+from runtime.launch import Place, find_place
 
 MASTER = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from data import ImageFolder
-from errors import DataError
 from image_sets import open_images
 from listing import Paths, image_files
+from runtime.errors import DataError
 
 
 def picture(path, kind: str = "PNG"):

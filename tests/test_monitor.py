@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
 import evaluate
 import sample_ddp
 import train
 from image_sets import open_images
 from models import ComboStoc_models
+from runtime import checkpoint
 
 from .conftest import DIGITS_ARGS
 from .faults import Fault, launch
@@ -121,8 +121,8 @@ def test_samples_that_are_not_finite_are_warnings_and_training_goes_on(tmp_path,
 def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image_folder, monkeypatch):
     import monitor
     from data import ImageFolder
-    from distributed import Process
     from feed import Data
+    from runtime.distributed import Process
 
     dataset = ImageFolder(image_folder, 8)
     data = Data(dataset, lambda x: x, 3, 8, None)
@@ -161,9 +161,9 @@ def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     import monitor
     from autoencoder import load_autoencoder
     from data import ImageFolder
-    from distributed import Process
     from feed import Data
     from models import SiT_models
+    from runtime.distributed import Process
     from transport import create_transport
 
     cpu = torch.device("cpu")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import pictures
-from errors import DataError
 from pictures import columns_for, fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
+from runtime.errors import DataError
 
 from .conftest import ROOT
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import autoencoder
-import checkpoint
 import sample
 import train
 from data import ImageFolder
-from errors import DataError, UsageError
 from models import ComboStoc_models, SiT_models
+from runtime import checkpoint
+from runtime.errors import DataError, UsageError
 
 from .faults import NAME, RUN, Fault, differences, launch, metrics
 

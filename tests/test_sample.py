@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import checkpoint
 import sample
 import sample_ddp
-from errors import DataError, UsageError
 from models import SiT_models
 from pictures import to_uint8
+from runtime import checkpoint
+from runtime.errors import DataError, UsageError
 from sampling import ImageNoise, guided_by
 from train_utils import model_config
 from transport import Sampler, create_transport

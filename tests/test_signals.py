@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-import signals
+from runtime import signals
 
 from .conftest import ROOT
 
@@ -58,7 +58,7 @@ def test_one_request_may_arrive_twice():
 SECOND = """
 import os, signal, sys, threading, time
 sys.path.insert(0, {root!r})
-import signals
+from runtime import signals
 signals.SAME_REQUEST = 0.2
 def send():
     os.kill(os.getpid(), signal.SIGTERM)

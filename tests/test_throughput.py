@@ -8,7 +8,7 @@ from PIL import Image
 
 import extract_latents
 from benchmarks import measure, predecessor, throughput
-from errors import run_program
+from runtime.errors import run_program
 from train_utils import ModelConfig
 
 from .test_models import random_model

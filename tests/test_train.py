@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 import bookkeeping
-import checkpoint
 import train
 from data import Digits
-from distributed import seed_for
 from models import ComboStoc_models, SiT_models
 from order import BatchOrder
+from runtime import checkpoint
+from runtime.distributed import seed_for
 from train_utils import COMBOSTOC_TYPES, model_config
 from transport import create_transport
 

@@ -8,9 +8,9 @@ import models
 import train_utils
 import transport
 from autoencoder import latent_size
-from command_line import Parser
-from errors import DataError, UsageError
 from models import SiT
+from runtime.command_line import Parser
+from runtime.errors import DataError, UsageError
 from skipping import check_readable
 from train_utils import (
     MODELS,

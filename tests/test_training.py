@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import precision
-from errors import UsageError
 from models import ComboStoc_models
+from runtime import precision
+from runtime.errors import UsageError
 from training import build_optimizer, lerp_together, training_step, update_ema
 from transport import create_transport
 

@@ -14,7 +14,7 @@ import wandb
 
 import train
 import wandb_utils
-from errors import DataError, UsageError
+from runtime.errors import DataError, UsageError
 
 from .conftest import DIGITS_ARGS, ROOT, run_cli
 

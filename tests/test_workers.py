@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import workers
-from errors import DataError
+from runtime.errors import DataError
 
 
 class Killed:

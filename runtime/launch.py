@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from errors import UsageError
+from runtime.errors import UsageError
 
 
 class Place(NamedTuple):

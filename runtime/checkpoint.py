@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from errors import DataError, first_line
-from files import is_safetensors, other_than_weights, replacing
+from runtime.errors import DataError, first_line
+from runtime.files import is_safetensors, other_than_weights, replacing
 
 StateDict = dict[str, torch.Tensor]
 EXPORTED = ("step", "args", "class_names")

@@ -5,7 +5,7 @@ import math
 import sys
 from typing import Any, NoReturn
 
-from errors import report
+from runtime.errors import report
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from errors import UsageError
+from runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from errors import DataError, UsageError, leaving, reason
-from launch import find_place
+from runtime.errors import DataError, UsageError, leaving, reason
+from runtime.launch import find_place
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""Processes and files: what a program needs before it has a model."""
