@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data import Items
-from images import UnreadableImage
+from data.images import UnreadableImage
+from data.sets import Items
 from runtime import distributed
 from runtime.errors import DataError
 from training import Step

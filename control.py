@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from images import load_image, read_image
-from pictures import grid, to_uint8, to_uint8_later
+from data.images import load_image, read_image
+from data.pictures import grid, to_uint8, to_uint8_later
 from runtime.errors import DataError, UsageError
 from sampling import ImageNoise, Network, draw
 from sampling_arguments import Box, Preserve

@@ -47,11 +47,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import workers
-from autoencoder import LatentSpace, load_autoencoder
-from data import ImageFolder, check_same_everywhere
-from images import UnreadableImage
-from latents import (
+from data import workers
+from data.autoencoder import LatentSpace, load_autoencoder
+from data.images import UnreadableImage
+from data.latents import (
     ENCODER,
     MANIFEST,
     OF_OLDER_VERSIONS,
@@ -62,10 +61,11 @@ from latents import (
     shard_ranges,
     signed,
 )
+from data.sets import ImageFolder, check_same_everywhere
+from data.skipping import check_readable
 from runtime import distributed, precision, progress
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing, sha256
-from skipping import check_readable
 
 SHARD_SIZE = 1024  # images
 

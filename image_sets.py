@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DIGITS, Digits
-from images import load_image, read_image
-from listing import image_files
-from pictures import to_uint8
+from data.images import load_image, read_image
+from data.listing import image_files
+from data.pictures import to_uint8
+from data.sets import DIGITS, Digits
 from runtime.errors import DataError
 from runtime.files import describe
 

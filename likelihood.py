@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autoencoder import Autoencoder, PixelSpace
-from data import ImageDataset, check_same_everywhere, load_dataset
-from latents import is_latents
+from data.autoencoder import Autoencoder, PixelSpace
+from data.latents import is_latents
+from data.sets import ImageDataset, check_same_everywhere, load_dataset
 from runtime import distributed, progress
 from runtime.errors import UsageError
 from sampling import ImageNoise, Network

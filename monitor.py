@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoencoder import Autoencoder
-from data import Items
+from data.autoencoder import Autoencoder
+from data.feed import Data
+from data.images import UnreadableImage
+from data.latents import CachedLatents
+from data.pictures import to_uint8
+from data.sets import Items
 from evaluation import (
     Statistics,
     compare,
@@ -22,12 +26,8 @@ from evaluation import (
     warnings_about_sizes,
 )
 from features import DIMENSIONS, load_extractor
-from feed import Data
 from image_sets import Batch, shares
-from images import UnreadableImage
-from latents import CachedLatents
 from models import SiT
-from pictures import to_uint8
 from runtime import distributed, progress
 from runtime.errors import UsageError
 from sampling import ImageNoise, guided

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 import download
-from data import Items
+from data.order import steps_to_images
+from data.sets import Items
 from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
-from order import steps_to_images
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from train_utils import default_combostoc_type, load_weights, model_config, typed_arguments

@@ -35,8 +35,8 @@ import torch
 
 import control
 import likelihood
+from data.pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
 from labels import class_labels, default_labels
-from pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing

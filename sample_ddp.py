@@ -55,7 +55,7 @@ from torch import Tensor
 
 import likelihood
 import manifest
-from pictures import fault_of, save_image, save_npz, to_uint8_later
+from data.pictures import fault_of, save_image, save_npz, to_uint8_later
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing, sha256

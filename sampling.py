@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import download
-from autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
+from data.autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
 from models import SiT
 from runtime import checkpoint, precision
 from runtime.distributed import seed_for

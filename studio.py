@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import control
-from pictures import to_uint8
+from data.pictures import to_uint8
 from runtime.command_line import Parser
 from runtime.errors import UsageError
 from sampling import Network, evaluations, guided_by, with_progress

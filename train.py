@@ -132,23 +132,23 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import wandb_utils
-from autoencoder import check_channels
 from bookkeeping import Bookkeeping
-from data import check_same_everywhere
+from data.autoencoder import check_channels
+from data.feed import Data, feed, load_batches, load_images, load_latents
+from data.images import center_crop_arr as center_crop_arr  # SiT has it here
+from data.latents import CachedLatents, is_latents
+from data.order import BatchOrder
+from data.pictures import columns_for, grid, save_image, to_uint8
+from data.sets import check_same_everywhere
+from data.skipping import allowed_bad_images, check_readable
 from evaluation import report_name
 from experiment import Experiment, plain
-from feed import Data, feed, load_batches, load_images, load_latents
-from images import center_crop_arr as center_crop_arr  # SiT has it here
-from latents import CachedLatents, is_latents
 from models import SiT
 from monitor import Monitor
-from order import BatchOrder
-from pictures import columns_for, grid, save_image, to_uint8
 from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
 from runtime import checkpoint, distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
 from sampling import ImageNoise, guided
-from skipping import allowed_bad_images, check_readable
 from train_utils import (
     ModelConfig,
     build_transport,

@@ -21,10 +21,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from autoencoder import latent_size
 from benchmarks import measure
 from benchmarks.cases import FACTOR, Case, Trained, training_work
 from bookkeeping import Bookkeeping
+from data.autoencoder import latent_size
 from runtime import checkpoint, distributed, precision
 from runtime.command_line import Parser, positive_int
 from runtime.errors import run_program

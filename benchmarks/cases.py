@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 import extract_latents
-from autoencoder import draw_posterior
 from benchmarks import measure, predecessor
-from feed import feed, load_batches
-from latents import CachedLatents
+from data.autoencoder import draw_posterior
+from data.feed import feed, load_batches
+from data.latents import CachedLatents
+from data.order import BatchOrder
 from models import SiT
-from order import BatchOrder
 from runtime import precision
 from runtime.errors import UsageError
 from sampling import guided

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from autoencoder import latent_size
 from benchmarks import measure
 from benchmarks.cases import FACTOR, RANDOM, Case, sampling_work, synthetic_batches, training_work
+from data.autoencoder import latent_size
 from models import SiT
 from runtime import distributed, precision
 from runtime.command_line import Parser, count, positive_int

@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train as training
-from data import DIGITS, ImageDataset, load_dataset, native_channels
+from data.latents import is_latents
+from data.sets import DIGITS, ImageDataset, load_dataset, native_channels
 from experiments.judge import Judge, shrunk
 from experiments.measurements import Row, comparison_lines, draw_figure, table_lines
 from experiments.tables import read_rows, write_rows
-from latents import is_latents
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from data import Digits
-from pictures import save_image
+from data.pictures import save_image
+from data.sets import Digits
 from runtime.command_line import Parser, positive_int
 from runtime.errors import run_program
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import extract_archive
 
-from pictures import save_image
+from data.pictures import save_image
 from runtime import progress
 from runtime.command_line import Parser
 from runtime.errors import DataError, first_line, run_program

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import load_dataset
+from data.latents import is_latents
+from data.pictures import grid, save_image, to_uint8
+from data.sets import load_dataset
 from experiments.judge import Judge
 from experiments.tables import read_rows, write_rows
-from latents import is_latents
-from pictures import grid, save_image, to_uint8
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, run_program

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import ImageDataset
-from images import UnreadableImage
+from data.images import UnreadableImage
+from data.sets import ImageDataset
 from metrics import frechet_distance, moments
 
 SIDE = 32  # larger pictures are averaged down to this

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from data import load_dataset
-from pictures import grid, save_image, to_uint8
+from data.pictures import grid, save_image, to_uint8
+from data.sets import load_dataset
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, run_program
 from transport import ComboStocType, create_transport, draw_timesteps, expand_t_like_x

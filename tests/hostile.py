@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 
 import extract_latents
-import latents
 import sample
 import train
 from bookkeeping import Bookkeeping
-from images import read_image
+from data import latents
+from data.images import read_image
 from models import ComboStoc_models
 from resume import find_start, restore_state
 from runtime import checkpoint

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import train
-from data import Digits
+from data.sets import Digits
 from experiments import ablation
 from experiments.judge import Judge
 from experiments.tables import read_rows, write_rows

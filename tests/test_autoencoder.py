@@ -4,7 +4,7 @@ import shutil
 import pytest
 import torch
 
-from autoencoder import load_autoencoder
+from data.autoencoder import load_autoencoder
 from runtime.errors import DataError
 
 CPU = torch.device("cpu")

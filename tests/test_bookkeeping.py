@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bookkeeping import Bookkeeping, share
-from data import ImageFolder
+from data.sets import ImageFolder
 from runtime.distributed import Process, single
 from runtime.errors import DataError
 from training import Step

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from data import Digits, ImageFolder, check_same_everywhere, load_dataset
-from images import center_crop_arr, to_tensor
-from order import BatchOrder
-from pictures import to_uint8
+from data.images import center_crop_arr, to_tensor
+from data.order import BatchOrder
+from data.pictures import to_uint8
+from data.sets import Digits, ImageFolder, check_same_everywhere, load_dataset
 from runtime import distributed
 from runtime.errors import DataError
 

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 import extract_latents
-import feed
-import latents
 import train
+from data import feed, latents
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import ImageFolder
+from data.sets import ImageFolder
 from experiments import fashion_mnist
 
 

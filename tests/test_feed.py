@@ -1,6 +1,6 @@
 import torch
 
-from feed import feed
+from data.feed import feed
 
 CPU = torch.device("cpu")
 

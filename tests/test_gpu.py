@@ -69,10 +69,10 @@ def test_a_training_step_never_waits_for_the_gpu():
     run_code("""
         from copy import deepcopy
         from models import ComboStoc_models
-        from autoencoder import draw_posterior
+        from data.autoencoder import draw_posterior
         from bookkeeping import Bookkeeping
         from runtime.distributed import single
-        from feed import feed
+        from data.feed import feed
         from training import build_optimizer, training_step
         from transport import create_transport
         model = ComboStoc_models["ComboStoc-XS/2"](input_size=32, grad_checkpointing=2).cuda().train()
@@ -109,7 +109,7 @@ def test_compiled_equals_eager_on_the_gpu():
 
 def test_what_is_fed_on_a_stream_of_its_own_is_complete_when_used():
     run_code("""
-        from feed import feed
+        from data.feed import feed
         def encode(data):
             for _ in range(200):
                 data = (data @ torch.eye(2000, device="cuda")).clone()  # longer than the host takes to go on
@@ -122,7 +122,7 @@ def test_what_is_fed_on_a_stream_of_its_own_is_complete_when_used():
 
 def test_pictures_fetched_later_are_complete():
     run_code("""
-        from pictures import to_uint8, to_uint8_later
+        from data.pictures import to_uint8, to_uint8_later
         images = torch.rand(64, 3, 256, 256) * 2 - 1
         waits = [to_uint8_later((images.cuda() * s)) for s in (1.0, 0.5)]
         for wait, s in zip(waits, (1.0, 0.5)):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data import Digits
+from data.sets import Digits
 from image_sets import open_images
 from runtime.errors import DataError
 
@@ -50,7 +50,7 @@ def test_a_folder_is_its_pictures_in_order(tmp_path):
 
 
 def test_pictures_of_a_folder_are_cropped_as_training_does(image_folder):
-    from images import center_crop_arr
+    from data.images import center_crop_arr
 
     found = joined(open_images(str(image_folder), 16), 5)
     assert found.shape == (12, 16, 16, 3)

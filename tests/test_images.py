@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from data import ImageFolder
-from images import MAX_BYTES, UnreadableImage, center_crop_arr, read_image
+from data.images import MAX_BYTES, UnreadableImage, center_crop_arr, read_image
+from data.sets import ImageFolder
 from runtime.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

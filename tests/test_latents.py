@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import extract_latents
-from autoencoder import draw_posterior, load_autoencoder
-from data import ImageFolder
-from latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges, signed
+from data.autoencoder import draw_posterior, load_autoencoder
+from data.latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges, signed
+from data.sets import ImageFolder
 from runtime.errors import DataError, UsageError
 
 CPU = torch.device("cpu")

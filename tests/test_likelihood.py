@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from autoencoder import PixelSpace, load_autoencoder
+from data.autoencoder import PixelSpace, load_autoencoder
 from likelihood import bits_per_dim, to_latents
 from sampling import ImageNoise
 
@@ -39,8 +39,8 @@ def test_scoring_on_one_and_two_processes(trained, tmp_path):
     """`sample.py` and `sample_ddp.py` score a folder and agree; each image has its own dequantisation and probe."""
     from PIL import Image
 
-    from data import Digits
-    from pictures import to_uint8
+    from data.pictures import to_uint8
+    from data.sets import Digits
 
     data = Digits(8, 1)
     (tmp_path / "flat").mkdir()

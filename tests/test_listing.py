@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from data import ImageFolder
+from data.listing import Paths, image_files
+from data.sets import ImageFolder
 from image_sets import open_images
-from listing import Paths, image_files
 from runtime.errors import DataError
 
 

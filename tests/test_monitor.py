@@ -120,8 +120,8 @@ def test_samples_that_are_not_finite_are_warnings_and_training_goes_on(tmp_path,
 
 def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image_folder, monkeypatch):
     import monitor
-    from data import ImageFolder
-    from feed import Data
+    from data.feed import Data
+    from data.sets import ImageFolder
     from runtime.distributed import Process
 
     dataset = ImageFolder(image_folder, 8)
@@ -159,9 +159,9 @@ def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     from functools import partial
 
     import monitor
-    from autoencoder import load_autoencoder
-    from data import ImageFolder
-    from feed import Data
+    from data.autoencoder import load_autoencoder
+    from data.feed import Data
+    from data.sets import ImageFolder
     from models import SiT_models
     from runtime.distributed import Process
     from transport import create_transport

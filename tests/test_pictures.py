@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-import pictures
-from pictures import columns_for, fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
+from data import pictures
+from data.pictures import columns_for, fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
 from runtime.errors import DataError
 
 from .conftest import ROOT
@@ -108,7 +108,7 @@ def test_npz_of_20000_pictures_takes_little_memory(tmp_path):
     save_image(Image.new("RGB", (64, 64)), tmp_path / "0.png")
     program = """
 import pathlib
-import pictures
+from data import pictures
 def peak(): return next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))  # KiB
 before = peak()
 pictures.save_npz([pathlib.Path("0.png")] * 20_000, range(20_000), pathlib.Path("all.npz"), 64)

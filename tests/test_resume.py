@@ -3,10 +3,10 @@ import shutil
 import pytest
 import torch
 
-import autoencoder
 import sample
 import train
-from data import ImageFolder
+from data import autoencoder
+from data.sets import ImageFolder
 from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import sample
 import sample_ddp
+from data.pictures import to_uint8
 from models import SiT_models
-from pictures import to_uint8
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
 from sampling import ImageNoise, guided_by

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import sample_ddp
+from data.pictures import to_uint8
 from models import SiT
-from pictures import to_uint8
 from runtime.files import sha256
 from sampling import ImageNoise, guided
 from train_utils import model_config

@@ -10,9 +10,9 @@ from PIL import Image
 
 import bookkeeping
 import train
-from data import Digits
+from data.order import BatchOrder
+from data.sets import Digits
 from models import ComboStoc_models, SiT_models
-from order import BatchOrder
 from runtime import checkpoint
 from runtime.distributed import seed_for
 from train_utils import COMBOSTOC_TYPES, model_config

@@ -7,11 +7,11 @@ import features
 import models
 import train_utils
 import transport
-from autoencoder import latent_size
+from data.autoencoder import latent_size
+from data.skipping import check_readable
 from models import SiT
 from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError
-from skipping import check_readable
 from train_utils import (
     MODELS,
     ModelConfig,

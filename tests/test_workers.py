@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-import workers
+from data import workers
 from runtime.errors import DataError
 
 

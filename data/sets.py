@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from images import center_crop_arr, load_image, to_tensor
-from listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
-from order import Key
+from data.images import center_crop_arr, load_image, to_tensor
+from data.listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
+from data.order import Key
 from runtime import distributed, progress
 from runtime.errors import DataError
 from runtime.files import describe

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
-from order import Key
+from data.autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
+from data.order import Key
 from runtime import progress
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import sha256

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import workers
-from autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_size, load_autoencoder
-from data import Items, load_dataset, native_channels
-from latents import CachedLatents
-from order import BatchOrder
+from data import workers
+from data.autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_size, load_autoencoder
+from data.latents import CachedLatents
+from data.order import BatchOrder
+from data.sets import Items, load_dataset, native_channels
+from data.skipping import Skipping, collate
 from runtime import distributed, signals
 from runtime.errors import DataError, UsageError
-from skipping import Skipping, collate
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from images import MAX_PIXELS
+from data.images import MAX_PIXELS
 from runtime import precision
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import other_than_weights

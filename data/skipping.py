@@ -5,9 +5,9 @@ from collections.abc import Collection
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from data import Items
-from images import UnreadableImage
-from order import Key
+from data.images import UnreadableImage
+from data.order import Key
+from data.sets import Items
 from runtime.errors import DataError
 
 
