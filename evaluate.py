@@ -45,7 +45,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from evaluation import (
+from evaluation.features import load_extractor
+from evaluation.statistics import (
     Source,
     Statistics,
     compare,
@@ -55,7 +56,6 @@ from evaluation import (
     warnings_about,
     warnings_about_sizes,
 )
-from features import load_extractor
 from runtime import distributed, precision
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing

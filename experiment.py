@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from evaluation import report_name
+from evaluation.statistics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.files import flush, link, replacing

@@ -13,7 +13,9 @@ from data.images import UnreadableImage
 from data.latents import CachedLatents
 from data.pictures import to_uint8
 from data.sets import Items
-from evaluation import (
+from evaluation.features import DIMENSIONS, load_extractor
+from evaluation.image_sets import Batch, shares
+from evaluation.statistics import (
     Statistics,
     compare,
     evenly_spaced,
@@ -25,8 +27,6 @@ from evaluation import (
     warnings_about_counts,
     warnings_about_sizes,
 )
-from features import DIMENSIONS, load_extractor
-from image_sets import Batch, shares
 from models import SiT
 from runtime import distributed, progress
 from runtime.errors import UsageError

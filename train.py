@@ -141,7 +141,7 @@ from data.order import BatchOrder
 from data.pictures import columns_for, grid, save_image, to_uint8
 from data.sets import check_same_everywhere
 from data.skipping import allowed_bad_images, check_readable
-from evaluation import report_name
+from evaluation.statistics import report_name
 from experiment import Experiment, plain
 from models import SiT
 from monitor import Monitor

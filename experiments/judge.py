@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from data.images import UnreadableImage
 from data.sets import ImageDataset
-from metrics import frechet_distance, moments
+from evaluation.metrics import frechet_distance, moments
 
 SIDE = 32  # larger pictures are averaged down to this
 FEATURES = 32

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 
 import evaluate
-import features
-import metrics
-from features import Extractor, Features
-from image_sets import open_images
+from evaluation import features, metrics
+from evaluation.features import Extractor, Features
+from evaluation.image_sets import open_images
 from runtime.errors import run_program
 
 from .faults import launch

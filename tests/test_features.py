@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from features import load_extractor
+from evaluation.features import load_extractor
 from runtime.errors import DataError, UsageError
 
 CPU = torch.device("cpu")

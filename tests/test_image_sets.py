@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from data.sets import Digits
-from image_sets import open_images
+from evaluation.image_sets import open_images
 from runtime.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 6, 5, 3), dtype=np.uint8)

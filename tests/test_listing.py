@@ -7,7 +7,7 @@ from PIL import Image
 
 from data.listing import Paths, image_files
 from data.sets import ImageFolder
-from image_sets import open_images
+from evaluation.image_sets import open_images
 from runtime.errors import DataError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 
-from metrics import Moments, frechet_distance, inception_score, kernel_distance, moments, precision_recall
+from evaluation.metrics import Moments, frechet_distance, inception_score, kernel_distance, moments, precision_recall
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 import evaluate
 import sample_ddp
 import train
-from image_sets import open_images
+from evaluation.image_sets import open_images
 from models import ComboStoc_models
 from runtime import checkpoint
 

@@ -3,12 +3,12 @@ import argparse
 import pytest
 import torch
 
-import features
 import models
 import train_utils
 import transport
 from data.autoencoder import latent_size
 from data.skipping import check_readable
+from evaluation import features
 from models import SiT
 from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features import DIMENSIONS, Extractor
-from image_sets import DAMAGE, IMAGES, Batch, ImageSet, array_names, open_images
-from metrics import (
+from evaluation.features import DIMENSIONS, Extractor
+from evaluation.image_sets import DAMAGE, IMAGES, Batch, ImageSet, array_names, open_images
+from evaluation.metrics import (
     Moments,
     RunningMoments,
     frechet_distance,

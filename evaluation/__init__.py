@@ -1,0 +1,1 @@
+"""Samples compared with data: FID and the other numbers."""
