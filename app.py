@@ -11,7 +11,7 @@ import argparse
 from runtime.command_line import Parser
 from runtime.errors import begin
 from runtime.precision import add_speed_args
-from sampling_arguments import add_model_args
+from sampling.arguments import add_model_args
 from train_utils import parse_transport_args
 
 
@@ -49,9 +49,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime import distributed, precision
 from runtime.errors import DataError, UsageError, run_program
-from sampling import load_network
-from sampling_arguments import CFG_SCALE, VARIATIONS
-from studio import CANVAS, Choices, Studio, brush_colour
+from sampling.arguments import CFG_SCALE, VARIATIONS
+from sampling.network import load_network
+from sampling.studio import CANVAS, Choices, Studio, brush_colour
 from transport import ODE_METHODS, SDE_METHODS
 
 MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is

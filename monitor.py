@@ -30,7 +30,7 @@ from evaluation.statistics import (
 from models import SiT
 from runtime import distributed, progress
 from runtime.errors import UsageError
-from sampling import ImageNoise, guided
+from sampling.network import ImageNoise, guided
 from train_utils import MAX_REFERENCE
 from transport import Sampler, Transport
 

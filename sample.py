@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runtime.command_line import Parser
 from runtime.errors import begin
-from sampling_arguments import CFG_SCALE, NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
+from sampling.arguments import CFG_SCALE, NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
 
 
 def make_parser() -> Parser:
@@ -33,14 +33,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-import control
-import likelihood
 from data.pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
-from labels import class_labels, default_labels
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing
-from sampling import (
+from sampling import control, likelihood
+from sampling.labels import class_labels, default_labels
+from sampling.network import (
     ImageNoise,
     Network,
     draw,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runtime.command_line import Parser, positive_int
 from runtime.errors import begin
-from sampling_arguments import ignore_what_has_no_effect, sampling_parser
+from sampling.arguments import ignore_what_has_no_effect, sampling_parser
 
 CFG_SCALE = 1.0
 
@@ -53,13 +53,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import likelihood
-import manifest
 from data.pictures import fault_of, save_image, save_npz, to_uint8_later
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing, sha256
-from sampling import ImageNoise, Network, draw, guided_by, load_network, say
+from sampling import likelihood, manifest
+from sampling.network import ImageNoise, Network, draw, guided_by, load_network, say
 from train_utils import build_sampler
 
 SETTINGS = "settings.json"

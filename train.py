@@ -148,7 +148,7 @@ from monitor import Monitor
 from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
 from runtime import checkpoint, distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
-from sampling import ImageNoise, guided
+from sampling.network import ImageNoise, guided
 from train_utils import (
     ModelConfig,
     build_transport,

@@ -19,7 +19,7 @@ from data.order import BatchOrder
 from models import SiT
 from runtime import precision
 from runtime.errors import UsageError
-from sampling import guided
+from sampling.network import guided
 from train_utils import ModelConfig
 from training import build_optimizer, training_step
 from transport import ComboStocType, Sampler, create_transport, timestep_shape

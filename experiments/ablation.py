@@ -39,8 +39,8 @@ from experiments.tables import read_rows, write_rows
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
-from sampling import ImageNoise, draw, guided_by, load_network
-from sampling_arguments import sampling_parser
+from sampling.arguments import sampling_parser
+from sampling.network import ImageNoise, draw, guided_by, load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 

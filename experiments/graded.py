@@ -34,8 +34,8 @@ from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, run_program
 from runtime.files import replacing
-from sampling import ImageNoise, Network, guided, load_network
-from sampling_arguments import sampling_parser
+from sampling.arguments import sampling_parser
+from sampling.network import ImageNoise, Network, guided, load_network
 from transport import Sampler
 
 KEPT = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)

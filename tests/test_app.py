@@ -30,8 +30,8 @@ import app
 from models import ComboStoc_models
 from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError, run_program
-from sampling import load_network
-from studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
+from sampling.network import load_network
+from sampling.studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
 from train_utils import parse_transport_args
 
 from .conftest import ROOT

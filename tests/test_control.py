@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-import control
 import sample
 from models import ComboStoc_models
 from runtime.errors import DataError, UsageError
-from sampling import guided
-from sampling_arguments import preserve_spec
+from sampling import control
+from sampling.arguments import preserve_spec
+from sampling.network import guided
 from transport import ComboStocType, create_transport
 
 from .conftest import run_cli

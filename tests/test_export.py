@@ -8,8 +8,8 @@ import export
 from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, run_program
-from sampling import load_network
-from sampling_arguments import sampling_parser
+from sampling.arguments import sampling_parser
+from sampling.network import load_network
 
 
 def network(path):

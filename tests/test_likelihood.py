@@ -3,8 +3,8 @@ import math
 import torch
 
 from data.autoencoder import PixelSpace, load_autoencoder
-from likelihood import bits_per_dim, to_latents
-from sampling import ImageNoise
+from sampling.likelihood import bits_per_dim, to_latents
+from sampling.network import ImageNoise
 
 from .faults import launch
 

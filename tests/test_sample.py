@@ -15,7 +15,7 @@ from data.pictures import to_uint8
 from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
-from sampling import ImageNoise, guided_by
+from sampling.network import ImageNoise, guided_by
 from train_utils import model_config
 from transport import Sampler, create_transport
 

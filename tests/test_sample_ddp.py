@@ -9,7 +9,7 @@ import sample_ddp
 from data.pictures import to_uint8
 from models import SiT
 from runtime.files import sha256
-from sampling import ImageNoise, guided
+from sampling.network import ImageNoise, guided
 from train_utils import model_config
 from transport import Sampler, create_transport
 

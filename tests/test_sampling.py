@@ -3,8 +3,8 @@ import argparse
 import pytest
 import torch
 
-from sampling import ImageNoise, evaluations, guided, guided_by, load_network
-from sampling_arguments import sampling_parser
+from sampling.arguments import sampling_parser
+from sampling.network import ImageNoise, evaluations, guided, guided_by, load_network
 from train_utils import build_sampler
 from transport import Sampler, create_transport
 

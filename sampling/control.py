@@ -25,8 +25,8 @@ from torch import Tensor
 from data.images import load_image, read_image
 from data.pictures import grid, to_uint8, to_uint8_later
 from runtime.errors import DataError, UsageError
-from sampling import ImageNoise, Network, draw
-from sampling_arguments import Box, Preserve
+from sampling.arguments import Box, Preserve
+from sampling.network import ImageNoise, Network, draw
 from transport import SCHEDULES, ComboStocType
 from transport.graded import preservation_map
 

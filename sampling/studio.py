@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import control
 from data.pictures import to_uint8
 from runtime.command_line import Parser
 from runtime.errors import UsageError
-from sampling import Network, evaluations, guided_by, with_progress
-from sampling_arguments import pictures_parser
+from sampling import control
+from sampling.arguments import pictures_parser
+from sampling.network import Network, evaluations, guided_by, with_progress
 from train_utils import build_graded_sampler
 
 CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels

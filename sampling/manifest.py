@@ -13,7 +13,7 @@ import torch
 
 from runtime import distributed
 from runtime.files import replacing, sha256
-from sampling import Network
+from sampling.network import Network
 
 PACKAGES = ("torch", "torchvision", "timm", "torchdiffeq", "diffusers", "numpy", "Pillow")
 

@@ -18,7 +18,7 @@ from models import SiT
 from runtime import checkpoint, precision
 from runtime.distributed import seed_for
 from runtime.errors import DataError, UsageError
-from sampling_arguments import DEFAULT_MODEL
+from sampling.arguments import DEFAULT_MODEL
 from train_utils import (
     ModelConfig,
     build_graded_sampler,

@@ -13,7 +13,7 @@ from data.latents import is_latents
 from data.sets import ImageDataset, check_same_everywhere, load_dataset
 from runtime import distributed, progress
 from runtime.errors import UsageError
-from sampling import ImageNoise, Network
+from sampling.network import ImageNoise, Network
 from train_utils import build_sampler
 
 

@@ -6,10 +6,10 @@ import unicodedata
 from collections.abc import Iterable
 
 from runtime.errors import UsageError
-from sampling import (
+from sampling.arguments import NULL
+from sampling.network import (
     Network,
 )
-from sampling_arguments import NULL
 
 IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
 
