@@ -132,7 +132,6 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import wandb_utils
-from bookkeeping import Bookkeeping
 from data.autoencoder import check_channels
 from data.feed import Data, feed, load_batches, load_images, load_latents
 from data.images import center_crop_arr as center_crop_arr  # SiT has it here
@@ -142,10 +141,7 @@ from data.pictures import columns_for, grid, save_image, to_uint8
 from data.sets import check_same_everywhere
 from data.skipping import allowed_bad_images, check_readable
 from evaluation.statistics import report_name
-from experiment import Experiment, plain
 from models import SiT
-from monitor import Monitor
-from resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
 from runtime import checkpoint, distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import ImageNoise, guided
@@ -157,8 +153,12 @@ from train_utils import (
     model_config,
     typed_arguments,
 )
-from training import build_optimizer, compute_gradients, training_step
-from training import update_ema as update_ema  # and this
+from training.bookkeeping import Bookkeeping
+from training.experiment import Experiment, plain
+from training.monitor import Monitor
+from training.resume import as_typed, check_classes, find_start, images_seen, initialize_from, restore_state
+from training.step import build_optimizer, compute_gradients, training_step
+from training.step import update_ema as update_ema  # and this
 from transport import Sampler, Transport
 
 PREVIEW_IMAGES = 16

@@ -21,7 +21,7 @@ from runtime import precision
 from runtime.errors import UsageError
 from sampling.network import guided
 from train_utils import ModelConfig
-from training import build_optimizer, training_step
+from training.step import build_optimizer, training_step
 from transport import ComboStocType, Sampler, create_transport, timestep_shape
 
 CHANNELS, FACTOR, CLASSES = 4, 8, 1000  # SD-VAE and ImageNet

@@ -25,13 +25,12 @@ import torch
 from PIL import Image
 
 import evaluate  # noqa: F401 -- for the server
-import experiment
-import monitor
 import sample_ddp  # noqa: F401 -- for the server, as are the programs
 import train  # noqa: F401
-import training
 from runtime import checkpoint, distributed, files
 from runtime.errors import run_program
+from training import experiment, monitor
+from training import step as training
 from transport import Transport
 
 from .conftest import DIGITS_ARGS, ROOT

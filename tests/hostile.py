@@ -30,16 +30,16 @@ from PIL import Image
 import extract_latents
 import sample
 import train
-from bookkeeping import Bookkeeping
 from data import latents
 from data.images import read_image
 from models import ComboStoc_models
-from resume import find_start, restore_state
 from runtime import checkpoint
 from runtime.distributed import single
 from runtime.errors import run_program
 from train_utils import model_config
-from training import build_optimizer
+from training.bookkeeping import Bookkeeping
+from training.resume import find_start, restore_state
+from training.step import build_optimizer
 
 SECONDS = 20  # a case that takes longer hangs
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "socket.connect")

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from bookkeeping import Bookkeeping, share
 from data.sets import ImageFolder
 from runtime.distributed import Process, single
 from runtime.errors import DataError
-from training import Step
+from training.bookkeeping import Bookkeeping, share
+from training.step import Step
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 
-import experiment
-from experiment import Experiment, LogFile, folder_for, newest_valid, stamps
 from runtime import checkpoint
 from runtime.distributed import single
 from runtime.errors import DataError, UsageError
+from training import experiment
+from training.experiment import Experiment, LogFile, folder_for, newest_valid, stamps
 
 from .conftest import ROOT
 

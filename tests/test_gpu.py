@@ -70,10 +70,10 @@ def test_a_training_step_never_waits_for_the_gpu():
         from copy import deepcopy
         from models import ComboStoc_models
         from data.autoencoder import draw_posterior
-        from bookkeeping import Bookkeeping
+        from training.bookkeeping import Bookkeeping
         from runtime.distributed import single
         from data.feed import feed
-        from training import build_optimizer, training_step
+        from training.step import build_optimizer, training_step
         from transport import create_transport
         model = ComboStoc_models["ComboStoc-XS/2"](input_size=32, grad_checkpointing=2).cuda().train()
         ema, opt = deepcopy(model).requires_grad_(False), build_optimizer(model, 1e-4)

@@ -119,10 +119,10 @@ def test_samples_that_are_not_finite_are_warnings_and_training_goes_on(tmp_path,
 
 
 def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image_folder, monkeypatch):
-    import monitor
     from data.feed import Data
     from data.sets import ImageFolder
     from runtime.distributed import Process
+    from training import monitor
 
     dataset = ImageFolder(image_folder, 8)
     data = Data(dataset, lambda x: x, 3, 8, None)
@@ -140,7 +140,7 @@ def test_a_reference_of_another_resolution_is_warned_of():
     from argparse import Namespace
     from types import SimpleNamespace
 
-    import monitor
+    from training import monitor
 
     watcher = object.__new__(monitor.Monitor)
     watcher.args = Namespace(image_size=8, eval_samples=5000, eval_reference="large.npz")
@@ -158,12 +158,12 @@ def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     from argparse import Namespace
     from functools import partial
 
-    import monitor
     from data.autoencoder import load_autoencoder
     from data.feed import Data
     from data.sets import ImageFolder
     from models import SiT_models
     from runtime.distributed import Process
+    from training import monitor
     from transport import create_transport
 
     cpu = torch.device("cpu")

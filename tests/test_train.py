@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import bookkeeping
 import train
 from data.order import BatchOrder
 from data.sets import Digits
@@ -16,6 +15,7 @@ from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.distributed import seed_for
 from train_utils import COMBOSTOC_TYPES, model_config
+from training import bookkeeping
 from transport import create_transport
 
 from .conftest import DIGITS_ARGS, run_cli

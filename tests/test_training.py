@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import ComboStoc_models
 from runtime import precision
 from runtime.errors import UsageError
-from training import build_optimizer, lerp_together, training_step, update_ema
+from training.step import build_optimizer, lerp_together, training_step, update_ema
 from transport import create_transport
 
 from .conftest import Operations

@@ -14,7 +14,7 @@ from data.images import UnreadableImage
 from data.sets import Items
 from runtime import distributed
 from runtime.errors import DataError
-from training import Step
+from training.step import Step
 
 
 class LossWindow:

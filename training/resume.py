@@ -10,11 +10,11 @@ import torch
 import download
 from data.order import steps_to_images
 from data.sets import Items
-from experiment import Stamps, folder_for, newest_valid, stamps
 from models import SiT
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from train_utils import default_combostoc_type, load_weights, model_config, typed_arguments
+from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
 RESTORED = (

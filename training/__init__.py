@@ -1,0 +1,1 @@
+"""A training run: its steps, its folder, and how it goes on."""
