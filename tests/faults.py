@@ -30,7 +30,7 @@ import train  # noqa: F401
 from runtime import checkpoint, distributed, files
 from runtime.errors import run_program
 from training import experiment, monitor
-from training import step as training
+from training import step as training_step
 from transport import Transport
 
 from .conftest import DIGITS_ARGS, ROOT
@@ -101,7 +101,7 @@ def arm(fault: Fault) -> None:
             terms["loss"] = terms["loss"] + torch.inf  # its gradients are finite
         return terms
 
-    def update_ema(*args, original=training.update_ema, **settings) -> None:
+    def update_ema(*args, original=training_step.update_ema, **settings) -> None:
         hit("step")
         original(*args, **settings)
 
@@ -138,7 +138,7 @@ def arm(fault: Fault) -> None:
         if path.name == "metrics.csv":
             hit("log")
 
-    distributed.seed_for, training.update_ema, torch.save, os.replace = seed_for, update_ema, save, replace
+    distributed.seed_for, training_step.update_ema, torch.save, os.replace = seed_for, update_ema, save, replace
     Transport.training_losses = training_losses
     experiment.flush = flush
     monitor.ImageNoise = type("Noise", (monitor.ImageNoise,), {"labels": labels})

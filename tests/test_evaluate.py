@@ -171,7 +171,7 @@ def test_moments_alone(files, tmp_path, means, capsys):
 
 def test_statistics_of_many_images_keep_features_of_some(files, tmp_path, means, monkeypatch, capsys):
     """Evenly spaced ones, for folders are in the order of their classes; the moments are those of all."""
-    monkeypatch.setattr("evaluation.MAX_FEATURES", 5)
+    monkeypatch.setattr("evaluation.statistics.MAX_FEATURES", 5)
     evaluate.main([str(files / "others.npz"), "--save-stats", str(tmp_path / "stats.npz")])
     with np.load(files / "others.npz") as others, np.load(tmp_path / "stats.npz") as saved:
         images = torch.from_numpy(others["arr_0"]).permute(0, 3, 1, 2).float()

@@ -48,7 +48,7 @@ def test_train_and_sample_with_nccl(tmp_path):
 
 def run_code(code: str) -> None:
     """In a process that sees the GPUs."""
-    prelude = "import precision, torch; torch.cuda.init(); precision.setup('fp32')\n"
+    prelude = "import torch; from runtime import precision; torch.cuda.init(); precision.setup('fp32')\n"
     subprocess.run([sys.executable, "-c", prelude + textwrap.dedent(code)], cwd=ROOT, check=True)
 
 

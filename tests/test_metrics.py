@@ -140,7 +140,7 @@ def test_too_few_images_are_named():
 
 def test_moments_in_parts_are_moments(monkeypatch):
     """Float32 features far from zero, whose squares would lose the covariance if it were a difference of sums."""
-    monkeypatch.setattr("metrics.CHUNK", 7)
+    monkeypatch.setattr("evaluation.metrics.CHUNK", 7)
     features = 1000 + torch.randn(50, 5, generator=torch.Generator().manual_seed(7))
     found = moments(features)
     np.testing.assert_allclose(found.mean, features.double().mean(0), rtol=1e-14)

@@ -63,7 +63,7 @@ def server(status: int) -> Iterator[tuple[str, list[str]]]:
 
 def log_in(home, **env: str) -> str:
     """`check_login` in a process of its own, for a user whose home this is: what it says, or nothing."""
-    code = "import errors, wandb_utils; errors.run_program(wandb_utils.check_login)"
+    code = "import wandb_utils; from runtime import errors; errors.run_program(wandb_utils.check_login)"
     kept = {k: v for k, v in os.environ.items() if k not in VARIABLES and not k.startswith("WANDB")}
     environment = {**kept, "HOME": str(home), "ENTITY": "me", "PROJECT": "mine", "WANDB_SILENT": "true", **env}
     ran = subprocess.run(
