@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from .faults import MOMENTS, NAME, RUN, STEPS, Fault, differences, launch, random_faults
+from tests.faults import MOMENTS, NAME, RUN, STEPS, Fault, differences, launch, random_faults
 
 WORKERS = ["--num-workers", "2"]
 

@@ -29,11 +29,10 @@ import sample_ddp  # noqa: F401 -- for the server, as are the programs
 import train  # noqa: F401
 from runtime import checkpoint, distributed, files
 from runtime.errors import run_program
+from tests.conftest import DIGITS_ARGS, ROOT
 from training import experiment, monitor
 from training import step as training_step
 from transport import Transport
-
-from .conftest import DIGITS_ARGS, ROOT
 
 STEPS = 40
 RUN = [

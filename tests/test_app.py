@@ -32,10 +32,9 @@ from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import load_network
 from sampling.studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
+from tests.conftest import ROOT
+from tests.test_imports import modules_after
 from train_utils import parse_transport_args
-
-from .conftest import ROOT
-from .test_imports import modules_after
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SIDE = 384

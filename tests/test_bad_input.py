@@ -14,9 +14,8 @@ import sample_ddp
 import train
 from models import ComboStoc_models, SiT_models
 from runtime.errors import run_program
-
-from .conftest import DIGITS_ARGS, run_cli
-from .faults import launch
+from tests.conftest import DIGITS_ARGS, run_cli
+from tests.faults import launch
 
 MAIN = {
     "train": train.main,

@@ -5,7 +5,7 @@ import runpy
 
 import pytest
 
-from .conftest import GPUS, HIDDEN_GPUS, ROOT, pytest_configure, with_gpus
+from tests.conftest import GPUS, HIDDEN_GPUS, ROOT, pytest_configure, with_gpus
 
 
 @pytest.mark.parametrize("visible", ["2,3", "", None])

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 import train
-
-from .conftest import ROOT
-from .faults import metrics
+from tests.conftest import ROOT
+from tests.faults import metrics
 
 DIGITS = "--data-path digits --vae none --image-size 8 --num-classes 10 --num-workers 0 --model ComboStoc-XS/2".split()
 

@@ -13,8 +13,7 @@ from evaluation import features, metrics
 from evaluation.features import Extractor, Features
 from evaluation.image_sets import open_images
 from runtime.errors import run_program
-
-from .faults import launch
+from tests.faults import launch
 
 OFFLINE = ["--features", "efficientnet-lite0"]
 N = 40

@@ -18,9 +18,8 @@ import train
 from data import feed, latents
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
-
-from .conftest import ROOT, run_cli
-from .faults import metrics
+from tests.conftest import ROOT, run_cli
+from tests.faults import metrics
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from .conftest import ROOT
-from .faults import NAME, RUN, STEPS, Fault, differences, free_port, launch, metrics, random_faults
+from tests.conftest import ROOT
+from tests.faults import NAME, RUN, STEPS, Fault, differences, free_port, launch, metrics, random_faults
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ import textwrap
 import pytest
 
 from runtime import checkpoint
-
-from .conftest import DIGITS_ARGS, GPUS, ROOT, run_cli, with_gpus
+from tests.conftest import DIGITS_ARGS, GPUS, ROOT, run_cli, with_gpus
 
 
 def gpus() -> int:

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 import models
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 def modules_after(statement: str) -> set[str]:

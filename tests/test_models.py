@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import ComboStoc, ComboStoc_models, Conditioning, PatchTimestepEmbedder, SiT, SiT_models
-
-from .conftest import GOLDEN, Operations, golden, golden_model_config, relative_error
+from tests.conftest import GOLDEN, Operations, golden, golden_model_config, relative_error
 
 G = golden("models")
 FAMILIES = {"combostoc": ComboStoc, "sit": SiT}

@@ -16,11 +16,10 @@ from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
 from sampling.network import ImageNoise, guided_by
+from tests.conftest import run_cli
+from tests.runtime.test_checkpoint import predecessor_checkpoint
 from train_utils import model_config
 from transport import Sampler, create_transport
-
-from .conftest import run_cli
-from .test_checkpoint import predecessor_checkpoint
 
 FAST = ["--num-sampling-steps", "4"]
 

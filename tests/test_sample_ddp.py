@@ -10,11 +10,10 @@ from data.pictures import to_uint8
 from models import SiT
 from runtime.files import sha256
 from sampling.network import ImageNoise, guided
+from tests.conftest import run_cli
+from tests.faults import Fault, launch
 from train_utils import model_config
 from transport import Sampler, create_transport
-
-from .conftest import run_cli
-from .faults import Fault, launch
 
 COMMON = ["--num-fid-samples", "10", "--num-sampling-steps", "5"]
 

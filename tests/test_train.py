@@ -14,13 +14,12 @@ from data.sets import Digits
 from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.distributed import seed_for
+from tests.conftest import DIGITS_ARGS, run_cli
+from tests.faults import NAME, launch, metrics, tensors_of
+from tests.runtime.test_checkpoint import predecessor_checkpoint
 from train_utils import COMBOSTOC_TYPES, model_config
 from training import bookkeeping
 from transport import create_transport
-
-from .conftest import DIGITS_ARGS, run_cli
-from .faults import NAME, launch, metrics, tensors_of
-from .test_checkpoint import predecessor_checkpoint
 
 
 def run(tmp_path, *args: str, steps: int = 2, exp: str = "x"):

@@ -12,6 +12,7 @@ from evaluation import features
 from models import SiT
 from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError
+from tests.conftest import GaussianModel
 from train_utils import (
     MODELS,
     ModelConfig,
@@ -25,8 +26,6 @@ from train_utils import (
     typed_arguments,
 )
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, ComboStocType
-
-from .conftest import GaussianModel
 
 
 def parser_for(*add):

@@ -15,8 +15,7 @@ import wandb
 import train
 import wandb_utils
 from runtime.errors import DataError, UsageError
-
-from .conftest import DIGITS_ARGS, ROOT, run_cli
+from tests.conftest import DIGITS_ARGS, ROOT, run_cli
 
 VARIABLES = ("WANDB_KEY", "WANDB_API_KEY", "ENTITY", "PROJECT")
 KEY = "k" * 40

@@ -9,9 +9,8 @@ from PIL import Image
 import extract_latents
 from benchmarks import measure, predecessor, throughput
 from runtime.errors import run_program
+from tests.test_models import random_model
 from train_utils import ModelConfig
-
-from .test_models import random_model
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,7 @@ from data.pictures import to_uint8
 from data.sets import Digits, ImageFolder, check_same_everywhere, load_dataset
 from runtime import distributed
 from runtime.errors import DataError
-
-from .conftest import golden
+from tests.conftest import golden
 
 G = golden("data")
 

@@ -9,10 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from models import ComboStoc_models
 from runtime import precision
 from runtime.errors import UsageError
+from tests.conftest import Operations
 from training.step import build_optimizer, lerp_together, training_step, update_ema
 from transport import create_transport
-
-from .conftest import Operations
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
+from tests.conftest import GaussianModel
 from transport import ADAPTIVE_METHODS, FIXED_STEP_METHODS, Sampler, create_transport
-
-from .conftest import GaussianModel
 
 MU, SD = 0.4, 0.6
 

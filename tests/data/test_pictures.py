@@ -11,8 +11,7 @@ from PIL import Image
 from data import pictures
 from data.pictures import columns_for, fault_of, grid, save_image, save_npz, to_uint8, to_uint8_later
 from runtime.errors import DataError
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 def test_to_uint8_rounds_as_the_predecessors_do():

@@ -14,10 +14,9 @@ import train
 from evaluation.image_sets import open_images
 from models import ComboStoc_models
 from runtime import checkpoint
-
-from .conftest import DIGITS_ARGS
-from .faults import Fault, launch
-from .test_train import assert_equal_bit_for_bit
+from tests.conftest import DIGITS_ARGS
+from tests.faults import Fault, launch
+from tests.test_train import assert_equal_bit_for_bit
 
 EVALUATED = [
     *("--eval-samples", "24", "--eval-sampling-steps", "4"),

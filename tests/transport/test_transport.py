@@ -1,9 +1,8 @@
 import pytest
 import torch
 
+from tests.conftest import GaussianModel, golden, relative_error
 from transport import ModelType, create_transport
-
-from .conftest import GaussianModel, golden, relative_error
 
 G = golden("transport")
 PATHS = ["Linear", "GVP", "VP"]

@@ -14,9 +14,8 @@ from runtime.errors import DataError, UsageError
 from sampling import control
 from sampling.arguments import preserve_spec
 from sampling.network import guided
+from tests.conftest import run_cli
 from transport import ComboStocType, create_transport
-
-from .conftest import run_cli
 
 
 def maps(text, size=8):

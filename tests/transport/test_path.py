@@ -3,9 +3,8 @@ import math
 import pytest
 import torch
 
+from tests.conftest import golden, relative_error
 from transport import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
-
-from .conftest import golden, relative_error
 
 PLANS = {"Linear": ICPlan(), "GVP": GVPCPlan(), "VP": VPCPlan()}
 paths = pytest.mark.parametrize("path", PLANS)

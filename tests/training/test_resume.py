@@ -10,8 +10,7 @@ from data.sets import ImageFolder
 from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
-
-from .faults import NAME, RUN, Fault, differences, launch, metrics
+from tests.faults import NAME, RUN, Fault, differences, launch, metrics
 
 # ---- steps that are not finite -------------------------------------------------------------------------------------
 

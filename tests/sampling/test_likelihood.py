@@ -5,8 +5,7 @@ import torch
 from data.autoencoder import PixelSpace, load_autoencoder
 from sampling.likelihood import bits_per_dim, to_latents
 from sampling.network import ImageNoise
-
-from .faults import launch
+from tests.faults import launch
 
 
 def test_uniform_noise_on_bytes_costs_eight_bits():

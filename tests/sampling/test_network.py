@@ -5,11 +5,10 @@ import torch
 
 from sampling.arguments import sampling_parser
 from sampling.network import ImageNoise, evaluations, guided, guided_by, load_network
+from tests.conftest import GaussianModel
+from tests.test_models import random_model
 from train_utils import build_sampler
 from transport import Sampler, create_transport
-
-from .conftest import GaussianModel
-from .test_models import random_model
 
 
 def test_noise_of_an_image_does_not_depend_on_its_batch():

@@ -4,10 +4,9 @@ import math
 import pytest
 import torch
 
+from tests.conftest import GaussianModel, golden, relative_error
+from tests.transport.test_integrators import exact_moments_of_the_scheme
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler, create_transport
-
-from .conftest import GaussianModel, golden, relative_error
-from .test_integrators import exact_moments_of_the_scheme
 
 G = golden("samplers")
 PATHS = ["Linear", "GVP", "VP"]

@@ -9,10 +9,9 @@ import torch
 from runtime import checkpoint
 from runtime.distributed import single
 from runtime.errors import DataError, UsageError
+from tests.conftest import ROOT
 from training import experiment
 from training.experiment import Experiment, LogFile, folder_for, newest_valid, stamps
-
-from .conftest import ROOT
 
 
 def arguments(tmp_path) -> argparse.Namespace:
@@ -164,7 +163,7 @@ def test_a_second_run_is_refused(run):
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
 from pathlib import Path
-from tests.test_experiment import *
+from tests.training.test_experiment import *
 from runtime.errors import run_program
 sys.argv = ["train.py"]
 run_program(lambda: opened(Path({str(run.folder.parent)!r})))

@@ -7,8 +7,7 @@ import time
 import pytest
 
 from runtime import signals
-
-from .conftest import ROOT
+from tests.conftest import ROOT
 
 
 def wait_for(condition) -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from models import ComboStoc, SiT
+from tests.conftest import GaussianModel
+from tests.test_models import random_model
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, Sampler, create_transport
 from transport.graded import Graded, Grading, preservation_map
-
-from .conftest import GaussianModel
-from .test_models import random_model
 
 PATHS = ["Linear", "GVP", "VP"]
 PREDICTIONS = ["velocity", "score", "noise"]

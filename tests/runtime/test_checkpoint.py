@@ -20,9 +20,8 @@ from models import SiT_models
 from runtime import checkpoint
 from runtime.checkpoint import under
 from runtime.errors import DataError
+from tests.conftest import ROOT
 from train_utils import load_weights, model_config
-
-from .conftest import ROOT
 
 
 def test_round_trip(tmp_path):

@@ -2,10 +2,9 @@ import pytest
 import torch
 
 from models import ComboStoc, SiT
+from tests.conftest import golden
 from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape
 from transport.transport import takes_segments
-
-from .conftest import golden
 
 TYPES = [c.name for c in ComboStocType]
 ASYNC = TYPES[1:]
