@@ -303,19 +303,20 @@ def build_transport(args: argparse.Namespace, combostoc_type: str = "UNSYNC_NONE
     from transport import create_transport
 
     names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
+    settings = {name: getattr(args, name) for name in names}
     try:
-        return create_transport(*(getattr(args, name) for name in names), combostoc_type, **method)
+        return create_transport(**settings, combostoc_type=combostoc_type, **method)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
     """A mode's arguments as `Sampler`'s methods call them."""
-    if args.mode == "SDE":
-        names = ("sampling_method", "diffusion_form", "diffusion_norm", "last_step", "last_step_size")
-    else:
-        names = ("sampling_method", "atol", "rtol")
-    return {name: getattr(args, name) for name in names} | {"num_steps": args.num_sampling_steps}
+    of_mode = {
+        "ODE": ("sampling_method", "atol", "rtol"),
+        "SDE": ("sampling_method", "diffusion_form", "diffusion_norm", "last_step", "last_step_size"),
+    }
+    return {name: getattr(args, name) for name in of_mode[args.mode]} | {"num_steps": args.num_sampling_steps}
 
 
 def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any) -> SampleFn:
@@ -323,10 +324,9 @@ def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any)
     from transport import Sampler
 
     sampler = Sampler(transport)
+    make: Callable[..., SampleFn] = sampler.sample_ode_likelihood if args.likelihood else sampler.sample_ode
     if args.mode == "SDE":
         make = sampler.sample_sde
-    else:
-        make = sampler.sample_ode_likelihood if args.likelihood else sampler.sample_ode
     return checked(make, **sampler_settings(args), **kwargs)
 
 

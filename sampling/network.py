@@ -254,7 +254,7 @@ def draw(
         keep: for graded control, latents to keep something of, and how much: (N, C, h, w) and a preservation map.
     """
     z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, y.device)
-    randn = {"randn": noise.randn_like} if args.mode == "SDE" else {}
+    randn: dict[str, Any] = {"randn": noise.randn_like} if args.mode == "SDE" else {}
     if keep is None:
         sampler = build_sampler(args, network.transport, **randn)
     else:
