@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-import train as training
+import train as program
 from data.latents import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset, native_channels
 from experiments.judge import Judge, shrunk
@@ -316,7 +316,7 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
 
 def load_images(args: argparse.Namespace) -> ImageDataset:
     """The data as train.py has them."""
-    given = training.make_parser().parse_args(common_args(args))
+    given = program.make_parser().parse_args(common_args(args))
     return load_dataset(args.data_path, given.image_size, native_channels(args.data_path) if given.vae == "none" else 3)
 
 

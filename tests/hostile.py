@@ -144,7 +144,7 @@ def continue_training(path: Path) -> None:
     argv = ["--data-path", "digits", "--ckpt", str(path), "--results-dir", str(path.parent / "none")]
     args = parser.parse_args(argv)
     start = find_start(args, parser, argv)
-    train.check_arguments(args, single())
+    train.check_arguments(args, 1)
     config = model_config(checkpoint.weights(start.saved, start.source), start.source)
     model = config.build()
     opt = build_optimizer(model, args.lr)

@@ -1,13 +1,112 @@
 """Which way the arrows go, and what is loaded only when it is used."""
 
+import ast
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
 
 import models
 from tests.conftest import ROOT
+
+PROGRAMS = ("train", "sample", "sample_ddp", "evaluate", "extract_latents", "export", "app")
+# Whoever stands in it may import what stands further down, and what is of its own package.
+ORDER = (
+    ("experiments", "benchmarks"),
+    PROGRAMS,
+    ("training",),
+    ("sampling",),
+    ("evaluation",),
+    ("data",),
+    ("train_utils", "download", "wandb_utils"),
+    ("models", "transport", "runtime"),  # which know nothing of each other
+)
+LAYERS = {name: height for height, names in enumerate(reversed(ORDER)) for name in names}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """All modules of the project but the tests, by name."""
+    paths = [p for name in LAYERS for p in [root / f"{name}.py", *(root / name).rglob("*.py")] if p.is_file()]
+    return {".".join(p.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+
+
+def imports(name: str, path: Path, known: set[str], types: bool = True) -> Iterator[str]:
+    """The project's modules that a module imports, wherever in it, or all but those for the type checker."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text())
+    if not types:
+        tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, [package, node.module])) if node.level else node.module or ""
+            found = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for module in found:
+            yield from {m for m in (module, module.rpartition(".")[0]) if m in known and m != package}
+
+
+def upward(root: Path) -> list[str]:
+    """Imports that run up, or to a neighbour, in the order above."""
+    known = modules(root)
+    found = []
+    for name, path in known.items():
+        own = name.partition(".")[0]
+        for module in imports(name, path, set(known)):
+            other = module.partition(".")[0]
+            if other != own and LAYERS[other] >= LAYERS[own]:
+                found.append(f"{name} imports {module}")
+    return found
+
+
+def circle(root: Path) -> list[str]:
+    """Modules that import each other in a circle, [] if there are none."""
+    known = modules(root)
+    graph = {name: set(imports(name, path, set(known), types=False)) - {name} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_every_arrow_points_down():
+    assert upward(ROOT) == [] and circle(ROOT) == []
+    unknown = {p.stem for p in ROOT.glob("*.py")} | {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert unknown - {*LAYERS, "tests"} == set(), "in no layer"
+
+
+def test_arrows_that_point_up_are_seen(tmp_path):
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+    write(models="import torch", transport__path="import torch", train="import data.sets, models", data__sets="")
+    assert upward(tmp_path) == [] and circle(tmp_path) == []
+    write(transport__path="def f():\n    from runtime import errors", runtime__errors="from train import main")
+    found = {"transport.path imports runtime.errors", "runtime.errors imports train"}
+    assert set(upward(tmp_path)) == found
+    write(sample="import train", data__feed="from sampling.network import draw", sampling__network="")
+    assert set(upward(tmp_path)) == found | {"sample imports train", "data.feed imports sampling.network"}
+    write(runtime__errors="from runtime import files", runtime__files="import runtime.errors")
+    assert set(circle(tmp_path)) == {"runtime.errors", "runtime.files"}
+
+
+def test_the_house_stays_small():
+    """What a newcomer sees first: programs and the names that SiT's users know; and no room is too full."""
+    assert {p.stem for p in ROOT.glob("*.py")} == {*PROGRAMS, "models", "train_utils", "download", "wandb_utils"}
+    assert len((ROOT / "train.py").read_text().splitlines()) < 250
+    packages = [p.parent for p in ROOT.glob("*/__init__.py")]
+    long = [p for package in packages if package.name != "tests" for p in package.rglob("*.py")]
+    assert [p for p in long if len(p.read_text().splitlines()) >= 400] == []
 
 
 def modules_after(statement: str) -> set[str]:
@@ -18,7 +117,7 @@ def modules_after(statement: str) -> set[str]:
 def test_the_transport_stands_alone():
     loaded = modules_after("import transport")
     assert "transport.sampler" in loaded
-    ours = {p.stem for p in ROOT.glob("*.py")}
+    ours = {*PROGRAMS, *LAYERS} - {"transport"}
     assert not loaded & (ours | {"timm", "diffusers", "wandb", "accelerate", "PIL"})
 
 
@@ -59,7 +158,7 @@ except SystemExit as ended:
     words = ran.stdout.partition("exit ")[2].split()
     helped = "--help" in arguments
     assert words[0] == ("0" if helped else "2") and ran.stderr.count("\n") == (not helped)
-    assert "errors" in words and not {"torch", "timm", "torchvision"} & set(words)
+    assert "runtime.errors" in words and not {"torch", "timm", "torchvision"} & set(words)
 
 
 @pytest.mark.parametrize("program", ["train.py", "sample.py"])

@@ -14,6 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+import wandb_utils
+from data.pictures import save_image
 from evaluation.statistics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
@@ -89,6 +94,7 @@ class Experiment:
         self.logger.setLevel(logging.INFO if process.is_main else logging.CRITICAL)
         self.saver = checkpoint.Saver()
         self.lock = -1
+        self.on_wandb = False
 
     def open(self, args: argparse.Namespace, start_step: int, source: str, seen: Stamps) -> None:
         """Make the folder ready, in the main process.
@@ -118,6 +124,12 @@ class Experiment:
             beside.write_text(json.dumps(plain(args), indent=1) + "\n")
         for name in COLUMNS:
             self._cut_table(name, start_step)
+
+    def start_wandb(self, args: argparse.Namespace, is_new: bool) -> None:
+        """From here on, log to Weights & Biases as well, in the main process."""
+        names = wandb_utils.required("ENTITY"), self.folder.name, wandb_utils.required("PROJECT")
+        wandb_utils.initialize(args, *names, wandb_utils.run_id(self.folder, is_new=is_new))
+        self.on_wandb = True
 
     def _cut_table(self, name: str, start_step: int) -> None:
         """Drop the rows of a table after start_step."""
@@ -151,26 +163,33 @@ class Experiment:
 
     def log_metrics(self, row: dict[str, float], steps_per_sec: float, images_per_sec: float) -> None:
         """One log line, and one row of metrics.csv, which holds nothing that depends on time."""
+        speed = {"steps_per_sec": round(steps_per_sec, 3), "images_per_sec": round(images_per_sec, 1)}
         skipped = f", {row['bad_steps']} bad steps skipped" if row["bad_steps"] else ""
         self.logger.info(
-            f"(step={row['step']:07d}) loss {row['loss']:.4f}, {steps_per_sec:.2f} steps/s, "
-            f"{images_per_sec:.1f} images/s{skipped}"
+            f"(step={row['step']:07d}) loss {row['loss']:.4f}, {speed['steps_per_sec']:.2f} steps/s, "
+            f"{speed['images_per_sec']:.1f} images/s{skipped}"
         )
         if self.is_main:
             self._append("metrics", row)
+        if self.on_wandb:
+            wandb_utils.log(row | speed, step=int(row["step"]))
 
     def has_evaluation(self, step: int) -> bool:
         """Whether a step's row is in evaluations.csv, as the first process sees it."""
         table = self.folder / "evaluations.csv"
         return distributed.from_main(lambda: table.is_file() and f"\n{step}," in table.read_text())
 
-    def log_evaluation(self, row: dict[str, Any], seconds: float) -> None:
+    def log_evaluation(self, about: dict[str, Any], results: dict[str, float], seconds: float) -> None:
         """One log line, and one row of evaluations.csv: what the numbers are of, and the numbers."""
+        row = about | results
         numbers = {k: v for k, v in row.items() if isinstance(v, float) and not k.endswith("_std")}
         text = ", ".join(f"{report_name(k, row['features'])} {v:.5g}" for k, v in numbers.items())
         self.logger.info(f"(step={row['step']:07d}) {text} ({row['samples']:,} samples, {seconds:.0f} s)")
         shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
         self._append("evaluations", {k: v for k, v in shown.items() if k in COLUMNS["evaluations"]})
+        if self.on_wandb:
+            names = {report_name(k, row["features"]): v for k, v in results.items()}
+            wandb_utils.log(names, step=row["step"])
 
     def _append(self, name: str, row: Mapping[str, object]) -> None:
         """One row of a table."""
@@ -186,8 +205,13 @@ class Experiment:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(table)) from None
 
-    def picture(self, step: int) -> Path:
-        return self.folder / "samples" / f"{step:07d}.png"
+    def save_picture(self, picture: Image.Image, step: int) -> None:
+        """Write a picture to samples/, in the main process."""
+        path = self.folder / "samples" / f"{step:07d}.png"
+        save_image(picture, path)
+        self.logger.info(f"Saved {path}")
+        if self.on_wandb:
+            wandb_utils.log_image(np.asarray(picture), step=step)
 
     def what_remains(self) -> str:
         """What there is to go back to from a run that has failed, as half a sentence."""

@@ -1,6 +1,7 @@
 """Evaluation during training: samples of the averaged weights against a reference, on all processes."""
 
 import argparse
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,8 +31,10 @@ from evaluation.statistics import (
 from models import SiT
 from runtime import distributed, progress
 from runtime.errors import UsageError
+from runtime.signals import StopRequest
 from sampling.network import ImageNoise, guided
 from train_utils import MAX_REFERENCE
+from training.experiment import Experiment
 from transport import Sampler, Transport
 
 BATCH = 64  # images at a time for the network that sees them
@@ -148,6 +151,28 @@ class Monitor:
         if found is None or self.reference is None:
             return {}
         return compare(found, self.reference, self.process.device)
+
+    def report(
+        self, step: int, model: SiT, transport: Transport, request: StopRequest, experiment: Experiment
+    ) -> float:
+        """Evaluate, and write the numbers to log.txt, evaluations.csv and Weights & Biases.
+
+        A signal ends it without numbers. Samples that are not finite are a warning in place of numbers.
+
+        Returns:
+            The seconds that it took.
+        """
+        start_time = time.monotonic()
+        stop = lambda: bool(distributed.greatest([request.signum])[0])  # noqa: E731
+        try:
+            results = self.evaluate(model, transport, stop)
+        except FloatingPointError as error:  # in all processes
+            experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
+            results = {}
+        seconds = time.monotonic() - start_time
+        if results:
+            experiment.log_evaluation(self.about(step), results, seconds)
+        return seconds
 
 
 def as_bytes(images: Tensor) -> Tensor:

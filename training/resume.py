@@ -2,18 +2,20 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import download
+from data.autoencoder import check_channels
 from data.order import steps_to_images
 from data.sets import Items
 from models import SiT
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
-from train_utils import default_combostoc_type, load_weights, model_config, typed_arguments
+from train_utils import ModelConfig, default_combostoc_type, load_weights, model_config, typed_arguments
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -132,6 +134,34 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
             )
 
 
+def find_model(start: Start, vae: str) -> ModelConfig | None:
+    """The model in the checkpoint, None where there is none.
+
+    Raises:
+        UsageError: the autoencoder does not fit it.
+        DataError: the checkpoint holds no model.
+    """
+    if not start.source:
+        return None
+    found = model_config(checkpoint.weights(start.saved, start.source), start.source)
+    check_channels(vae, found.in_channels, start.source)
+    return found
+
+
+def check_model(config: ModelConfig, found: ModelConfig | None, source: str) -> ModelConfig:
+    """The model of the arguments, with learn_sigma as in the checkpoint's.
+
+    Raises:
+        UsageError: the checkpoint's is another.
+    """
+    if found is None:
+        return config
+    config = replace(config, learn_sigma=found.learn_sigma)
+    if found != config:
+        raise UsageError(f"checkpoint {source} holds {found}; the arguments describe {config}")
+    return config
+
+
 def check_classes(class_names: list[str], args: argparse.Namespace, start: Start) -> list[str]:
     """Classes of the data against those of the model and of the checkpoint; returns warnings.
 
@@ -149,6 +179,11 @@ def check_classes(class_names: list[str], args: argparse.Namespace, start: Start
     if len(class_names) == args.num_classes:
         return []
     return [f"Warning: the data have {len(class_names)} of --num-classes {args.num_classes}; the others stay untrained"]
+
+
+def fingerprint(dataset: Items) -> dict[str, Any]:
+    """What a checkpoint knows of the data, to tell others from them."""
+    return {"images": len(dataset), "sha256": dataset.digest}
 
 
 def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespace) -> tuple[int, list[str]]:

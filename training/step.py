@@ -88,6 +88,17 @@ def compute_gradients(
     return torch.stack(losses).sum()
 
 
+def settle(model: nn.Module, opt: torch.optim.Optimizer, transport: Transport, x1: Tensor, precision_name: str) -> None:
+    """One backward pass for nothing, on latents of the shape that training has.
+
+    DistributedDataParallel arranges its buckets anew after the first, and with three processes or more the order in
+    which gradients are summed depends on that: the first step after a restart would be rounded otherwise.
+    """
+    y = torch.zeros(len(x1), dtype=torch.int64, device=x1.device)
+    compute_gradients(model, opt, transport, x1, y, precision_name=precision_name, grad_accum=1)
+    opt.zero_grad(set_to_none=True)
+
+
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float = 0.9999, bad: Tensor | None = None) -> None:
     """ema <- decay ema + (1 - decay) model, or nothing after a bad step."""

@@ -1,0 +1,136 @@
+"""What train.py is asked on the command line. Imported before torch, see `runtime.errors.begin`."""
+
+import argparse
+from pathlib import Path
+
+from runtime import precision
+from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int
+from runtime.errors import UsageError
+from runtime.precision import add_speed_args
+from train_utils import (
+    COMBOSTOC_TYPES,
+    MODEL_NAMES,
+    add_bad_images_arg,
+    add_eval_args,
+    add_flip_arg,
+    add_method_args,
+    add_workers_arg,
+    default_combostoc_type,
+    guidance_scale,
+    model_name,
+    parse_transport_args,
+)
+
+
+def make_parser(doc: str | None = None) -> Parser:
+    """The parser of train.py, whose docstring is its description."""
+    parser = Parser(description=doc)
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-path",
+        required=True,
+        help="folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or 'digits'",
+    )
+    group.add_argument(
+        "--image-size", type=positive_int, default=256, help="side of the crop in pixels; cached latents bring theirs"
+    )
+    group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
+    group.add_argument(
+        "--vae",
+        default="ema",
+        help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder; cached latents bring theirs",
+    )
+    group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
+    add_flip_arg(group, "mirror half of the images, other ones in each epoch")
+    add_bad_images_arg(group)
+    add_workers_arg(group)
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
+    group.add_argument(
+        "--combostoc-type",
+        choices=COMBOSTOC_TYPES,
+        help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE",
+    )
+    add_method_args(group)
+    group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
+    group.add_argument("--max-steps", type=positive_int, help="stop at this step, counted from the run's beginning")
+    group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
+    group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
+    group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW, constant")
+    group.add_argument("--ema-decay", type=decay, default=0.9999, help="decay a step of the averaged weights")
+    group.add_argument("--max-grad-norm", type=positive_float, help="scale longer gradients down; default: never")
+    group.add_argument(
+        "--max-bad-steps",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="steps whose loss or gradients are not finite are skipped; stop after so many in a row",
+    )
+    add_speed_args(group)
+    group.add_argument(
+        "--grad-accum",
+        type=positive_int,
+        default=1,
+        metavar="K",
+        help="compute a process's share of a batch in K parts",
+    )
+    group.add_argument(
+        "--grad-checkpointing", type=count, default=0, metavar="K", help="recompute every K-th block; 0: none"
+    )
+
+    group = parser.add_argument_group("experiment")
+    group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
+    group.add_argument("--exp", type=folder_name, default="exp_tmp", help="name of the experiment")
+    group.add_argument("--ckpt", help="continue this checkpoint: a file, a published name, or hf://owner/repo/file")
+    group.add_argument(
+        "--init-from", metavar="CKPT", help="begin a fresh run from the weights of this checkpoint that fit"
+    )
+    group.add_argument(
+        "--ckpt-format",
+        choices=["pt", "safetensors"],
+        default="pt",
+        help="of kept checkpoints: pt, with all that continuing takes, or safetensors, averaged weights for sample.py",
+    )
+    group.add_argument("--log-every", type=count, default=100, help="steps between log lines; 0 is never")
+    group.add_argument("--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints")
+    group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
+    group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures")
+    group.add_argument("--cfg-scale", type=guidance_scale, default=4.0, help="guidance of the sample pictures")
+    group.add_argument(
+        "--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY or `wandb login`, ENTITY, PROJECT)"
+    )
+
+    add_eval_args(parser.add_argument_group("evaluation"))
+    parse_transport_args(parser)
+    return parser
+
+
+def check_arguments(args: argparse.Namespace, world_size: int) -> None:
+    """Fill in the ComboStoc type, and refuse combinations that cannot work.
+
+    Raises:
+        UsageError: names the values.
+    """
+    args.combostoc_type = args.combostoc_type or default_combostoc_type(args.model)
+    if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":
+        raise UsageError(
+            f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
+        )
+    if args.combostoc_type == "UNSYNC_NONE":
+        for name, published in (("halfmixing", "on"), ("blend", "batch"), ("compensation", "on")):
+            if (value := getattr(args, name)) != published:
+                raise UsageError(f"--{name} {value} is for asynchronous times, not for UNSYNC_NONE")
+    parts = world_size * args.grad_accum
+    if args.global_batch_size % parts:
+        raise UsageError(
+            f"--global-batch-size {args.global_batch_size} is not divisible by {parts}, "
+            f"the processes ({world_size}) times --grad-accum {args.grad_accum}"
+        )
+    if args.ckpt and args.init_from:
+        raise UsageError(
+            f"--ckpt {args.ckpt} continues a run, --init-from {args.init_from} begins one: give one of them"
+        )
+    if args.compile:
+        precision.check_compiler()
