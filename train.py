@@ -141,8 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             while not stopped:
                 # Evaluate. A run that continues begins with what a signal has ended.
                 if monitor is not None and due(args.eval_every, step) and not experiment.has_evaluation(step):
-                    books.window.pause(monitor.report(step, ema, transport, request, experiment))
-                if step == total_steps:
+                    with books.window.paused():
+                        signum = monitor.report(step, ema, transport, request, experiment)
+                if signum or step == total_steps:
                     break
 
                 # Train.

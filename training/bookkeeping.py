@@ -4,7 +4,8 @@ All of it goes into a checkpoint, and nothing of it waits for a GPU between two 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -38,9 +39,12 @@ class LossWindow:
         self.total += torch.where(bad, 0.0, one)
         self.timed_steps += 1
 
-    def pause(self, seconds: float) -> None:
-        """Leave out time that was not spent on training."""
-        self.start_time += seconds
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out time that is not spent on training."""
+        start_time = time.monotonic()
+        yield
+        self.start_time += time.monotonic() - start_time
 
     def close(self) -> tuple[float, float]:
         """The mean loss over all processes, nan if all steps were bad, and steps a second; the window starts anew."""

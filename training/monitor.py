@@ -152,15 +152,13 @@ class Monitor:
             return {}
         return compare(found, self.reference, self.process.device)
 
-    def report(
-        self, step: int, model: SiT, transport: Transport, request: StopRequest, experiment: Experiment
-    ) -> float:
+    def report(self, step: int, model: SiT, transport: Transport, request: StopRequest, experiment: Experiment) -> int:
         """Evaluate, and write the numbers to log.txt, evaluations.csv and Weights & Biases.
 
-        A signal ends it without numbers. Samples that are not finite are a warning in place of numbers.
+        Samples that are not finite are a warning in place of numbers.
 
         Returns:
-            The seconds that it took.
+            The number of a signal that asks any of the processes to stop, which ends it without numbers, or 0.
         """
         start_time = time.monotonic()
         stop = lambda: bool(distributed.greatest([request.signum])[0])  # noqa: E731
@@ -169,10 +167,9 @@ class Monitor:
         except FloatingPointError as error:  # in all processes
             experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
             results = {}
-        seconds = time.monotonic() - start_time
         if results:
-            experiment.log_evaluation(self.about(step), results, seconds)
-        return seconds
+            experiment.log_evaluation(self.about(step), results, time.monotonic() - start_time)
+        return distributed.greatest([request.signum])[0]
 
 
 def as_bytes(images: Tensor) -> Tensor:
