@@ -37,6 +37,7 @@ def port_number(text: str) -> int:
 if __name__ == "__main__":
     begin(make_parser())
 
+import logging
 import math
 import os
 import socket
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = load_network(args, process.device, default_vae="mse")
         studio = Studio(network, process.device, args.precision)
         page = build_page(studio)
+        logging.getLogger("uvicorn.error").addFilter(is_of_the_program)
         print(f"{network.config.name} at http://{args.host}:{args.port}; stop with Ctrl-C", flush=True)
         page.queue(default_concurrency_limit=1).launch(
             server_name=args.host,
@@ -115,6 +117,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             css=CSS,
         )
         studio.close()
+
+
+def is_of_the_program(record: logging.LogRecord) -> bool:
+    """Whether what the server logs is more than that a browser went away, as it does where an upload is too large."""
+    from starlette.requests import ClientDisconnect
+
+    return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
 
 def check_address(host: str, port: int) -> None:

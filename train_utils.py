@@ -324,9 +324,13 @@ def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any)
     from transport import Sampler
 
     sampler = Sampler(transport)
-    make: Callable[..., SampleFn] = sampler.sample_ode_likelihood if args.likelihood else sampler.sample_ode
+    make: Callable[..., SampleFn]
     if args.mode == "SDE":
         make = sampler.sample_sde
+    elif args.likelihood:
+        make = sampler.sample_ode_likelihood
+    else:
+        make = sampler.sample_ode
     return checked(make, **sampler_settings(args), **kwargs)
 
 

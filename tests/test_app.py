@@ -5,6 +5,7 @@ The page needs Gradio and a browser; without either its tests are skipped.
 
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import signal
@@ -187,7 +188,7 @@ def tiles(sheet: Image.Image) -> list[np.ndarray]:
 
 def test_gradio_is_imported_when_the_page_is_made():
     loaded = modules_after("import app")
-    assert "studio" in loaded and not loaded & {"gradio", "diffusers", "sklearn"}
+    assert "sampling.studio" in loaded and not loaded & {"gradio", "diffusers", "sklearn"}
 
 
 @pytest.mark.parametrize(
@@ -435,6 +436,18 @@ def test_pictures_that_cannot_be_read(visit, files):
     assert page.locator("#trouble").inner_text() == ""
     assert len(tiles(visit.generate())) == 6
     assert "Traceback" not in (files / "log.txt").read_text()
+
+
+def test_a_browser_that_goes_away_is_no_error_of_the_program():
+    """Of an upload that is too large it depends on the moment whether the server is still reading."""
+    from starlette.requests import ClientDisconnect
+
+    def logged(error: Exception) -> bool:
+        exc_info = (type(error), error, None)
+        return app.is_of_the_program(logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "", (), exc_info))
+
+    assert not logged(ClientDisconnect()) and logged(ValueError())
+    assert app.is_of_the_program(logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "no exception", (), None))
 
 
 def test_it_listens_on_the_loopback_only(server):
