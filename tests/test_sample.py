@@ -1,5 +1,4 @@
 import argparse
-import re
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -14,7 +13,7 @@ import sample_ddp
 from data.pictures import to_uint8
 from models import SiT_models
 from runtime import checkpoint
-from runtime.errors import DataError, UsageError
+from runtime.errors import DataError
 from sampling.network import ImageNoise, guided_by
 from tests.conftest import run_cli
 from tests.runtime.test_checkpoint import predecessor_checkpoint
@@ -147,35 +146,6 @@ def test_a_model_with_room_for_more_classes_shows_those_it_knows(trained, tmp_pa
     checkpoint.save(tmp_path / "ckpt.pt", content)
     assert run(tmp_path, tmp_path).shape == (4 * 82 + 4, 2 * 68 + 4, 3)
     assert run(tmp_path, tmp_path, "--class-labels", "7").shape == (86, 72, 3)
-
-
-def test_default_labels():
-    assert sample.default_labels(1000) == [207, 360, 387, 974, 88, 979, 417, 279]
-    assert sample.default_labels(10) == list(range(10)) * 4
-    assert sample.default_labels(3) == [0, 1, 2] * 4
-    assert sample.default_labels(1) == [0] * 4
-    assert len(sample.default_labels(100)) == 40 and max(sample.default_labels(100)) == 99
-
-
-def network_of(num_classes: int, names: list[str] | None) -> SimpleNamespace:
-    return SimpleNamespace(config=SimpleNamespace(num_classes=num_classes), class_names=names)
-
-
-def test_class_labels_are_numbers_or_names():
-    network = network_of(12, ["ant", "7", "chien e\u0301pagneul", "bee"])  # as macOS hands over é
-    assert sample.class_labels(["bee", "0", "chien épagneul", "ant", "11"], network) == [3, 0, 2, 0, 11]
-    assert sample.class_labels(["7"], network) == [7]  # a number is a label
-    assert sample.class_labels(["null"], network) == [12]
-    assert sample.class_labels(["3"], network_of(5, None)) == [3]
-    for word, names, says in (
-        ("bea", network.class_names, "bea is unknown: the model has 0 to 11, null, 4 names such as bee"),
-        ("zzz", network.class_names, "zzz is unknown: the model has 0 to 11, null, 4 names such as ant, 7"),
-        ("bee", None, "bee is unknown: the model has 0 to 11, null and no names"),
-        ("-1", network.class_names, "-1 is out of range: the model has 0 to 11"),
-        ("2.0", None, "2.0 is unknown"),
-    ):
-        with pytest.raises(UsageError, match=f"^class label {re.escape(says)}"):
-            sample.class_labels([word], network_of(12, names))
 
 
 def test_a_name_draws_what_its_number_draws(trained, tmp_path):
