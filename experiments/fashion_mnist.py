@@ -1,9 +1,9 @@
 """Write Fashion-MNIST as a folder of pictures that train.py reads: 60,000 of 28 x 28 in ten classes.
 
-    python experiments/fashion_mnist.py --out data/fashion-mnist
+    python experiments/fashion_mnist.py --out results/fashion-mnist
 
 The files are those of Debian's package dataset-fashion-mnist, if it is installed, or are fetched by torchvision; they
-are left in data/fashion-mnist-files.
+are left in results/fashion-mnist-files.
 """
 
 import argparse

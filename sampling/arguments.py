@@ -1,4 +1,4 @@
-"""What the programs that sample are asked on the command line. Imported before torch, see `errors.begin`."""
+"""What the programs that sample are asked on the command line. Imported before torch, see `runtime.errors.begin`."""
 
 import argparse
 import re

@@ -180,7 +180,7 @@ def guided(
         cfg_channels: see `SiT.forward_with_cfg`.
         interval: guide where t is in it (arXiv 2404.07724); when it is nowhere, the unconditional half is not computed.
             Entries with times of their own are guided by these; a t of shape (N,) is one time.
-        precision_name: one of `precision.PRECISIONS`.
+        precision_name: one of `runtime.precision.PRECISIONS`.
     """
     low, high = interval
     always = low <= 0 and high >= 1

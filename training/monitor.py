@@ -134,7 +134,7 @@ class Monitor:
         return {"step": step, **about, "sampling_steps": args.eval_sampling_steps}
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
-        """The numbers of `evaluation.compare`, in the first process; {} in the others, or if asked to stop.
+        """The numbers of `evaluation.statistics.compare`, in the first process; {} in the others, or if asked to stop.
 
         Args:
             stop: asked between batches, in all processes at the same time, and answered alike in all.
