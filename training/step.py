@@ -45,7 +45,7 @@ def training_step(
     Args:
         model: a `SiT`, or one in DistributedDataParallel, which averages gradients once a step.
         x1, y: (N, C, H, W) latents and (N,) labels.
-        precision_name: one of `runtime.precision.PRECISIONS`; parameters, gradients and loss are float32 in all of them.
+        precision_name: one of `runtime.precision.PRECISIONS`; parameters, gradients and loss stay float32.
         grad_accum: parts the batch is computed in, one after the other, for less memory. Each is half-mixed.
         max_grad_norm: scale longer gradients down to this norm.
     """

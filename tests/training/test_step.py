@@ -7,8 +7,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models import ComboStoc_models
-from runtime import precision
-from runtime.errors import UsageError
 from tests.conftest import Operations
 from training.step import build_optimizer, lerp_together, training_step, update_ema
 from transport import create_transport
@@ -115,12 +113,6 @@ def test_parts_must_be_equal(job):
         training_step(*job, ema_decay=0.9, grad_accum=3)
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UsageError, match=r"--compile needs a compiler; none of g\+\+, gcc, clang"):
-        precision.check_compiler()
-
-
 def test_the_average_is_an_exponential_one():
     average, model = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
     expected = 0.9 * average.weight.detach() + 0.1 * model.weight.detach()
@@ -167,19 +159,6 @@ def test_a_step_that_is_not_finite_changes_nothing(job, where, parts, monkeypatc
         torch.testing.assert_close(new, old, rtol=0, atol=0)
     assert not step(x1=x1, y=y).bad
     assert opt.state[model.final_layer.linear.weight]["step"] == 2
-
-
-@pytest.mark.parametrize("name", precision.PRECISIONS)
-def test_precision(name):
-    """fp32 forbids TF32; bf16 is autocast and nothing else is."""
-    try:
-        precision.setup(name)
-        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is (name != "fp32")
-        with precision.autocast(name, torch.device("cpu")):
-            product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert product.dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
-    finally:
-        precision.setup("fp32")
 
 
 def test_the_average_may_be_updated_as_sits_forks_do():
