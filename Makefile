@@ -1,5 +1,6 @@
 # make demo           train on the embedded digits, sample, count: a few minutes on any CPU
 # make test           linters, types and the whole test suite
+# make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 10 minutes
 # make smoke          what users do, in short, with another Python: make smoke PYTHON=python3.13; a minute, in .venv-3.13
 # make drill          longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # make graded         the study of graded control on digits and on coloured digits, after make demo; 90 minutes
@@ -17,7 +18,7 @@ READY := .venv/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
-.PHONY: help demo test smoke smoke-steps drill graded study study-choices study-colour timesteps
+.PHONY: help demo test docs-check smoke smoke-steps drill graded study study-choices study-colour timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -71,6 +72,10 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not drill" -n 3 --dist loadfile --no-loadscope-reorder
+
+# In a copy of the working tree: nothing of the user's is overwritten.
+docs-check: $(READY)
+	$(BIN)/python -m tests.docs_check
 
 # What users do with a Python: train, continue, sample, count, evaluate. With what they install, in an environment of its
 # own, which is not made anew.
