@@ -256,7 +256,8 @@ def test_the_reader_knows_shell():
 def test_make_has_the_targets():
     targets = make_targets((ROOT / "Makefile").read_text())
     assert "demo" in targets and "PYTHON" not in targets
-    named = {words[1] for c in COMMANDS for words in simple_commands(c.text) if words[:1] == ["make"]}
+    shell = [c for page in PROSE for block in blocks(page) if block.language == "bash" for c in commands(block)]
+    named = {words[1] for c in shell for words in simple_commands(c.text) if words[:1] == ["make"]}
     for page in PROSE:
         named |= set(re.findall(r"`make\s+([a-z][\w-]*)[^`]*`", without_code(page)))
     assert {"test", "docs-check"} <= named and not named - targets
