@@ -1,6 +1,6 @@
 # make demo           train on the embedded digits, sample, count: a few minutes on any CPU
 # make test           linters, types and the whole test suite
-# make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 10 minutes
+# make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes
 # make smoke          what users do, in short, with another Python: make smoke PYTHON=python3.13; a minute, in .venv-3.13
 # make drill          longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # make graded         the study of graded control on digits and on coloured digits, after make demo; 90 minutes
