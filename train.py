@@ -43,7 +43,7 @@ from training.experiment import Experiment, plain
 from training.monitor import Monitor
 from training.preview import preview
 from training.step import build_optimizer, settle, training_step
-from training.step import update_ema as update_ema  # and this
+from training.step import update_ema as update_ema  # SiT has it here
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,8 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines += warnings
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
-    share = len(dataset), args.global_batch_size, process.rank, process.world_size
-    order = BatchOrder(*share, args.global_seed, step, seen, flip=args.flip)
+    order = BatchOrder(
+        length=len(dataset),
+        global_batch_size=args.global_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        seed=args.global_seed,
+        start_step=step,
+        start=seen,
+        flip=args.flip,
+    )
     total_steps = max(order.last_step(args.epochs), 0)
     total_steps = min(total_steps, args.max_steps or total_steps)
     if step > total_steps:
@@ -103,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines += monitor.prepare() if monitor is not None else []
 
     # From here on files are written.
-    with Experiment(args, process) as experiment:
+    with Experiment(args, process) as experiment, signals.StopRequest() as request:
         distributed.from_main(lambda: experiment.open(args, step, start.source, start.seen))
         log = experiment.logger.info
         log(distributed.describe(process, args.precision))
@@ -119,9 +127,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.wandb and process.is_main:
             experiment.start_wandb(args, is_new=not start.source)
 
+        saved_step = -1
+
+        def save(*, rolling: bool, kept: bool, is_end: bool) -> None:
+            nonlocal saved_step
+            state = books.state() | {"images_seen": order.images(step), "data": resume.fingerprint(dataset)}
+            if state["bad_steps"][0] and not is_end:  # they may have begun with a last good one
+                log(f"Not saved at step {step}, which was a bad one")
+                return
+            saved_step = step
+            if process.is_main:
+                modules = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict()}
+                about = {"args": plain(args), "class_names": dataset.class_names, "progress": state}
+                content = {**modules, "step": step, **about}
+                experiment.save(content, rolling=rolling, kept=kept, kept_format=args.ckpt_format)
+
         on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
         with (
-            signals.StopRequest() as request,
             load_batches(dataset, order, args.num_workers, process.device, books.found) as loaded,
             progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal) as bar,
             logging_redirect_tqdm([experiment.logger]),
@@ -143,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if monitor is not None and due(args.eval_every, step) and not experiment.has_evaluation(step):
                     with books.window.paused():
                         signum = monitor.report(step, ema, transport, request, experiment)
+                    if signum and saved_step != step:
+                        save(rolling=True, kept=False, is_end=True)
                 if signum or step == total_steps:
                     break
 
@@ -192,26 +216,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                     except FloatingPointError as error:  # training may mend it
                         log(f"Warning: no sample picture at step {step}: {error}")
 
-                # Save: last, so that a run that is continued from here has all of the above behind it.
+                # Save. A run that is continued from here has the step's line and picture behind it.
                 rolling = due(args.reckpt_every, step) or is_end or due(args.eval_every, step)
                 kept = due(args.ckpt_every, step) or (args.ckpt_format == "safetensors" and step == total_steps)
                 if rolling or kept:
-                    state = books.state() | {"images_seen": order.images(step), "data": resume.fingerprint(dataset)}
-                    if state["bad_steps"][0] and not is_end:  # they may have begun with a last good one
-                        log(f"Not saved at step {step}, which was a bad one")
-                    elif process.is_main:
-                        modules = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict()}
-                        about = {"args": plain(args), "class_names": dataset.class_names, "progress": state}
-                        content = {**modules, "step": step, **about}
-                        experiment.save(content, rolling=rolling, kept=kept, kept_format=args.ckpt_format)
+                    save(rolling=rolling, kept=kept, is_end=is_end)
                 experiment.saver.check()
 
         experiment.saver.wait()
         distributed.barrier()  # nobody leaves before all is written: torchrun would end the others
         check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
         log(f"Stopped by {signals.name(signum)} at step {step}; the same command continues" if signum else "Done")
-        if args.wandb and process.is_main:
-            wandb_utils.finish()
+    if args.wandb and process.is_main:
+        wandb_utils.finish()
     distributed.cleanup()
     if signum:
         sys.exit(128 + signum)

@@ -10,10 +10,9 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.command_line import count, none_or_str, positive_float, positive_int, unit_float
+from runtime.command_line import count, none_or_str, positive_float, unit_float
 from runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
 SCHEDULES = ("number", "size")
 EXTRACTORS = ("inception", "efficientnet-lite0")
 
-MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
 
 
@@ -108,22 +106,6 @@ def add_flip_arg(parser: argparse._ActionsContainer, what: str) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help=f"{what}; --no-flip where left and right matter, as in text",
-    )
-
-
-def add_eval_args(parser: argparse._ActionsContainer) -> None:
-    """Add --eval-every and what belongs to it."""
-    parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0 is never")
-    parser.add_argument("--eval-samples", type=positive_int, default=10_000, help="samples of the averaged weights")
-    parser.add_argument(
-        "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
-    )
-    parser.add_argument("--eval-features", choices=EXTRACTORS, default="inception", help="network that sees the images")
-    parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
-    parser.add_argument(
-        "--eval-reference",
-        metavar="FILE",
-        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}",
     )
 
 
@@ -267,28 +249,8 @@ def load_weights(model: SiT, state: StateDict, source: str) -> None:
 # ---- transport and samplers ----------------------------------------------------------------------------------------
 
 
-def add_method_args(parser: argparse._ActionsContainer) -> None:
-    """Add what ComboStoc's training may vary; the defaults are the published method."""
-    switch = ("on", "off")
-    parser.add_argument(
-        "--halfmixing", choices=switch, default="on", help="asynchronous times in half of each batch; off: in all of it"
-    )
-    parser.add_argument(
-        "--blend",
-        choices=BLENDS,
-        default="batch",
-        help="mix asynchronous times with a synchronous one, by a weight for the batch or for each sample",
-    )
-    parser.add_argument(
-        "--compensation",
-        choices=switch,
-        default="on",
-        help="turn the velocity of asynchronous samples towards the diagonal",
-    )
-
-
 def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same as `create_transport` calls it, the published method where nothing is said."""
+    """What training varies of the method, as `create_transport` calls it; the published one where nothing is said."""
     import transport
 
     return {

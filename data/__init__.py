@@ -1,3 +1,4 @@
-"""What is trained on: data sets, pictures, latents, and their way to the model."""
+"""What is trained on: sets and their order, picture files, cached latents, the autoencoder, the way to the device; and
+pictures made of samples."""
 
 from data.images import center_crop_arr as center_crop_arr  # SiT has it here

@@ -112,8 +112,8 @@ def encoder_of(autoencoder: LatentSpace) -> dict[str, Any]:
 class CachedLatents(Dataset[tuple[Tensor, int]]):
     """Posterior moments of latents, memory-mapped.
 
-    An item is a tensor (2, C, h, w), mean and standard deviation, and its label; `autoencoder.draw_posterior` makes a
-    latent of it.
+    An item is a tensor (2, C, h, w), mean and standard deviation, and its label; `data.autoencoder.draw_posterior`
+    makes a latent of it.
 
     Args:
         folder: what `extract_latents.py` wrote.

@@ -1,1 +1,1 @@
-"""Processes and files: what a program needs before it has a model."""
+"""Processes, files and command lines: what a program needs before it has a model."""

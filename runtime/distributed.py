@@ -61,7 +61,7 @@ def setup(timeout: timedelta = LONG_TIMEOUT) -> Process:
     if place is None:
         return single()
     rank, world_size, local_rank = place
-    os.environ["LOCAL_RANK"] = str(local_rank)  # `errors.report` reads it
+    os.environ["LOCAL_RANK"] = str(local_rank)  # `runtime.errors.report` reads it
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UsageError(

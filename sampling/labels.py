@@ -7,9 +7,7 @@ from collections.abc import Iterable
 
 from runtime.errors import UsageError
 from sampling.arguments import NULL
-from sampling.network import (
-    Network,
-)
+from sampling.network import Network
 
 IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from runtime import checkpoint
 from tests.conftest import ROOT
 from tests.faults import NAME, RUN, STEPS, Fault, differences, free_port, launch, metrics, random_faults
 
@@ -47,6 +48,17 @@ def test_a_run_that_is_killed_ten_times_is_the_same_run(uninterrupted, tmp_path,
     assert launch(argv, tmp_path / "output", world_size=world_size) == [0] * world_size
     assert differences(uninterrupted(world_size), tmp_path / NAME) == []
     assert "Traceback" not in (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_signal_while_the_last_checkpoint_is_written_does_no_harm(tmp_path, world_size):
+    """As where a scheduler and torchrun both pass on one request."""
+    argv = [*RUN, "--results-dir", str(tmp_path)]
+    fault = Fault("SIGTERM", "half a file", STEPS - 1)
+    codes = launch(argv, tmp_path / "output", world_size=world_size, fault=fault)
+    assert codes == [0] * world_size, (tmp_path / "output").read_text()[-3000:]
+    assert checkpoint.load(tmp_path / NAME / "ckpt.pt")["step"] == STEPS
+    assert "Done" in (tmp_path / NAME / "log.txt").read_text()
 
 
 def test_three_processes_too(tmp_path):

@@ -6,12 +6,10 @@ import torch
 import models
 import train_utils
 import transport
-from data.autoencoder import latent_size
-from data.skipping import check_readable
 from evaluation import features
 from models import SiT
 from runtime.command_line import Parser
-from runtime.errors import DataError, UsageError
+from runtime.errors import DataError
 from tests.conftest import GaussianModel
 from train_utils import (
     MODELS,
@@ -101,21 +99,6 @@ def test_weights_that_do_not_fit_are_named():
         load_weights(model, state | {"extra": torch.ones(1)}, "x.pt")
     with pytest.raises(DataError, match=r"pos_embed of shape \(1, 4, 96\), the model \(1, 16, 96\)"):
         load_weights(model, state | {"pos_embed": torch.zeros(1, 4, 96)}, "x.pt")
-
-
-def test_one_bad_image_is_allowed_in_a_small_set():
-    """0.001 of 500 is none, and would end every run at the first; 0 is meant."""
-    for total, share, allowed in ((500, 0.001, 1), (5, 0.001, 1), (5000, 0.001, 5), (40, 0.1, 4), (500, 0, 0)):
-        bad = ["a.png cannot be read"] * (allowed + 1)
-        check_readable(bad[1:], total, share)
-        with pytest.raises(DataError, match=rf"^{allowed + 1} of {total:,} images cannot be read, more than --max-bad"):
-            check_readable(bad, total, share)
-
-
-def test_image_sizes():
-    assert latent_size(256, 8, "SiT-XL/2") == 32 and latent_size(8, 1, "ComboStoc-XS/4") == 8
-    with pytest.raises(UsageError, match="--image-size 250 is not a multiple of 16"):
-        latent_size(250, 8, "SiT-XL/2")
 
 
 def test_typed_arguments_are_told_from_defaults():

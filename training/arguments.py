@@ -6,20 +6,21 @@ from pathlib import Path
 from runtime import precision
 from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int
 from runtime.errors import UsageError
-from runtime.precision import add_speed_args
 from train_utils import (
+    BLENDS,
     COMBOSTOC_TYPES,
+    EXTRACTORS,
     MODEL_NAMES,
     add_bad_images_arg,
-    add_eval_args,
     add_flip_arg,
-    add_method_args,
     add_workers_arg,
     default_combostoc_type,
     guidance_scale,
     model_name,
     parse_transport_args,
 )
+
+MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 
 
 def make_parser(doc: str | None = None) -> Parser:
@@ -68,7 +69,7 @@ def make_parser(doc: str | None = None) -> Parser:
         metavar="N",
         help="steps whose loss or gradients are not finite are skipped; stop after so many in a row",
     )
-    add_speed_args(group)
+    precision.add_speed_args(group)
     group.add_argument(
         "--grad-accum",
         type=positive_int,
@@ -105,6 +106,42 @@ def make_parser(doc: str | None = None) -> Parser:
     add_eval_args(parser.add_argument_group("evaluation"))
     parse_transport_args(parser)
     return parser
+
+
+def add_method_args(parser: argparse._ActionsContainer) -> None:
+    """Add what ComboStoc's training may vary; the defaults are the published method."""
+    switch = ("on", "off")
+    parser.add_argument(
+        "--halfmixing", choices=switch, default="on", help="asynchronous times in half of each batch; off: in all of it"
+    )
+    parser.add_argument(
+        "--blend",
+        choices=BLENDS,
+        default="batch",
+        help="mix asynchronous times with a synchronous one, by a weight for the batch or for each sample",
+    )
+    parser.add_argument(
+        "--compensation",
+        choices=switch,
+        default="on",
+        help="turn the velocity of asynchronous samples towards the diagonal",
+    )
+
+
+def add_eval_args(parser: argparse._ActionsContainer) -> None:
+    """Add --eval-every and what belongs to it."""
+    parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0 is never")
+    parser.add_argument("--eval-samples", type=positive_int, default=10_000, help="samples of the averaged weights")
+    parser.add_argument(
+        "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
+    )
+    parser.add_argument("--eval-features", choices=EXTRACTORS, default="inception", help="network that sees the images")
+    parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
+    parser.add_argument(
+        "--eval-reference",
+        metavar="FILE",
+        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}",
+    )
 
 
 def check_arguments(args: argparse.Namespace, world_size: int) -> None:

@@ -33,7 +33,7 @@ from runtime import distributed, progress
 from runtime.errors import UsageError
 from runtime.signals import StopRequest
 from sampling.network import ImageNoise, guided
-from train_utils import MAX_REFERENCE
+from training.arguments import MAX_REFERENCE
 from training.experiment import Experiment
 from transport import Sampler, Transport
 
@@ -158,10 +158,16 @@ class Monitor:
         Samples that are not finite are a warning in place of numbers.
 
         Returns:
-            The number of a signal that asks any of the processes to stop, which ends it without numbers, or 0.
+            The number of a signal that asked any of the processes to stop, and so ended it without numbers, or 0.
         """
         start_time = time.monotonic()
-        stop = lambda: bool(distributed.greatest([request.signum])[0])  # noqa: E731
+        signum = 0
+
+        def stop() -> bool:
+            nonlocal signum
+            signum = distributed.greatest([request.signum])[0]
+            return bool(signum)
+
         try:
             results = self.evaluate(model, transport, stop)
         except FloatingPointError as error:  # in all processes
@@ -169,7 +175,7 @@ class Monitor:
             results = {}
         if results:
             experiment.log_evaluation(self.about(step), results, time.monotonic() - start_time)
-        return distributed.greatest([request.signum])[0]
+        return signum
 
 
 def as_bytes(images: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import shutil
 import pytest
 import torch
 
-from data.autoencoder import load_autoencoder
-from runtime.errors import DataError
+from data.autoencoder import latent_size, load_autoencoder
+from runtime.errors import DataError, UsageError
 
 CPU = torch.device("cpu")
 
@@ -134,3 +134,9 @@ def test_without_the_hub_pixel_space_is_not_suggested(monkeypatch):
     monkeypatch.setattr(AutoencoderKL, "from_pretrained", fail)
     with pytest.raises(DataError, match=r"no network \(without network, give --vae a diffusers folder of it\)$"):
         load_autoencoder("ema", CPU)
+
+
+def test_image_sizes():
+    assert latent_size(256, 8, "SiT-XL/2") == 32 and latent_size(8, 1, "ComboStoc-XS/4") == 8
+    with pytest.raises(UsageError, match="--image-size 250 is not a multiple of 16"):
+        latent_size(250, 8, "SiT-XL/2")

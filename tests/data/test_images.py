@@ -12,6 +12,7 @@ from data.sets import ImageFolder
 from runtime.errors import DataError
 from tests.conftest import golden
 
+G = golden("data")
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
@@ -225,9 +226,6 @@ def test_any_name_will_do(tmp_path):
     data = ImageFolder(tmp_path, 8)
     assert len(data) == len(names) and data.class_names == ["klasse ß"]
     assert all(data[k, True][0].shape == (3, 8, 8) for k in range(len(names)))
-
-
-G = golden("data")
 
 
 @pytest.mark.parametrize("k", range(4))

@@ -77,7 +77,7 @@ def test_bad_folders_are_named(tmp_path):
         ImageFolder(tmp_path, 8)[0, False]
 
 
-# ---- order ---------------------------------------------------------------------------------------------------------
+# ---- the same for all processes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

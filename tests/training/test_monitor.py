@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,9 +15,11 @@ import train
 from evaluation.image_sets import open_images
 from models import ComboStoc_models
 from runtime import checkpoint
+from sampling.network import ImageNoise
 from tests.conftest import DIGITS_ARGS
 from tests.faults import Fault, launch
 from tests.test_train import assert_equal_bit_for_bit
+from transport import Transport
 
 EVALUATED = [
     *("--eval-samples", "24", "--eval-sampling-steps", "4"),
@@ -93,6 +97,31 @@ def test_a_signal_ends_an_evaluation_which_the_run_that_continues_makes_up_for(t
     assert not (folder / "evaluations.csv").exists()
     assert checkpoint.load(folder / "ckpt.pt")["step"] == 2  # saved before the evaluation; no step after it
     assert launch(args, tmp_path / "log", world_size=2) == [0, 0], (tmp_path / "log").read_text()
+    assert [row["step"] for row in rows(folder)] == ["2", "4"]
+
+
+def test_a_signal_in_an_evaluation_after_a_bad_step_loses_nothing(tmp_path, reference, monkeypatch):
+    """A bad step is not saved, and so what came before it is not, either, if the run ends there."""
+    losses, labels, steps = Transport.training_losses, ImageNoise.labels, []
+
+    def second_is_bad(self, *args, **settings):
+        steps.append(terms := losses(self, *args, **settings))
+        return terms | {"loss": terms["loss"] + torch.inf} if len(steps) == 2 else terms
+
+    def interrupted(self, classes):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return labels(self, classes)
+
+    monkeypatch.setattr(Transport, "training_losses", second_is_bad)
+    monkeypatch.setattr(ImageNoise, "labels", interrupted)
+    args = [*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", "4", *EVALUATED, "--eval-every", "2"]
+    with pytest.raises(SystemExit, match="143"):
+        train.main([*args, "--eval-reference", str(reference)])
+    folder = tmp_path / "ComboStoc-XS-4-exp_tmp"
+    saved = checkpoint.load(folder / "ckpt.pt")
+    assert saved["step"] == 2 and saved["progress"]["bad_steps"] == [1, 1]
+    monkeypatch.undo()
+    train.main([*args, "--eval-reference", str(reference)])
     assert [row["step"] for row in rows(folder)] == ["2", "4"]
 
 
