@@ -7,6 +7,7 @@ import torch
 from tests.conftest import GaussianModel, golden, relative_error
 from tests.transport.test_integrators import exact_moments_of_the_scheme
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler, create_transport
+from transport import sampler as sampler_module
 
 G = golden("samplers")
 PATHS = ["Linear", "GVP", "VP"]
@@ -52,9 +53,52 @@ def gaussian(path, prediction, **kwargs):
     return transport, GaussianModel(transport.path_sampler, prediction, MU, SD)
 
 
+@pytest.fixture
+def integrated_once(monkeypatch):
+    """What several settings of a sampler have in common is integrated once a test, which is most of their time.
+
+    In common is: where from and where to, how, and fields that have the same values at the start and at three times on
+    the way, bit for bit.
+    """
+    known: dict[tuple, list] = {}
+    draws: dict[tuple, int] = {}
+
+    def values(field, x, t0, t1):
+        times = torch.linspace(t0, t1, 5, dtype=x.dtype)[:4]
+        return [tuple(field(x + k, t.expand(len(x))).flatten().tolist()) for k, t in enumerate(times)]
+
+    def ode(field, state, t0, t1, *, integrate=sampler_module.integrate_ode, **settings):
+        (x,) = state
+        fields = values(lambda x, t: field(t[0], (x,))[0], x, t0, t1)
+        key = (t0, t1, *settings.items(), *x.flatten().tolist(), *fields)
+        if key not in known:
+            known[key] = integrate(field, state, t0, t1, **settings)
+        return known[key]
+
+    def sde(drift, diffusion, x, t0, t1, *, randn, integrate=sampler_module.integrate_sde, **settings):
+        fields = values(drift, x, t0, t1) + values(diffusion, x, t0, t1)
+        key = (t0, t1, *settings.items(), *x.flatten().tolist(), *fields)
+        if key in known:
+            for _ in range(draws[key]):  # as it would have
+                randn(x)
+            return known[key]
+        draws[key] = 0
+
+        def counted(x):
+            draws[key] += 1
+            return randn(x)
+
+        known[key] = integrate(drift, diffusion, x, t0, t1, randn=counted, **settings)
+        return known[key]
+
+    monkeypatch.setattr(sampler_module, "integrate_ode", ode)
+    monkeypatch.setattr(sampler_module, "integrate_sde", sde)
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.usefixtures("integrated_once")
 def test_every_ode_setting_is_right_and_reversible(path, prediction, method):
     """Noise maps to mu + sd z, also with eps given as 0, and back to the same noise."""
     z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
@@ -71,6 +115,7 @@ def test_every_ode_setting_is_right_and_reversible(path, prediction, method):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("method", SDE_METHODS)
 @pytest.mark.parametrize("form", DIFFUSION_FORMS)
+@pytest.mark.usefixtures("integrated_once")
 def test_every_sde_setting_has_the_right_moments(path, prediction, method, form):
     """The scheme's own moments, free of sampling error, are those of the marginal sent through the last step.
 
