@@ -1,35 +1,23 @@
-"""Runs of train.py that are killed at a chosen moment.
-
-They are forked from a server that has everything imported, so that a start takes a fraction of a second instead of ten;
-from there on they are processes like any other, with data workers and a process group of their own.
-"""
+"""Runs of train.py that are killed at a chosen moment, started by `tests.forked`."""
 
 import csv
-import importlib
 import multiprocessing
 import os
 import random
 import resource
 import signal
-import socket
-import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-import sklearn.datasets  # noqa: F401 -- for the server
 import torch
 from PIL import Image
 
-import evaluate  # noqa: F401 -- for the server
-import sample_ddp  # noqa: F401 -- for the server, as are the programs
-import train  # noqa: F401
 from runtime import checkpoint, distributed, files
-from runtime.errors import run_program
-from tests.conftest import DIGITS_ARGS, ROOT
+from tests.conftest import DIGITS_ARGS
+from tests.forked import start
 from training import experiment, monitor
 from training import step as training_step
 from transport import Transport
@@ -145,28 +133,12 @@ def arm(fault: Fault) -> None:
         Image.Image.save = save_picture
 
 
-def run(rank: int, world_size: int, port: int, program: str, argv: list[str], log: str, fault: Fault | None) -> None:
-    """One process of a run, in the forked child."""
-    os.setpgid(0, 0)
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    if fault is not None and fault.what == "SIGSTOP":
+def await_fault(fault: Fault, rank: int) -> None:
+    """What the processes of a run begin with, of which it happens to one."""
+    if fault.what == "SIGSTOP":
         distributed.TIMEOUT = timedelta(seconds=SILENCE)
-    if world_size > 1:
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in numbers.items()}}
-    sys.argv = [f"{program}.py"]
-    if fault is not None and fault.rank == rank:
+    if fault.rank == rank:
         arm(fault)
-    run_program(lambda: importlib.import_module(program).main([a.replace("{rank}", str(rank)) for a in argv]))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(
@@ -176,16 +148,8 @@ def launch(
 
     In an argument, {rank} is the process's own.
     """
-    os.environ["PYTHONPATH"] = str(ROOT)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults"])
-    port = free_port()
-    processes = [
-        context.Process(target=run, args=(rank, world_size, port, program, argv, str(log), fault))
-        for rank in range(world_size)
-    ]
-    for process in processes:
-        process.start()
+    before = partial(await_fault, fault) if fault is not None else None
+    processes = start(program, argv, stdout=log, stderr=log, world_size=world_size, before=before)
     deadline = time.monotonic() + 120
     while any(p.exitcode is None for p in processes):
         ended = [p.exitcode for p in processes if p.exitcode is not None]

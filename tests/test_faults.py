@@ -9,7 +9,8 @@ import pytest
 
 from runtime import checkpoint
 from tests.conftest import ROOT
-from tests.faults import NAME, RUN, STEPS, Fault, differences, free_port, launch, metrics, random_faults
+from tests.faults import NAME, RUN, STEPS, Fault, differences, launch, metrics, random_faults
+from tests.forked import free_port
 
 
 @pytest.fixture(scope="module")

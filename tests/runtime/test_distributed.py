@@ -10,7 +10,7 @@ from torch.distributed import HashStore
 from runtime import distributed
 from runtime.distributed import Process, fresh_part, seed_for, setup, sum_over_processes
 from runtime.errors import DataError, UsageError, run_program
-from tests.faults import free_port
+from tests.forked import free_port
 
 
 def test_without_torchrun_there_is_one_process():
