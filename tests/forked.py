@@ -113,7 +113,9 @@ def run_forked(
     with TemporaryDirectory() as folder:
         outputs = {name: Path(folder, name) for name in ("stdout", "stderr")}
         words = list(map(str, args))
-        running = start(program, words, **outputs, world_size=processes, cwd=cwd, env=env, before=before)
+        running = start(
+            program.removesuffix(".py"), words, **outputs, world_size=processes, cwd=cwd, env=env, before=before
+        )
         left = running
         while left:
             ended = connection.wait([p.sentinel for p in left], timeout=300)
@@ -122,11 +124,9 @@ def run_forked(
                 for process in left:
                     process.terminate() if ended else process.kill()
                 break
-        codes = []
         for process in running:
             process.join()
-            codes.append(process.exitcode or 0)
-        code = codes[0] if processes == 1 else int(any(codes))
+        code = int(any(p.exitcode for p in running)) if processes > 1 else running[0].exitcode
         said = {name: path.read_text() for name, path in outputs.items()}
     if check:
         assert code == 0, said["stderr"][-3000:]

@@ -16,6 +16,7 @@ from runtime import checkpoint
 from runtime.errors import DataError
 from sampling.network import ImageNoise, guided_by
 from tests.conftest import run_cli
+from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
 from train_utils import model_config
 from transport import Sampler, create_transport
@@ -31,7 +32,8 @@ def picture(path) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["ODE", "SDE"])
 def test_from_the_command_line(trained, tmp_path, mode):
     """Nothing about the model is retyped; ten classes, four rows, a caption for each."""
-    result = run_cli("sample.py", mode, "--ckpt", trained / "ckpt.pt", *FAST, cwd=tmp_path)
+    start = {"ODE": run_cli, "SDE": run_forked}[mode]
+    result = start("sample.py", mode, "--ckpt", trained / "ckpt.pt", *FAST, cwd=tmp_path)
     assert "40 pictures in sample.png" in result.stdout and "model evaluations" in result.stdout
     assert picture(tmp_path / "sample.png").shape == (4 * 82 + 4, 10 * 68 + 4, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["sample.png"]
@@ -180,7 +182,7 @@ def test_the_path_of_the_training_is_the_path_of_the_sampling(trained, tmp_path)
 
 
 def test_reverse_goes_to_noise_and_back(trained, tmp_path):
-    result = run_cli(
+    result = run_forked(
         *("sample.py", "ODE", "--ckpt", trained / "ckpt.pt", "--reverse", "--data-path", "digits"),
         *("--sampling-method", "rk4", "--num-sampling-steps", "41"),
         cwd=tmp_path,

@@ -16,6 +16,7 @@ from runtime import checkpoint
 from runtime.distributed import seed_for
 from tests.conftest import DIGITS_ARGS, run_cli
 from tests.faults import NAME, launch, metrics, tensors_of
+from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
 from train_utils import COMBOSTOC_TYPES, model_config
 from training import bookkeeping
@@ -165,7 +166,7 @@ def test_compiled_training_in_two_processes_is_training(tmp_path):
     args = [*DIGITS_ARGS, "--max-steps", "2", "--sample-every", "2"]
     eager = [*args, "--exp", "eager", "--results-dir", str(tmp_path / "results")]
     assert launch(eager, tmp_path / "output", world_size=2) == [0, 0]
-    run_cli("train.py", *args, "--exp", "compiled", "--compile", processes=2, cwd=tmp_path)
+    run_forked("train.py", *args, "--exp", "compiled", "--compile", processes=2, cwd=tmp_path)
     folder = tmp_path / "results"
     eager, compiled = (tensors_of(folder / f"ComboStoc-XS-4-{exp}" / "ckpt.pt") for exp in ("eager", "compiled"))
     assert eager.keys() == compiled.keys() and any(not torch.equal(v, compiled[k]) for k, v in eager.items())

@@ -15,7 +15,8 @@ import wandb
 import train
 import wandb_utils
 from runtime.errors import DataError, UsageError
-from tests.conftest import DIGITS_ARGS, ROOT, run_cli
+from tests.conftest import DIGITS_ARGS, ROOT
+from tests.forked import run_forked
 
 VARIABLES = ("WANDB_KEY", "WANDB_API_KEY", "ENTITY", "PROJECT")
 KEY = "k" * 40
@@ -150,7 +151,7 @@ def test_training_with_wandb_offline(tmp_path):
     """The real wandb, writing its run to disk, under the folder's id; numbers and a picture are in it."""
     env = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     steps = ["--max-steps", "2", "--log-every", "1", "--sample-every", "2"]
-    run_cli("train.py", *DIGITS_ARGS, *steps, "--wandb", cwd=tmp_path, **env)
+    run_forked("train.py", *DIGITS_ARGS, *steps, "--wandb", cwd=tmp_path, **env)
     (kept,) = tmp_path.rglob(wandb_utils.RUN_FILE)
     (run,) = (tmp_path / "wandb").glob(f"offline-run-*-{json.loads(kept.read_text())['id']}")
     assert list(run.glob("*.wandb")) and list(run.rglob("*.png"))

@@ -14,7 +14,7 @@ from runtime.errors import DataError, UsageError
 from sampling import control
 from sampling.arguments import preserve_spec
 from sampling.network import guided
-from tests.conftest import run_cli
+from tests.forked import run_forked
 from transport import ComboStocType, create_transport
 
 
@@ -125,7 +125,7 @@ FAST = ["--sampling-method", "euler", "--num-sampling-steps", "5"]
 def test_reference_map_and_samples_side_by_side(trained, picture, tmp_path):
     path, pixels = picture
     args = ["--reference", path, "--preserve", "left:1,right:0.5", "--variations", "3", "--class-labels", "4"]
-    result = run_cli("sample.py", "ODE", "--ckpt", trained / "ckpt.pt", *args, *FAST, cwd=tmp_path)
+    result = run_forked("sample.py", "ODE", "--ckpt", trained / "ckpt.pt", *args, *FAST, cwd=tmp_path)
     assert "3 samples of each of 1 references" in result.stdout
     sheet = np.asarray(Image.open(tmp_path / "sample.png"))
     assert sheet.shape == (64 + 14 + 8, 5 * 68 + 4, 3)
