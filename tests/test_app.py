@@ -34,7 +34,6 @@ from runtime.errors import DataError, UsageError, run_program
 from sampling.network import load_network
 from sampling.studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
 from tests.conftest import ROOT
-from tests.test_imports import modules_after
 from train_utils import parse_transport_args
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -184,11 +183,6 @@ def tiles(sheet: Image.Image) -> list[np.ndarray]:
 
 
 # ---- the command line ----------------------------------------------------------------------------------------------
-
-
-def test_gradio_is_imported_when_the_page_is_made():
-    loaded = modules_after("import app")
-    assert "sampling.studio" in loaded and not loaded & {"gradio", "diffusers", "sklearn"}
 
 
 @pytest.mark.parametrize(
