@@ -43,6 +43,7 @@ def become(
 ) -> None:
     """What the fork does."""
     os.setpgid(0, 0)
+    multiprocessing.set_start_method(None, force=True)  # data workers start as they do elsewhere, not by a server, too
     for path, standard in ((stdout, 1), (stderr, 2)):
         with open(path, "a") as file:
             os.dup2(file.fileno(), standard)

@@ -2,11 +2,9 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from runtime import checkpoint
 from runtime.errors import DataError, UsageError
 from tests.conftest import ROOT, run_cli
 from tests.faults import metrics
+from tests.forked import run_forked, start
 
 
 @pytest.fixture(scope="module")
@@ -67,42 +66,39 @@ def whole(pictures, tiny_vae, tmp_path_factory):
     return out
 
 
-SMALL_SHARDS = "import sys, extract_latents as e; e.SHARD_SIZE = 4; "
-
-
-def start(pictures, vae, out, slow: float = 0.0):
-    """An extraction in a process of its own, with workers, which may wait before each shard it writes."""
-    code = SMALL_SHARDS + (
-        f"import time; w = e.write_shard; e.write_shard = lambda *a: (time.sleep({slow}), w(*a)); "
-        "sys.argv[0] = 'extract_latents.py'; e.run_program(e.main)"
-    )
-    command = [sys.executable, "-c", code, *arguments(pictures, vae, out, "--num-workers", "1")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def write_small_shards(rank: int, seconds: float = 0.0) -> None:
+    """In the process of an extraction, which may wait before each."""
+    extract_latents.SHARD_SIZE = 4
+    write = extract_latents.write_shard
+    extract_latents.write_shard = lambda *args: (time.sleep(seconds), write(*args))
 
 
 def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
+    """The last one in a process like a user's."""
     out = tmp_path / "latents"
+    argv = arguments(pictures, tiny_vae, out, "--num-workers", "1")
+    said, slowly = tmp_path / "said", partial(write_small_shards, seconds=0.3)
     for shards in (2, 5):
-        process = start(pictures, tiny_vae, out, slow=0.3)
+        (process,) = start("extract_latents", argv, stdout=said, stderr=said, before=slowly)
         deadline = time.time() + 120
         while len(list(out.glob("*.npy"))) < shards and time.time() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert not (out / "manifest.json").exists() and len(list(out.glob("*.npy"))) >= shards
+        process.kill()
+        process.join()
+        assert not (out / "manifest.json").exists() and len(list(out.glob("*.npy"))) >= shards, said.read_text()
     (out / "00001.npy").write_bytes(b"cut")  # as a file system may leave it
     (out / "00009.npy.123.tmp").write_bytes(b"half")
     (out / "records" / "00009.json.123.tmp").write_bytes(b"half")
-    output, _ = (process := start(pictures, tiny_vae, out)).communicate()
-    assert process.returncode == 0 and "continuing: " in output, output
+    program = tmp_path / "extract_small.py"
+    text = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import extract_latents as e; e.SHARD_SIZE = 4; "
+    program.write_text(text + "e.run_program(e.main)")
+    assert "continuing: " in run_cli(program, *argv, cwd=tmp_path).stdout
     assert files_of(out) == files_of(whole)
 
 
 def test_two_processes_write_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
-    program = tmp_path / "extract_small.py"
-    program.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {SMALL_SHARDS} e.main()")
-    result = run_cli(program, *arguments(pictures, tiny_vae, tmp_path / "latents"), processes=2, cwd=tmp_path)
+    argv = arguments(pictures, tiny_vae, tmp_path / "latents")
+    result = run_forked("extract_latents.py", *argv, processes=2, cwd=tmp_path, before=write_small_shards)
     assert "latents of 38 images in 2 classes" in result.stdout and "images/s" in result.stdout
     assert files_of(tmp_path / "latents") == files_of(whole)
 
