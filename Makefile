@@ -1,5 +1,6 @@
 # make demo           train on the embedded digits, sample, count: a few minutes on any CPU
 # make test           linters, types and the whole test suite
+# make test-fast      between two edits: the linter and the tests that start no process, in less than a minute
 # make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes
 # make smoke          what users do, in short, with another Python: make smoke PYTHON=python3.13; a minute, in .venv-3.13
 # make drill          longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
@@ -18,7 +19,7 @@ READY := .venv/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
-.PHONY: help demo test docs-check smoke smoke-steps drill graded study study-choices study-colour timesteps
+.PHONY: help demo test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -76,6 +77,12 @@ test: $(READY)
 # In a copy of the working tree: nothing of the user's is overwritten.
 docs-check: $(READY)
 	$(BIN)/python -m tests.docs_check
+
+# What is fast is said in tests/conftest.py.
+test-fast: export OMP_NUM_THREADS = 1
+test-fast: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -q -m "not (slow or drill or gpu)" -n 2
 
 # What users do with a Python: train, continue, sample, count, evaluate. With what they install, in an environment of its
 # own, which is not made anew.

@@ -25,14 +25,25 @@ def pytest_configure() -> None:
 
 # What takes longest, in this order, so that the workers of pytest-xdist end together.
 LONG = (
-    *("test_faults.py", "test_app.py", "test_train.py", "test_sampler.py", "test_extract_latents.py", "test_models.py"),
-    *("test_bad_input.py", "test_imports.py", "test_sample.py", "test_sample_ddp.py", "test_monitor.py"),
-    *("test_evaluate.py", "test_graded.py", "test_throughput.py", "test_resume.py", "test_ablation.py"),
+    *("test_faults.py", "test_app.py", "test_train.py", "test_graded.py", "test_sampler.py", "test_imports.py"),
+    *("test_monitor.py", "test_evaluate.py", "test_bad_input.py", "test_sample.py", "test_sample_ddp.py"),
+    *("test_extract_latents.py", "test_resume.py", "test_throughput.py", "test_ablation.py", "test_models.py"),
+    *("test_wandb_utils.py", "test_experiment.py", "test_pictures.py"),
 )
+# `make test-fast` leaves out these files, and every test that starts a process: it has one of these names in it.
+SLOW = ("test_train.py", "test_graded.py", "test_sampler.py", "test_monitor.py", "test_evaluate.py", "test_resume.py")
+SLOW += ("test_throughput.py", "test_ablation.py", "test_features.py")
+STARTS = {"run_cli", "run_forked", "launch", "start", "subprocess", "modules_after", "log_in", "serving", "Process"}
+STARTS |= {"trained", "uninterrupted", "after_programs", "server", "browser", "compile_blocks"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        names = {*item.fixturenames, *item.function.__code__.co_names}
+        if not item.get_closest_marker("fast") and (item.path.name in SLOW or names & STARTS):
+            item.add_marker("slow")
 
 
 def with_gpus() -> dict[str, str]:

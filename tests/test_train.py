@@ -181,6 +181,7 @@ def test_two_processes_continue_as_if_never_stopped(trained, tmp_path):
     assert_equal_bit_for_bit(tmp_path / NAME / "ckpt.pt", trained / "ckpt.pt")
 
 
+@pytest.mark.fast
 def test_a_command_with_ckpt_that_is_started_again_continues_itself(tmp_path):
     """As a scheduler does after pre-emption; it must not fall back to the file it began from."""
     begun = run(tmp_path, steps=1, exp="begun")
@@ -310,6 +311,7 @@ def test_training_learns(tmp_path):
     assert losses[2] < 0.75 * losses[0]
 
 
+@pytest.mark.fast
 def test_an_interval_of_zero_is_never(tmp_path):
     flags = [f for name in ("log", "ckpt", "reckpt", "sample") for f in (f"--{name}-every", "0")]
     folder = run(tmp_path, *flags, steps=2)
