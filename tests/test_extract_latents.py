@@ -18,7 +18,7 @@ from runtime import checkpoint
 from runtime.errors import DataError, UsageError
 from tests.conftest import ROOT, run_cli
 from tests.faults import metrics
-from tests.forked import run_forked, start
+from tests.forked import start
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,15 @@ def whole(pictures, tiny_vae, tmp_path_factory):
     return out
 
 
+SMALL_SHARDS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import extract_latents
+extract_latents.SHARD_SIZE = 4
+extract_latents.run_program(extract_latents.main)
+"""
+
+
 def write_small_shards(rank: int, seconds: float = 0.0) -> None:
     """In the process of an extraction, which may wait before each."""
     extract_latents.SHARD_SIZE = 4
@@ -90,15 +99,16 @@ def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, t
     (out / "00009.npy.123.tmp").write_bytes(b"half")
     (out / "records" / "00009.json.123.tmp").write_bytes(b"half")
     program = tmp_path / "extract_small.py"
-    text = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import extract_latents as e; e.SHARD_SIZE = 4; "
-    program.write_text(text + "e.run_program(e.main)")
+    program.write_text(SMALL_SHARDS)
     assert "continuing: " in run_cli(program, *argv, cwd=tmp_path).stdout
     assert files_of(out) == files_of(whole)
 
 
 def test_two_processes_write_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
-    argv = arguments(pictures, tiny_vae, tmp_path / "latents")
-    result = run_forked("extract_latents.py", *argv, processes=2, cwd=tmp_path, before=write_small_shards)
+    """Through torchrun."""
+    program = tmp_path / "extract_small.py"
+    program.write_text(SMALL_SHARDS)
+    result = run_cli(program, *arguments(pictures, tiny_vae, tmp_path / "latents"), processes=2, cwd=tmp_path)
     assert "latents of 38 images in 2 classes" in result.stdout and "images/s" in result.stdout
     assert files_of(tmp_path / "latents") == files_of(whole)
 
