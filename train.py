@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.barrier()  # nobody leaves before all is written: torchrun would end the others
         check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
         log(f"Stopped by {signals.name(signum)} at step {step}; the same command continues" if signum else "Done")
-    if args.wandb and process.is_main:
+    if experiment.on_wandb:
         wandb_utils.finish()
     distributed.cleanup()
     if signum:
