@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from .conftest import ROOT
-from .docs_check import (
+from tests.conftest import ROOT
+from tests.docs_check import (
     CANNOT_RUN,
     RUNS,
     Block,
@@ -261,6 +261,18 @@ def test_make_has_the_targets():
     for page in PROSE:
         named |= set(re.findall(r"`make\s+([a-z][\w-]*)[^`]*`", without_code(page)))
     assert {"test", "docs-check"} <= named and not named - targets
+
+
+def test_make_help_lists_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    (declared,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    listed = re.findall(r"^# make ([\w-]+) ", makefile, re.MULTILINE)
+    assert sorted(listed) == sorted({*declared.split()} - {"smoke-steps"})  # a part of smoke
+
+
+def test_pre_commit_has_the_ruff_that_make_test_has():
+    named = re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert named and {*named} == {*re.findall(r"^ruff==[\d.]+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
