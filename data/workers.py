@@ -2,9 +2,11 @@
 
 import errno
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any
 
 from torch.utils.data import DataLoader, dataloader
@@ -18,6 +20,7 @@ def start(loader: DataLoader[Any]) -> Any:
     Raises:
         DataError: they cannot be started.
     """
+    loader.worker_init_fn = begin
     try:
         return iter(loader)
     except OSError as error:
@@ -25,6 +28,17 @@ def start(loader: DataLoader[Any]) -> Any:
         advice = {errno.ENOSPC: MORE_SHARED_MEMORY, errno.EMFILE: MORE_OPEN_FILES}.get(error.errno or 0)
         text = f"{loader.num_workers} data workers cannot be started: {error.strerror or error}"
         raise DataError(f"{text} ({advice or 'lower --num-workers'})") from error
+
+
+def begin(worker: int) -> None:
+    """What a worker does first: see to it that it has nothing to say where the process it loads for was killed."""
+    sys.excepthook = tell
+
+
+def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What the thread that hands on tensors calls where it fails; a broken connection is of a process that is gone."""
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def loaded_by(iterator: Any) -> Iterator[Any]:

@@ -1,10 +1,11 @@
 import errno
 import os
 import signal
+import sys
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from data import workers
 from runtime.errors import DataError
@@ -51,6 +52,25 @@ def test_errors_of_the_data_are_left_as_they_are():
     alive = Killed(ConnectionResetError("a server of pictures"), None)
     with pytest.raises(ConnectionResetError, match="a server of pictures"):
         next(workers.loaded_by(alive))
+
+
+class Hook(Dataset):
+    """What a worker's hook for errors is called."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        return sys.excepthook.__name__
+
+
+def test_a_worker_whose_process_was_killed_has_nothing_to_say(capsys):
+    """By a connection that breaks while a tensor is handed on; all else that goes wrong there is told."""
+    assert list(workers.loaded_by(workers.start(DataLoader(Hook(), num_workers=1)))) == [["tell"]]
+    assert sys.excepthook is not workers.tell  # in this process
+    for error, told in ((EOFError(), False), (ConnectionResetError(104, "reset"), False), (ValueError("no"), True)):
+        workers.tell(type(error), error, None)
+        assert ("ValueError: no" in capsys.readouterr().err) == told
 
 
 def test_all_is_loaded_when_nothing_happens():
