@@ -318,8 +318,13 @@ class Visit:
         self.page.get_by_label(f"number input for {name}").fill(str(value))
 
     def strength(self, value: float) -> None:
+        from playwright.sync_api import expect
+
         with self.page.expect_response("**/run/predict"):
             self.set("Strength of the brush", value)
+        expect(self.page.locator("#map").get_by_label("Color", exact=True)).to_have_css(
+            "color", brush_colour(value), timeout=30_000
+        )
         self.settle()
 
     def paint(self, editor: str, *strokes: tuple[float, float, float, float]) -> None:
