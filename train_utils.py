@@ -36,6 +36,7 @@ COMBOSTOC_TYPES = ("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL")
 PATHS = ("Linear", "GVP", "VP")
 PREDICTIONS = ("velocity", "score", "noise")
 WEIGHTS = (None, "velocity", "likelihood")
+TIMES = ("combostoc", "uniform", "lognormal", "blend", "blend-lognormal", "mean", "spread", "below", "two")
 BLENDS = ("batch", "sample", "off")
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ODE_METHODS = (
@@ -254,6 +255,7 @@ def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     import transport
 
     return {
+        "times": values.get("times", "combostoc"),
         "use_halfmixing": values.get("halfmixing", "on") == "on",
         "use_blend": transport.BLENDS[values.get("blend", "batch")],
         "use_compensation": values.get("compensation", "on") == "on",

@@ -64,6 +64,18 @@ TABLES = {
         "no half-mixing, no blend": (ALL[0], f"{ALL[1]} --halfmixing off --blend off"),
     },
 }
+DRAWS = ("uniform", "blend", "blend-lognormal", "mean", "spread", "below", "two")
+TABLES["times"] = {
+    "SiT": ("SiT", ""),
+    "SiT, lognormal": ("SiT", "--times lognormal"),
+    **{f"UNSYNC_{kind}": (ALL[0], f"--combostoc-type UNSYNC_{kind}") for kind in ("VEC", "PATCH", "ALL")},
+    **{
+        f"{draw}, {kind}{off}": (ALL[0], f"--combostoc-type UNSYNC_{kind} --times {draw}" + flags)
+        for off, flags in (("", ""), (", no compensation", " --compensation off"))
+        for kind in ("ALL", "PATCH")
+        for draw in DRAWS
+    },
+}
 DIGITS_ARGS = (
     "--vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3 --ema-decay 0.99"
 )

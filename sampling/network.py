@@ -20,6 +20,7 @@ from runtime.distributed import seed_for
 from runtime.errors import DataError, UsageError
 from sampling.arguments import DEFAULT_MODEL
 from train_utils import (
+    TIMES,
     ModelConfig,
     build_graded_sampler,
     build_sampler,
@@ -150,6 +151,7 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
         "combostoc_type": lambda v: v in ComboStocType.__members__,
         "sample_eps": lambda v: v is None or (type(v) in (int, float) and 0 <= v < 0.5),
         "vae": lambda v: isinstance(v, str),
+        "times": lambda v: v in TIMES,
         "halfmixing": lambda v: v in ("on", "off"),
         "blend": lambda v: v in list(BLENDS),
         "compensation": lambda v: v in ("on", "off"),

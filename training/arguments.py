@@ -11,6 +11,7 @@ from train_utils import (
     COMBOSTOC_TYPES,
     EXTRACTORS,
     MODEL_NAMES,
+    TIMES,
     add_bad_images_arg,
     add_flip_arg,
     add_workers_arg,
@@ -112,13 +113,18 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
     """Add what ComboStoc's training may vary; the defaults are the published method."""
     switch = ("on", "off")
     parser.add_argument(
-        "--halfmixing", choices=switch, default="on", help="asynchronous times in half of each batch; off: in all of it"
+        "--times", choices=TIMES, default="combostoc", help="how times are drawn, see docs/training.md#timesteps"
+    )
+    parser.add_argument(
+        "--halfmixing",
+        choices=switch,
+        help="asynchronous times in half of each batch; off: in all of it; default: on for combostoc, else off",
     )
     parser.add_argument(
         "--blend",
         choices=BLENDS,
         default="batch",
-        help="mix asynchronous times with a synchronous one, by a weight for the batch or for each sample",
+        help="of combostoc: mix asynchronous times with a synchronous one, by a weight for the batch or each sample",
     )
     parser.add_argument(
         "--compensation",
@@ -145,7 +151,7 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
 
 
 def check_arguments(args: argparse.Namespace, world_size: int) -> None:
-    """Fill in the ComboStoc type, and refuse combinations that cannot work.
+    """Fill in the ComboStoc type and half-mixing, and refuse combinations that cannot work.
 
     Raises:
         UsageError: names the values.
@@ -155,10 +161,14 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )
+    usual = {"halfmixing": "on" if args.times == "combostoc" else "off", "blend": "batch", "compensation": "on"}
+    args.halfmixing = args.halfmixing or usual["halfmixing"]
     if args.combostoc_type == "UNSYNC_NONE":
-        for name, published in (("halfmixing", "on"), ("blend", "batch"), ("compensation", "on")):
-            if (value := getattr(args, name)) != published:
+        for name in usual:
+            if (value := getattr(args, name)) != usual[name]:
                 raise UsageError(f"--{name} {value} is for asynchronous times, not for UNSYNC_NONE")
+    if args.times != "combostoc" and args.blend != usual["blend"]:
+        raise UsageError(f"--blend {args.blend} is for --times combostoc, not for {args.times}")
     parts = world_size * args.grad_accum
     if args.global_batch_size % parts:
         raise UsageError(

@@ -3,7 +3,7 @@
 from .graded import SCHEDULES
 from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import ADAPTIVE_METHODS, FIXED_STEP_METHODS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
-from .timesteps import Blend, ComboStocType, draw_timesteps, timestep_shape
+from .timesteps import TIMES, Blend, ComboStocType, Draw, draw_timesteps, timestep_shape
 from .transport import ModelType, PathType, Transport, WeightType
 
 __all__ = [
@@ -17,8 +17,10 @@ __all__ = [
     "PREDICTIONS",
     "SCHEDULES",
     "SDE_METHODS",
+    "TIMES",
     "WEIGHTS",
     "ComboStocType",
+    "Draw",
     "GVPCPlan",
     "ICPlan",
     "ModelType",
@@ -47,7 +49,8 @@ def create_transport(
     sample_eps: float | None = None,
     combostoc_type: str = "UNSYNC_NONE",
     *,
-    use_halfmixing: bool = True,
+    times: str | Draw = "combostoc",
+    use_halfmixing: bool | None = None,
     async_fraction: float = 0.5,
     use_blend: Blend = True,
     use_compensation: bool = True,
@@ -61,7 +64,7 @@ def create_transport(
         train_eps, sample_eps: distance kept from the ends of [0, 1]; None takes the path's own, which is 0 for
             velocity on Linear and GVP, 1e-5 in training and 1e-3 in sampling on VP, and 1e-3 otherwise.
         combostoc_type: a name of `ComboStocType`.
-        use_halfmixing, async_fraction, use_blend, use_compensation: see `Transport`.
+        times, use_halfmixing, async_fraction, use_blend, use_compensation: see `Transport`.
 
     Raises:
         ValueError: a name that is not among the choices.
@@ -88,6 +91,7 @@ def create_transport(
         train_eps=default_train_eps if train_eps is None else train_eps,
         sample_eps=default_sample_eps if sample_eps is None else sample_eps,
         combostoc_type=ComboStocType[combostoc_type],
+        times=times,
         use_halfmixing=use_halfmixing,
         async_fraction=async_fraction,
         use_blend=use_blend,

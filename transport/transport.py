@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import Sampler as Sampler  # SiT's programs look for it here, too
-from .timesteps import Blend, ComboStocType, count_async, draw_timesteps
+from .timesteps import TIMES, Blend, ComboStocType, Draw, count_async, draw_timesteps
 from .utils import mean_flat, sum_flat
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
@@ -60,7 +60,7 @@ class Transport:
         model_type, path_type, loss_type: what is predicted, along which path, with which weight.
         train_eps, sample_eps: distance kept from the ends of [0, 1] in training and in sampling.
         combostoc_type: what gets a timestep of its own in training.
-        use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
+        times, use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
         use_compensation: correct asynchronous velocity targets towards the diagonal (ComboStoc, equation 6).
     """
 
@@ -73,7 +73,8 @@ class Transport:
         train_eps: float,
         sample_eps: float,
         combostoc_type: ComboStocType = ComboStocType.UNSYNC_NONE,
-        use_halfmixing: bool = True,
+        times: str | Draw = "combostoc",
+        use_halfmixing: bool | None = None,
         async_fraction: float = 0.5,
         use_blend: Blend = True,
         use_compensation: bool = True,
@@ -83,6 +84,8 @@ class Transport:
                 raise ValueError(f"{name} must lie in [0, 0.5), got {eps}")
         if not 0 <= async_fraction <= 1:
             raise ValueError(f"async_fraction must lie in [0, 1], got {async_fraction}")
+        if isinstance(times, str) and times not in TIMES:
+            raise ValueError(f"unknown times {times!r}; choose from {', '.join(TIMES)}, or give a function")
         if use_blend not in (True, False, "sample"):
             raise ValueError(f"use_blend must be True, False or 'sample', got {use_blend!r}")
         self.model_type = model_type
@@ -91,7 +94,8 @@ class Transport:
         self.train_eps = train_eps
         self.sample_eps = sample_eps
         self.combostoc_type = combostoc_type
-        self.use_halfmixing = use_halfmixing
+        self.times = times
+        self.use_halfmixing = times == "combostoc" if use_halfmixing is None else use_halfmixing
         self.async_fraction = async_fraction
         self.use_blend = use_blend
         self.use_compensation = use_compensation
@@ -106,13 +110,14 @@ class Transport:
             x1: (N, C, ...) data.
 
         Returns:
-            t of `timestep_shape(x1.shape, combostoc_type)`, x0 ~ N(0, 1) like x1, and x1.
+            t of `timestep_shape(x1.shape, combostoc_type)` or one that broadcasts to it, x0 ~ N(0, 1) like x1, and x1.
         """
         x0 = torch.randn_like(x1)
         t0, t1 = self.check_interval(self.train_eps, self.sample_eps)
         t = draw_timesteps(
             x1,
             self.combostoc_type,
+            times=self.times,
             use_halfmixing=self.use_halfmixing,
             async_fraction=self.async_fraction,
             use_blend=self.use_blend,
