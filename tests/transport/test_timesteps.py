@@ -3,7 +3,7 @@ import torch
 
 from models import ComboStoc, SiT
 from tests.conftest import golden
-from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape
+from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape, timesteps
 from transport.transport import takes_segments
 
 TYPES = [c.name for c in ComboStocType]
@@ -254,3 +254,125 @@ def test_async_fraction_out_of_range_is_named():
             sample_eps=0,
             async_fraction=1.5,
         )
+
+
+# ---- ways of drawing -----------------------------------------------------------------------------------------------
+
+N, D = 125_000, 8  # a million draws
+VAR_LOGNORMAL = 0.043379  # of sigmoid(n), by quadrature
+
+
+def moments(draw) -> tuple[float, float, float]:
+    """Mean and variance of an entry, and covariance of two entries of a sample."""
+    torch.manual_seed(0)
+    t = draw(torch.empty(N, 2, 2, 2, dtype=torch.float64)).expand(N, 2, 2, 2).flatten(1)
+    assert t.min() >= 0 and t.max() <= 1
+    away = t - t.mean()
+    variance, of_sum = away.square().mean().item(), away.sum(1).square().mean().item()
+    return t.mean().item(), variance, (of_sum / D - variance) / (D - 1)
+
+
+@pytest.mark.parametrize(
+    ("draw", "mean", "variance", "covariance"),
+    [
+        (timesteps.uniform, 1 / 2, 1 / 12, 0),
+        (timesteps.lognormal, 1 / 2, VAR_LOGNORMAL, VAR_LOGNORMAL),
+        (timesteps.blend, 1 / 2, 1 / 18, 1 / 36),
+        (timesteps.blend_lognormal, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 3),
+        (timesteps.spread, 1 / 2, 1 / 9, 1 / 12),
+        (timesteps.two, 1 / 2, 1 / 12, 5 / 8 / 12),
+    ],
+)
+def test_moments_of_the_draws(draw, mean, variance, covariance):
+    assert moments(draw) == pytest.approx((mean, variance, covariance), abs=1.5e-3)
+
+
+def test_lognormal_times_are_normal_before_the_sigmoid():
+    torch.manual_seed(0)
+    t = timesteps.lognormal(torch.empty(N, 3, 1), loc=0.5, scale=2.0)
+    assert t.shape == (N, 1, 1)  # one a sample
+    n = torch.logit(t.double())
+    assert n.mean().item() == pytest.approx(0.5, abs=0.03) and n.std().item() == pytest.approx(2.0, abs=0.02)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 7, 64, 192])
+def test_shares_are_in_bounds_and_have_their_sum(d):
+    torch.manual_seed(0)
+    total = torch.cat([torch.tensor([0.0, d]), torch.rand(1000) * d])
+    shares = timesteps.split(total, d, sharpness=1.0)
+    assert shares.shape == (1002, d) and shares.min() >= 0 and shares.max() <= 1
+    assert (shares.mean(1) - total / d).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("d", [2, 3, 64])
+def test_the_mean_of_a_samples_times_is_uniform(d):
+    torch.manual_seed(0)
+    means = timesteps.mean(torch.empty(20_000, d, dtype=torch.float64)).mean(1).sort().values
+    assert (means - torch.linspace(0, 1, 20_000)).abs().max() < 0.015  # Kolmogorov and Smirnov's distance
+
+
+def test_which_entry_comes_first_does_not_matter_to_the_mean_draw():
+    torch.manual_seed(0)
+    t = timesteps.mean(torch.empty(40_000, 3))
+    assert (t.mean(0) - 0.5).abs().max() < 0.01 and t.var(0).std() < 0.01
+
+
+def test_no_entry_knows_more_than_the_greatest_time_of_below():
+    torch.manual_seed(0)
+    t = timesteps.below(torch.empty(N, D, dtype=torch.float64))
+    torch.manual_seed(0)
+    m = torch.sigmoid(0.7 + torch.randn(N, 1, dtype=torch.float64))
+    assert (t <= m).all() and (t >= 0).all()
+    ratio = t / m  # 1 - |n| / 2, or where |n| > 2 (4.55 %), uniform
+    assert ratio.mean().item() == pytest.approx(0.6323, abs=2e-3)
+    assert (ratio > 0.5).double().mean().item() == pytest.approx(0.6827 + 0.0455 / 2, abs=2e-3)
+
+
+def test_two_times_a_sample():
+    torch.manual_seed(0)
+    t = timesteps.two(torch.empty(N, D))
+    kinds = torch.tensor([len(row.unique()) for row in t[:2000]])
+    assert kinds.max() == 2 and (kinds == 1).double().mean().item() == pytest.approx(0.75**8 + 0.25**8, abs=0.02)
+
+
+NAMES = [name for name in timesteps.TIMES if name != "combostoc"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ComboStocType)
+@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (1, 2, 1, 1), (4, 6, 3), (2, 2, 2, 3, 4)])
+def test_every_draw_has_a_shape_that_its_type_allows(name, kind, shape):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        t = draw_timesteps(torch.zeros(shape, dtype=dtype), kind, times=name)
+        assert t.dtype == torch.promote_types(dtype, torch.float32)
+        assert t.expand(timestep_shape(shape, kind)).shape == timestep_shape(shape, kind)
+        assert t.isfinite().all() and t.min() >= 0 and t.max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_half_mixed_batch_of_any_draw(name):
+    """Its synchronous half has one time a sample, with the distribution of one entry."""
+    torch.manual_seed(0)
+    x1 = torch.zeros(4001, 1, 2, 2)
+    t = draw_timesteps(x1, ComboStocType.UNSYNC_ALL, times=name, use_halfmixing=True)
+    first, second = t.expand_as(x1)[:2000].flatten(1), t.expand_as(x1)[2000:].flatten(1)
+    assert (second == second[:, :1]).all()
+    if name != "lognormal":
+        assert (first != first[:, :1]).any(1).double().mean() > 0.5
+    assert second[:, 0].mean().item() == pytest.approx(first.mean().item(), abs=0.04)
+    (alone,) = draw_timesteps(x1[:1], ComboStocType.UNSYNC_ALL, times=name, use_halfmixing=True, async_fraction=0.0)
+    assert (alone == alone[0, 0, 0]).all()
+
+
+def test_a_draw_of_ones_own():
+    """In five lines."""
+
+    def late(t):
+        return 0.9 + 0.1 * torch.rand_like(t)
+
+    transport = create_transport(combostoc_type="UNSYNC_PATCH", times=late)
+    t, *_ = transport.sample(torch.zeros(6, 3, 4, 4))
+    assert t.shape == (6, 1, 4, 4) and t.min() >= 0.9 and not transport.use_halfmixing
+    assert len(transport.segments(t)) == 1
+    with pytest.raises(ValueError, match="unknown times 'early'; choose from combostoc, uniform, lognormal"):
+        create_transport(times="early")
