@@ -237,7 +237,8 @@ class SiT(nn.Module):
         hidden_size, depth, num_heads, mlp_ratio: D, blocks, attention heads, MLP width over D.
         class_dropout_prob: probability of dropping a label in training.
         num_classes: classes; label num_classes is the null class.
-        learn_sigma: predict 2C channels and discard the second half, as DiT's checkpoints do.
+        learn_sigma: predict 2C channels. The second half is discarded, as DiT's checkpoints have it, or is the
+            log-variance of the prediction's error, where it was trained to be (`Transport`, difficulty).
         grad_checkpointing: K recomputes every K-th block in the backward pass of training instead of keeping its
             activations; 1 (or True) is every block, 0 none.
     """
@@ -314,7 +315,7 @@ class SiT(nn.Module):
         x = x.reshape(n, side, side, p, p, c).permute(0, 5, 1, 3, 2, 4)  # (N, C, rows, p, columns, p)
         return x.reshape(n, c, side * p, side * p)
 
-    def forward(self, x: Tensor, t: Tensor | Sequence[Tensor], y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | Sequence[Tensor], y: Tensor, *, log_variance: bool = False) -> Tensor:
         """Predict velocity, score or noise at x.
 
         Args:
@@ -322,10 +323,13 @@ class SiT(nn.Module):
             t: timesteps, see `embed_timesteps`; or a sequence of them, for consecutive segments of the batch, which
                 then cost what their own shapes ask for (see `Transport.training_losses`).
             y: (N,) class labels.
+            log_variance: return the second half of the channels, too, of a model that has it (learn_sigma).
 
         Returns:
-            (N, C, H, W).
+            (N, C, H, W), or (N, 2C, H, W) with the log-variance.
         """
+        if log_variance and not self.learn_sigma:
+            raise ValueError("a model without learn_sigma predicts no log-variance")
         parts = [t] if isinstance(t, Tensor) else t
         c = self.condition(x, parts, self.y_embedder(y, self.training))
         x = (self.x_embedder(x) + self.pos_embed).contiguous()  # (N, T, D)
@@ -334,7 +338,7 @@ class SiT(nn.Module):
         for i, block in enumerate(self.blocks):
             tokens = recomputed(block, tokens, c) if every and i % every == 0 else block(tokens, c)
         x = self.unpatchify(self.final_layer(tokens, c))
-        return x[:, : self.in_channels]
+        return x if log_variance else x[:, : self.in_channels]
 
     forward.takes_segments = True  # type: ignore[attr-defined]  # `Transport.training_losses` asks
 
@@ -350,7 +354,14 @@ class SiT(nn.Module):
         return Conditioning(c, tuple((v.shape[0], v.shape[1]) for v in vectors))
 
     def forward_with_cfg(
-        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None = 3
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        cfg_scale: float | Tensor,
+        cfg_channels: int | None = 3,
+        *,
+        log_variance: bool = False,
     ) -> Tensor:
         """Classifier-free guidance: uncond + cfg_scale (cond - uncond), both from one batch.
 
@@ -361,10 +372,13 @@ class SiT(nn.Module):
             cfg_scale: 1 is no guidance. A tensor that broadcasts to the guided channels of N samples is for each entry.
             cfg_channels: guide the first so many channels. The default 3 of a latent's 4 is a slip of the original
                 DiT that published numbers depend on; None guides all.
+            log_variance: see `forward`; it is not guided.
         """
         half = x[: len(x) // 2]
-        output = self.forward(torch.cat([half, half]), t, y)
-        guided, rest = output[:, :cfg_channels], output[:, output.shape[1] if cfg_channels is None else cfg_channels :]
+        settings = {"log_variance": True} if log_variance else {}  # a subclass need not know of it
+        output = self.forward(torch.cat([half, half]), t, y, **settings)
+        channels = self.in_channels if cfg_channels is None else min(cfg_channels, self.in_channels)
+        guided, rest = output[:, :channels], output[:, channels:]
         cond, uncond = guided.chunk(2)
         guided = uncond + cfg_scale * (cond - uncond)
         return torch.cat([torch.cat([guided, guided]), rest], dim=1)

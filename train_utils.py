@@ -42,6 +42,7 @@ ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ODE_METHODS = (
     *ADAPTIVE_METHODS,
     *("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams"),
+    *("look-ahead", "dual-loop"),
 )
 SDE_METHODS = ("Euler", "Heun")
 DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
@@ -259,6 +260,7 @@ def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
         "use_halfmixing": values.get("halfmixing", "on") == "on",
         "use_blend": transport.BLENDS[values.get("blend", "batch")],
         "use_compensation": values.get("compensation", "on") == "on",
+        "difficulty": values.get("difficulty", 0.0),
     }
 
 

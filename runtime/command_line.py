@@ -73,6 +73,13 @@ def positive_float(value: str) -> float:
     return number
 
 
+def weight(value: str) -> float:
+    number = float(value)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not a weight: 0, or a positive number")
+    return number
+
+
 def unit_float(value: str) -> float:
     number = float(value)
     if not 0 <= number <= 1:

@@ -26,7 +26,7 @@ VARIATIONS = 4  # of a reference, under graded control
 NULL = "null"  # the class of samples without a class, in words
 
 # Solvers of an ODE that ask for no tolerance; the implicit ones correct their steps to it.
-WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams")
+WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "look-ahead", "dual-loop")
 
 
 def sampling_parser(

@@ -1,6 +1,7 @@
 """What the programs that sample share: a model ready to use from a checkpoint, guidance, and randomness by image."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -155,6 +156,7 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
         "halfmixing": lambda v: v in ("on", "off"),
         "blend": lambda v: v in list(BLENDS),
         "compensation": lambda v: v in ("on", "off"),
+        "difficulty": lambda v: type(v) in (int, float) and 0 <= v < math.inf,
     }
     for name, is_of_its_kind in kinds.items():
         if name in trained and not is_of_its_kind(trained[name]):
@@ -175,7 +177,8 @@ def guided(
     interval: tuple[float, float] = (0.0, 1.0),
     precision_name: str = "fp32",
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The model under classifier-free guidance as a function of a plain batch (x, t, y).
+    """The model under classifier-free guidance as a function of a plain batch (x, t, y), and of log_variance, see
+    `SiT.forward`.
 
     Args:
         cfg_scale: 1 is no guidance, 0 the null class in place of y.
@@ -187,22 +190,22 @@ def guided(
     low, high = interval
     always = low <= 0 and high >= 1
 
-    def field(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def field(x: Tensor, t: Tensor, y: Tensor, **kwargs: bool) -> Tensor:
         with precision.autocast(precision_name, x.device):
             if cfg_scale == 1:
-                return model(x, t, y)
+                return model(x, t, y, **kwargs)
             if cfg_scale == 0:
-                return model(x, t, torch.full_like(y, model.num_classes))
+                return model(x, t, torch.full_like(y, model.num_classes), **kwargs)
             scale: float | Tensor = cfg_scale
             if not always:
                 inside = (low <= t) & (t <= high)
                 if not inside.any():
-                    return model(x, t, y)
+                    return model(x, t, y, **kwargs)
                 if t.ndim > 1:  # each entry by its own time
                     scale = torch.where(inside, cfg_scale, 1.0)[:, :cfg_channels]
             labels = torch.cat([y, torch.full_like(y, model.num_classes)])
             x, t = torch.cat([x, x]), torch.cat([t, t])
-            return model.forward_with_cfg(x, t, labels, scale, cfg_channels)[: len(y)]
+            return model.forward_with_cfg(x, t, labels, scale, cfg_channels, **kwargs)[: len(y)]
 
     return field
 
@@ -281,6 +284,11 @@ def evaluations(args: argparse.Namespace) -> int | None:
     if args.mode == "SDE":
         last = args.last_step is not None and args.last_step_size > 0
         return steps * {"Euler": 1, "Heun": 2}[args.sampling_method] + last
-    return {"euler": steps, "midpoint": 2 * steps, "heun2": 2 * steps, "heun3": 3 * steps, "rk4": 4 * steps}.get(
-        args.sampling_method
-    )
+    return {
+        "euler": steps,
+        "dual-loop": steps,
+        "midpoint": 2 * steps,
+        "heun2": 2 * steps,
+        "heun3": 3 * steps,
+        "rk4": 4 * steps,
+    }.get(args.sampling_method)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from runtime import precision
-from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int
+from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight
 from runtime.errors import UsageError
 from train_utils import (
     BLENDS,
@@ -131,6 +131,13 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
         choices=switch,
         default="on",
         help="turn the velocity of asynchronous samples towards the diagonal",
+    )
+    parser.add_argument(
+        "--difficulty",
+        type=weight,
+        default=0.0,
+        metavar="W",
+        help="weight of the loss by which the model learns where its velocity is wrong, 0.01 for instance; 0: none",
     )
 
 

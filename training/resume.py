@@ -21,7 +21,7 @@ from training.experiment import Stamps, folder_for, newest_valid, stamps
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
 RESTORED = (
     *("model", "image_size", "num_classes", "vae", "flip", "combostoc_type"),
-    *("times", "halfmixing", "blend", "compensation"),
+    *("times", "halfmixing", "blend", "compensation", "difficulty"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
     *("global_batch_size", "global_seed", "lr", "ema_decay", "max_grad_norm", "grad_accum", "precision"),
 )

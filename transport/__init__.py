@@ -54,6 +54,7 @@ def create_transport(
     async_fraction: float = 0.5,
     use_blend: Blend = True,
     use_compensation: bool = True,
+    difficulty: float = 0.0,
 ) -> Transport:
     """Build a `Transport` from the names used on the command line.
 
@@ -64,7 +65,7 @@ def create_transport(
         train_eps, sample_eps: distance kept from the ends of [0, 1]; None takes the path's own, which is 0 for
             velocity on Linear and GVP, 1e-5 in training and 1e-3 in sampling on VP, and 1e-3 otherwise.
         combostoc_type: a name of `ComboStocType`.
-        times, use_halfmixing, async_fraction, use_blend, use_compensation: see `Transport`.
+        times, use_halfmixing, async_fraction, use_blend, use_compensation, difficulty: see `Transport`.
 
     Raises:
         ValueError: a name that is not among the choices.
@@ -96,4 +97,5 @@ def create_transport(
         async_fraction=async_fraction,
         use_blend=use_blend,
         use_compensation=use_compensation,
+        difficulty=difficulty,
     )

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .ahead import AHEAD_METHODS, dual_loop, look_ahead
+from .difficulty import call_with_log_variance
 from .graded import SCHEDULES, Graded, Grading, Synchronous, preservation_map
 from .integrators import ADAPTIVE_METHODS, FIXED_STEP_METHODS, SDE_STEPS, integrate_ode, integrate_sde
 from .path import DIFFUSION_FORMS, expand_t_like_x
+from .timesteps import ComboStocType
 
 if TYPE_CHECKING:
     from .transport import Model, Transport
 
-ODE_METHODS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
+SOLVERS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
+ODE_METHODS = SOLVERS + AHEAD_METHODS
 SDE_METHODS = tuple(SDE_STEPS)
 LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
 
@@ -76,7 +80,8 @@ class Sampler:
         """Integrate the probability-flow ODE dx = velocity dt from noise to data.
 
         Args:
-            sampling_method: one of `ODE_METHODS`.
+            sampling_method: one of `ODE_METHODS`; those of `transport.ahead` are for models that were trained with
+                times that differ within a sample, and with difficulty.
             num_steps: time points, both ends included; a fixed-step method takes num_steps - 1 steps.
             atol, rtol: error tolerances of the adaptive methods.
             reverse: from data to noise.
@@ -85,6 +90,8 @@ class Sampler:
         """
         _check("ODE method", sampling_method, ODE_METHODS)
         _check_ode_settings(num_steps, atol, rtol)
+        if sampling_method in AHEAD_METHODS:
+            self._check_ahead(sampling_method, reverse)
         velocity = self.transport.get_drift()
         t0, t1 = self.transport.check_interval(
             self.transport.train_eps, self.transport.sample_eps, eval=True, reverse=reverse
@@ -93,16 +100,24 @@ class Sampler:
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
             course = self._course(grading, z, t0, t1, num_steps)
 
-            def field(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                (x,), s = state, s.expand(z.shape[0])
-                return (velocity(x, course.times(s), model, **model_kwargs) * course.rate(s),)
+            def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+                return call_with_log_variance(model, x, t, model_kwargs)
+
+            def plain(s: Tensor, x: Tensor) -> Tensor:
+                return velocity(x, course.times(s), model, **model_kwargs) * course.rate(s)
+
+            kind = self.transport.combostoc_type
+            slope = {
+                "look-ahead": lambda: look_ahead(evaluate, course, kind),
+                "dual-loop": lambda: dual_loop(evaluate, course, kind, t0, t1, num_steps),
+            }.get(sampling_method, lambda: plain)()
 
             states = integrate_ode(
-                field,
+                lambda s, state: (slope(s.expand(z.shape[0]), *state),),
                 (course.begin(z),),
                 t0,
                 t1,
-                method=sampling_method,
+                method="euler" if sampling_method in AHEAD_METHODS else sampling_method,
                 num_steps=num_steps,
                 atol=atol,
                 rtol=rtol,
@@ -254,6 +269,16 @@ class Sampler:
 
         return SampleFn(solve)
 
+    def _check_ahead(self, method: str, reverse: bool) -> None:
+        transport = self.transport
+        if transport.combostoc_type is ComboStocType.UNSYNC_NONE or not transport.difficulty:
+            raise ValueError(
+                f"{method} needs a model that was trained with difficulty, and with times that differ within a sample "
+                f"(this one: {transport.combostoc_type.name}, difficulty {transport.difficulty:g})"
+            )
+        if reverse:
+            raise ValueError(f"{method} runs from noise to data; it has no reverse")
+
     def _course(self, grading: Grading | None, z: Tensor, s0: float, s1: float, num_steps: int) -> Synchronous | Graded:
         return Graded(self.transport.path_sampler, grading, z, s0, s1, num_steps) if grading else Synchronous()
 
@@ -278,7 +303,7 @@ class Sampler:
                 that the integrand is smooth (FFJORD, section 3.1).
             probe: the probe to use, of x1's shape.
         """
-        _check("ODE method", sampling_method, ODE_METHODS)
+        _check("ODE method of a likelihood", sampling_method, SOLVERS)
         _check_ode_settings(num_steps, atol, rtol)
         transport = self.transport
         velocity = transport.get_drift()

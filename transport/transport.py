@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from .difficulty import call_with_log_variance, gaussian_nll
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import Sampler as Sampler  # SiT's programs look for it here, too
 from .timesteps import TIMES, Blend, ComboStocType, Draw, count_async, draw_timesteps
@@ -62,6 +63,8 @@ class Transport:
         combostoc_type: what gets a timestep of its own in training.
         times, use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
         use_compensation: correct asynchronous velocity targets towards the diagonal (ComboStoc, equation 6).
+        difficulty: weight of a second loss, by which the model learns how wrong its velocity is; 0 is without it. The
+            model is then called with log_variance=True and returns 2C channels, velocity and log-variance.
     """
 
     def __init__(
@@ -78,12 +81,17 @@ class Transport:
         async_fraction: float = 0.5,
         use_blend: Blend = True,
         use_compensation: bool = True,
+        difficulty: float = 0.0,
     ) -> None:
         for name, eps in (("train_eps", train_eps), ("sample_eps", sample_eps)):
             if not 0 <= eps < 0.5:
                 raise ValueError(f"{name} must lie in [0, 0.5), got {eps}")
         if not 0 <= async_fraction <= 1:
             raise ValueError(f"async_fraction must lie in [0, 1], got {async_fraction}")
+        if not 0 <= difficulty < math.inf:
+            raise ValueError(f"difficulty must be a finite weight, not negative, got {difficulty}")
+        if difficulty and model_type is not ModelType.VELOCITY:
+            raise ValueError(f"difficulty {difficulty} is for velocity prediction, not for {model_type.name.lower()}")
         if isinstance(times, str) and times not in TIMES:
             raise ValueError(f"unknown times {times!r}; choose from {', '.join(TIMES)}, or give a function")
         if use_blend not in (True, False, "sample"):
@@ -99,6 +107,7 @@ class Transport:
         self.async_fraction = async_fraction
         self.use_blend = use_blend
         self.use_compensation = use_compensation
+        self.difficulty = difficulty
         self.path_sampler = PLANS[path_type]()
 
     # ---- training ----------------------------------------------------------------------------------------------
@@ -217,12 +226,19 @@ class Transport:
         t, x0, x1 = self.sample(x1)
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
         times = self.segments(t) if takes_segments(model) else t
-        output = _call(model, xt.to(x1.dtype), times, model_kwargs or {})  # xt is float32 for bfloat16 data, as t is
+        settings, x = model_kwargs or {}, xt.to(x1.dtype)  # xt is float32 for bfloat16 data, as t is
+        if self.difficulty:
+            output, log_variance = call_with_log_variance(model, x, times, settings)
+        else:
+            output = _call(model, x, times, settings)
 
         if self.model_type is ModelType.VELOCITY:
             if self.compensates:
                 ut = self.compensate_offdiagonal_ut(x1, xt, ut, t, x0)
-            return {"pred": output, "loss": mean_flat((output - ut) ** 2)}
+            loss = mean_flat((output - ut) ** 2)
+            if self.difficulty:
+                loss = loss + self.difficulty * gaussian_nll(output.detach(), log_variance, ut)
+            return {"pred": output, "loss": loss}
 
         sigma_t, _ = self.path_sampler.compute_sigma_t(expand_t_like_x(t, xt))
         _, drift_var = self.path_sampler.compute_drift(xt, t)
