@@ -7,7 +7,7 @@ import train
 from data.latents import CachedLatents, is_latents
 from runtime import checkpoint
 from tests.conftest import DIGITS_ARGS, ROOT
-from training.arguments import make_parser
+from training.arguments import check_arguments, make_parser
 
 RECORDS = ROOT / "tests" / "records"
 KEYS = {"model", "ema", "opt", "step", "args", "class_names", "progress"}
@@ -21,7 +21,9 @@ TYPED += ["results_dir", "log_every", "sample_every"]
 
 def test_every_argument_of_before_is_still_there_with_its_default():
     then = json.loads((RECORDS / "args.json").read_text())
-    now = vars(make_parser().parse_args(["--data-path", "digits"]))
+    args = make_parser().parse_args(["--data-path", "digits"])
+    check_arguments(args, 1)
+    now = vars(args)
     assert then.keys() <= now.keys()
     assert {k: now[k] for k in then if k not in TYPED} == {k: then[k] for k in then if k not in TYPED}
 

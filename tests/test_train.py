@@ -79,6 +79,21 @@ def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers)
     assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
 
 
+@pytest.mark.parametrize("times", ["mean", "below"])
+def test_a_run_with_another_draw_of_times_continues_as_if_never_stopped(tmp_path, times):
+    """And without being told again how it was begun."""
+    flags = ("--times", times, "--difficulty", "0.01", "--grad-accum", "2")
+    whole = run(tmp_path, *flags, steps=4, exp="whole")
+    run(tmp_path, *flags, steps=2, exp="parts")
+    parts = run(tmp_path, steps=4, exp="parts")
+    assert_equal_bit_for_bit(whole / "ckpt.pt", parts / "ckpt.pt")
+    trained = checkpoint.load(parts / "ckpt.pt")["args"]
+    assert (trained["times"], trained["halfmixing"], trained["difficulty"]) == (times, "off", 0.01)
+    assert (
+        f"From the checkpoint: --times {times}, --halfmixing off, --difficulty 0.01" in (parts / "log.txt").read_text()
+    )
+
+
 def test_speed_is_that_of_training_alone(tmp_path, monkeypatch):
     """A clock on which all that comes before the first step takes 1,000 s and each step half a second."""
     clock = [0.0]

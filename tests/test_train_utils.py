@@ -23,7 +23,7 @@ from train_utils import (
     parse_transport_args,
     typed_arguments,
 )
-from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, ComboStocType
+from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, ComboStocType
 
 
 def parser_for(*add):
@@ -47,7 +47,7 @@ def test_defaults_are_the_predecessors():
 
 
 def sampler_cases():
-    for method in ODE_METHODS:
+    for method in SOLVERS:
         yield "ODE", ["--sampling-method", method]
     for flag in ("--likelihood",):
         yield "ODE", [flag]

@@ -1,0 +1,38 @@
+import pytest
+
+from runtime.errors import UsageError
+from training.arguments import check_arguments, make_parser
+
+
+def checked(words: str):
+    args = make_parser().parse_args(["--data-path", "digits", *words.split()])
+    check_arguments(args, 1)
+    return args
+
+
+def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():
+    assert checked("").halfmixing == "on" and checked("--times below").halfmixing == "off"
+    assert checked("--times below --halfmixing on").halfmixing == "on"
+    assert checked("--model SiT-XL/2 --times lognormal").combostoc_type == "UNSYNC_NONE"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--model SiT-XL/2 --combostoc-type UNSYNC_VEC", "--combostoc-type UNSYNC_VEC needs a ComboStoc model"),
+        ("--combostoc-type UNSYNC_NONE --halfmixing off", "--halfmixing off is for asynchronous times"),
+        ("--model SiT-XL/2 --times lognormal --halfmixing on", "--halfmixing on is for asynchronous times"),
+        ("--model SiT-XL/2 --compensation off", "--compensation off is for asynchronous times"),
+        ("--times blend --blend sample", "--blend sample is for --times combostoc, not for blend"),
+    ],
+)
+def test_combinations_that_cannot_work_are_named(words, says):
+    with pytest.raises(UsageError, match=f"^{says}"):
+        checked(words)
+
+
+@pytest.mark.parametrize("value", ["-0.01", "nan", "inf", "some"])
+def test_difficulty_is_a_weight(value, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        make_parser().parse_args(["--data-path", "digits", f"--difficulty={value}"])
+    assert "--difficulty" in capsys.readouterr().err
