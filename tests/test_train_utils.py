@@ -24,6 +24,7 @@ from train_utils import (
     typed_arguments,
 )
 from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, ComboStocType
+from transport.sampler import SOLVERS
 
 
 def parser_for(*add):
