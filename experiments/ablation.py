@@ -2,6 +2,7 @@
 
     python experiments/ablation.py --out results/study                               # SiT and the types: `make study`
     python experiments/ablation.py --out results/study --table choices --every 500   # `make study-choices`
+    python experiments/ablation.py --out results/study --table times --every 500     # ways of drawing times
     python experiments/ablation.py --out results/imagenet --data-path FOLDER --size S/2 --samples 10000 \\
         --num-sampling-steps 250 --max-steps 400000 --every 50000 --nproc-per-node 8 -- --vae ema --num-workers 8
 
@@ -33,53 +34,21 @@ import torch
 import train as program
 from data.latents import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset, native_channels
-from experiments.judge import Judge, shrunk
-from experiments.measurements import Row, comparison_lines, draw_figure, table_lines
+from experiments.judge import Judge, judge_samples
+from experiments.measurements import CURVES, Row, comparison_lines, draw_curves, draw_dots, table_lines
 from experiments.tables import read_rows, write_rows
+from experiments.variants import TABLES
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from sampling.arguments import sampling_parser
-from sampling.network import ImageNoise, draw, guided_by, load_network
+from sampling.network import load_network
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What is compared: the family, and train.py's arguments.
-ALL = ("ComboStoc", "--combostoc-type UNSYNC_ALL")
-TABLES = {
-    "types": {
-        "SiT": ("SiT", ""),
-        "UNSYNC_NONE": ("ComboStoc", "--combostoc-type UNSYNC_NONE"),
-        "UNSYNC_VEC": ("ComboStoc", "--combostoc-type UNSYNC_VEC"),
-        "UNSYNC_PATCH": ("ComboStoc", "--combostoc-type UNSYNC_PATCH"),
-        "UNSYNC_ALL": ALL,
-    },
-    "choices": {  # of UNSYNC_ALL; the paper has the first
-        "UNSYNC_ALL": ALL,
-        "no compensation": (ALL[0], f"{ALL[1]} --compensation off"),
-        "blend a sample": (ALL[0], f"{ALL[1]} --blend sample"),
-        "no blend": (ALL[0], f"{ALL[1]} --blend off"),
-        "no half-mixing": (ALL[0], f"{ALL[1]} --halfmixing off"),
-        "no half-mixing, blend a sample": (ALL[0], f"{ALL[1]} --halfmixing off --blend sample"),
-        "no half-mixing, no blend": (ALL[0], f"{ALL[1]} --halfmixing off --blend off"),
-    },
-}
-DRAWS = ("uniform", "blend", "blend-lognormal", "mean", "spread", "below", "two")
-TABLES["times"] = {
-    "SiT": ("SiT", ""),
-    "SiT, lognormal": ("SiT", "--times lognormal"),
-    **{f"UNSYNC_{kind}": (ALL[0], f"--combostoc-type UNSYNC_{kind}") for kind in ("VEC", "PATCH", "ALL")},
-    **{
-        f"{draw}, {kind}{off}": (ALL[0], f"--combostoc-type UNSYNC_{kind} --times {draw}" + flags)
-        for off, flags in (("", ""), (", no compensation", " --compensation off"))
-        for kind in ("ALL", "PATCH")
-        for draw in DRAWS
-    },
-}
 DIGITS_ARGS = (
     "--vae none --image-size 8 --num-classes 10 --num-workers 0 --global-batch-size 128 --lr 1e-3 --ema-decay 0.99"
 )
-BATCH = 250  # samples at a time
 
 
 # ---- one run -------------------------------------------------------------------------------------------------------
@@ -182,16 +151,8 @@ def measure(job: Job, row: Row) -> Row:
     args = parser.parse_args(["SDE", *sampler])
     args.cfg_scale = 1.0
     precision.setup(args.precision)
-    device = distributed.single().device
-    network = load_network(args, device, default_vae="ema")
-    model = guided_by(args, network)
-    images, labels = [], torch.arange(row.samples) % network.num_labels
-    for part in torch.arange(row.samples).split(BATCH):
-        noise = ImageNoise(0, part.tolist())
-        images.append(shrunk(draw(args, network, noise, labels[part].to(device), model)[0].clamp(-1, 1)).cpu())
-    samples = torch.cat(images)
-    row.fd = JUDGE.distance(samples)
-    row.accuracy = (JUDGE.classes(samples) == labels).double().mean().item()
+    network = load_network(args, distributed.single().device, default_vae="ema")
+    row.fd, row.accuracy, _ = judge_samples(args, network, JUDGE, row.samples)
     row.seconds = training_seconds(job.folder, row.step)
     return row
 
@@ -247,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--max-steps {args.max_steps} is not a multiple of --every {args.every}")
     steps = list(range(args.every, args.max_steps + 1, args.every))
     variants = list(TABLES[args.table])
-    if args.data_path == DIGITS and "UNSYNC_PATCH" in variants:  # one channel: a time a position is one an entry
-        variants.remove("UNSYNC_PATCH")
+    if args.data_path == DIGITS:  # one channel: a time a position is one an entry
+        variants = [v for v in variants if "PATCH" not in v]
     table = args.out.with_name(args.out.name + ".csv")
     rows = read_rows(table, Row)
     there = {row.key for row in rows}
@@ -276,7 +237,8 @@ def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]
     """Draw the figure and print the table, at the steps that all variants have."""
     steps = set.intersection(*({r.step for r in shown if r.variant == v} for v in {r.variant for r in shown}))
     shown = [r for r in shown if r.step in steps]
-    draw_figure(shown, variants, args.out.with_name(f"{args.out.name}-{args.table}.png"))
+    draw = draw_curves if len(variants) <= CURVES else draw_dots
+    draw(shown, variants, args.out.with_name(f"{args.out.name}-{args.table}.png"))
     print("\n".join([*table_lines(shown, variants), "", *comparison_lines(shown, variants)]))
 
 

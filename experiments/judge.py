@@ -1,5 +1,6 @@
 """A small classifier of a data set, to judge samples by: their classes, and the features of its last hidden layer."""
 
+import argparse
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 from data.images import UnreadableImage
 from data.sets import ImageDataset
 from evaluation.metrics import frechet_distance, moments
+from sampling.network import ImageNoise, Network, draw, guided_by
 
 SIDE = 32  # larger pictures are averaged down to this
 FEATURES = 32
 MAX_IMAGES = 20_000
+BATCH = 250  # samples at a time
 
 
 class Judge:
@@ -93,3 +96,15 @@ def readable(dataset: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[Te
 def shrunk(images: Tensor) -> Tensor:
     """(N, C, H, W), at most `SIDE` wide."""
     return F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
+
+
+def judge_samples(args: argparse.Namespace, network: Network, judge: Judge, samples: int) -> tuple[float, float, int]:
+    """Samples of the classes alike often, by the arguments of sample.py and from the noise of seed 0: their distance,
+    the share in the class asked for, and the evaluations it took."""
+    device, model = next(network.model.parameters()).device, guided_by(args, network)
+    images, labels, evaluations = [], torch.arange(samples) % network.num_labels, 0
+    for part in torch.arange(samples).split(BATCH):
+        x, evaluations = draw(args, network, ImageNoise(0, part.tolist()), labels[part].to(device), model)
+        images.append(shrunk(x.clamp(-1, 1)).cpu())
+    x = torch.cat(images)
+    return judge.distance(x), (judge.classes(x) == labels).double().mean().item(), evaluations

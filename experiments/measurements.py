@@ -2,8 +2,10 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from runtime.files import replacing
 
@@ -36,28 +38,53 @@ def by_variant(rows: Sequence[Row], measure: str) -> dict[str, dict[int, list[fl
     return values
 
 
-def draw_figure(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
+CURVES = 8  # variants in a figure, at most; more are dots
+TITLES = {"fd": "Frechet distance / variance of the data", "accuracy": "share in the class asked for"}
+
+
+def draw_curves(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
     """Frechet distance and class accuracy against training steps: means over seeds, and the range between them."""
+    with panels(path, (10, 4)) as axes:
+        for axis, name in zip(axes, TITLES, strict=True):
+            values = by_variant(rows, name)
+            for variant in (v for v in variants if v in values):
+                steps = sorted(values[variant])
+                groups = [values[variant][step] for step in steps]
+                (line,) = axis.plot(steps, [statistics.fmean(g) for g in groups], "o-", markersize=4, label=variant)
+                low, high = ([f(g) for g in groups] for f in (min, max))
+                axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+            axis.set_xlabel("training steps")
+        axes[0].set_yscale("log")
+        axes[0].legend(fontsize=8)
+
+
+def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
+    """Frechet distance and class accuracy of many variants: a line each, a dot a seed, a colour a step."""
+    there = [v for v in variants if v in {row.variant for row in rows}]
+    with panels(path, (11, 1 + 0.22 * len(there)), sharey=True) as axes:
+        for axis, name in zip(axes, TITLES, strict=True):
+            for step in sorted({row.step for row in rows}):
+                points = [(getattr(r, name), there.index(r.variant)) for r in rows if r.step == step]
+                axis.plot(*zip(*points, strict=True), "o", markersize=4, alpha=0.8, label=f"{step} steps")
+        axes[0].set_xscale("log")
+        axes[0].set_yticks(range(len(there)), there, fontsize=7)
+        axes[0].invert_yaxis()
+        axes[1].legend(fontsize=8)
+
+
+@contextmanager
+def panels(path: Path, size: tuple[float, float], **shared: bool) -> Iterator[Any]:
+    """Two axes for the two measures, written to a file at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
-    titles = {"fd": "Frechet distance / variance of the data", "accuracy": "share in the class asked for"}
-    for axis, (name, title) in zip(axes, titles.items(), strict=True):
-        values = by_variant(rows, name)
-        for variant in (v for v in variants if v in values):
-            steps = sorted(values[variant])
-            groups = [values[variant][step] for step in steps]
-            (line,) = axis.plot(steps, [statistics.fmean(g) for g in groups], "o-", markersize=4, label=variant)
-            low, high = ([f(g) for g in groups] for f in (min, max))
-            axis.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+    figure, axes = pyplot.subplots(1, 2, figsize=size, **shared)
+    for axis, title in zip(axes, TITLES.values(), strict=True):
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("training steps")
         axis.grid(alpha=0.3)
-    axes[0].set_yscale("log")
-    axes[0].legend(fontsize=8)
+    yield axes
     figure.tight_layout()
     with replacing(path) as beside:
         figure.savefig(beside, dpi=110, format="png")

@@ -12,7 +12,10 @@ from data.sets import Digits
 from experiments import ablation
 from experiments.judge import Judge
 from experiments.tables import read_rows, write_rows
+from experiments.variants import TABLES
 from runtime.errors import run_program
+from training.arguments import check_arguments
+from transport import TIMES
 
 
 def job(tmp_path, variant="UNSYNC_ALL", *args: str) -> ablation.Job:
@@ -26,11 +29,14 @@ def test_runs_differ_by_what_they_are_named_for(tmp_path):
     parser = train.make_parser()
     published = vars(parser.parse_args(job(tmp_path).train_args()))
     differences = {}
-    for table, variants in ablation.TABLES.items():
+    for table, variants in TABLES.items():
         for variant in variants:
-            found = vars(parser.parse_args(job(tmp_path, variant, "--table", table).train_args()))
-            differences[variant] = {k: v for k, v in found.items() if v != published[k]}
-    assert differences == {
+            args = parser.parse_args(job(tmp_path, variant, "--table", table).train_args())
+            difference = {k: v for k, v in vars(args).items() if v != published[k]}
+            assert differences.setdefault(variant, difference) == difference  # of one name, whatever the table
+            check_arguments(args, 1)
+    of_times = {name: d for name, d in differences.items() if "times" in d or "difficulty" in d}
+    assert {name: d for name, d in differences.items() if name not in of_times} == {
         "SiT": {"model": "SiT-XS/2", "combostoc_type": None},
         "UNSYNC_NONE": {"combostoc_type": "UNSYNC_NONE"},
         "UNSYNC_VEC": {"combostoc_type": "UNSYNC_VEC"},
@@ -43,8 +49,25 @@ def test_runs_differ_by_what_they_are_named_for(tmp_path):
         "no half-mixing, blend a sample": {"halfmixing": "off", "blend": "sample"},
         "no half-mixing, no blend": {"halfmixing": "off", "blend": "off"},
     }
+    for name, difference in of_times.items():
+        assert difference == what_a_name_says(name), name
+    assert {d["times"] for d in of_times.values() if "times" in d} == TIMES.keys() - {"combostoc"}
     assert published["data_path"] == "digits" and published["combostoc_type"] == "UNSYNC_ALL"
     assert job(tmp_path).folder != job(tmp_path, "UNSYNC_ALL", "--", "--lr", "1").folder
+
+
+def what_a_name_says(name: str) -> dict[str, object]:
+    """'blend, PATCH, no compensation' and the like, in train.py's arguments."""
+    draw, *rest = name.split(", ")
+    if draw == "SiT":
+        return {"model": "SiT-XS/2", "combostoc_type": None, "times": "lognormal"}
+    says: dict[str, object] = {} if draw == "UNSYNC_ALL" else {"times": draw}
+    for word in rest:
+        if word in ("no compensation", "difficulty"):
+            says |= {"compensation": "off"} if word == "no compensation" else {"difficulty": 0.01}
+        elif word != "ALL":
+            says["combostoc_type"] = f"UNSYNC_{word}"
+    return says
 
 
 def test_a_run_is_trained_once_and_judged(tmp_path, monkeypatch):

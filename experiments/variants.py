@@ -1,0 +1,66 @@
+"""What the study compares: for each variant the model's family, and train.py's arguments.
+
+A variant that stands in two tables has the same name in both, and is trained once.
+"""
+
+DRAWS = ("uniform", "blend", "blend-lognormal", "mean", "spread", "below", "two")
+
+
+def drawn(times: str, kind: str, compensation: bool = True) -> dict[str, tuple[str, str]]:
+    """The variant of one way of drawing times."""
+    name = f"{times}, {kind}" + ("" if compensation else ", no compensation")
+    flags = f"--combostoc-type UNSYNC_{kind} --times {times}" + ("" if compensation else " --compensation off")
+    return {name: ("ComboStoc", flags)}
+
+
+PUBLISHED = {
+    "SiT": ("SiT", ""),
+    **{f"UNSYNC_{kind}": ("ComboStoc", f"--combostoc-type UNSYNC_{kind}") for kind in ("NONE", "VEC", "PATCH", "ALL")},
+}
+ALL = PUBLISHED["UNSYNC_ALL"][1]
+LOGNORMAL = {"SiT, lognormal": ("SiT", "--times lognormal")}
+
+TABLES = {
+    "types": PUBLISHED,
+    "choices": {  # of UNSYNC_ALL; the paper has the first
+        "UNSYNC_ALL": ("ComboStoc", ALL),
+        "no compensation": ("ComboStoc", f"{ALL} --compensation off"),
+        "blend a sample": ("ComboStoc", f"{ALL} --blend sample"),
+        "no blend": ("ComboStoc", f"{ALL} --blend off"),
+        "no half-mixing": ("ComboStoc", f"{ALL} --halfmixing off"),
+        "no half-mixing, blend a sample": ("ComboStoc", f"{ALL} --halfmixing off --blend sample"),
+        "no half-mixing, no blend": ("ComboStoc", f"{ALL} --halfmixing off --blend off"),
+    },
+    "times": {  # every way of drawing them
+        **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
+        **LOGNORMAL,
+        **{
+            name: variant
+            for compensation in (True, False)
+            for kind in ("ALL", "PATCH")
+            for draw in DRAWS
+            for name, variant in drawn(draw, kind, compensation).items()
+        },
+    },
+    "marginals": {  # the same distribution of one entry's time: one a sample, a position, an entry
+        name: variant
+        for draw in ("uniform", "two", "blend", "blend-lognormal", "spread", "below")
+        for kind in ("NONE", "PATCH", "ALL")
+        for name, variant in drawn(draw, kind, compensation=kind == "NONE").items()
+    },
+    "best": {  # for other data
+        "SiT": PUBLISHED["SiT"],
+        **LOGNORMAL,
+        "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
+        **drawn("blend", "ALL"),
+        **drawn("blend-lognormal", "ALL"),
+    },
+    "difficulty": {  # for the samplers that look at it, experiments/samplers.py
+        f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")
+        for name, (family, flags) in {
+            "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
+            **drawn("blend-lognormal", "ALL"),
+            **drawn("blend-lognormal", "PATCH"),
+        }.items()
+    },
+}
