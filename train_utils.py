@@ -38,6 +38,15 @@ PREDICTIONS = ("velocity", "score", "noise")
 WEIGHTS = (None, "velocity", "likelihood")
 TIMES = ("combostoc", "uniform", "lognormal", "blend", "blend-lognormal", "mean", "spread", "below", "two")
 BLENDS = ("batch", "sample", "off")
+PRESETS = {  # the default is the published setting
+    "fast": {
+        "combostoc_type": "UNSYNC_ALL",
+        "times": "blend-lognormal",
+        "halfmixing": "off",
+        "blend": "batch",
+        "compensation": "on",
+    }
+}
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 ODE_METHODS = (
     *ADAPTIVE_METHODS,
@@ -65,6 +74,11 @@ def model_name(value: str) -> str:
 def default_combostoc_type(model: str) -> str:
     """What a model is trained with unless it is said otherwise."""
     return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL"
+
+
+def default_halfmixing(times: str) -> str:
+    """The published draw is half-mixed, the others are of the whole batch."""
+    return "on" if times == "combostoc" else "off"
 
 
 def guidance_scale(value: str) -> float:

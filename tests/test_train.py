@@ -8,17 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
+import sample
 import train
 from data.order import BatchOrder
 from data.sets import Digits
 from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.distributed import seed_for
-from tests.conftest import DIGITS_ARGS, run_cli
+from tests.conftest import DIGITS_ARGS, ROOT, run_cli
 from tests.faults import NAME, launch, metrics, tensors_of
 from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
-from train_utils import COMBOSTOC_TYPES, model_config
+from train_utils import COMBOSTOC_TYPES, TIMES, model_config
 from training import bookkeeping
 from transport import create_transport
 
@@ -74,24 +75,35 @@ def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers)
     for steps in (5, 6, 12):
         parts = run(tmp_path, *flags, steps=steps, exp="parts")
     assert_equal_bit_for_bit(whole / "ckpt.pt", parts / "ckpt.pt")
-    assert f"Continuing {parts / 'ckpt.pt'} from step 6 to 12" in (parts / "log.txt").read_text()
+    log = (parts / "log.txt").read_text()
+    assert f"Continuing {parts / 'ckpt.pt'} from step 6 to 12" in log and "From the checkpoint" not in log
     steps_logged = [[r["step"] for r in metrics(f)] for f in (whole, parts)]
     assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
 
 
-@pytest.mark.parametrize("times", ["mean", "below"])
-def test_a_run_with_another_draw_of_times_continues_as_if_never_stopped(tmp_path, times):
-    """And without being told again how it was begun."""
-    flags = ("--times", times, "--difficulty", "0.01", "--grad-accum", "2")
+@pytest.mark.parametrize("times", [name for name in TIMES if name != "combostoc"])
+def test_a_run_with_another_draw_of_times_continues_and_is_sampled(tmp_path, times):
+    """As if never stopped, without being told again how it was begun; in segments, accumulated;
+    guided, ahead of themselves and graded."""
+    halves = "on" if times in ("blend", "two") else "off"
+    flags = ("--times", times, "--halfmixing", halves, "--difficulty", "0.01", "--grad-accum", "2")
     whole = run(tmp_path, *flags, steps=4, exp="whole")
     run(tmp_path, *flags, steps=2, exp="parts")
     parts = run(tmp_path, steps=4, exp="parts")
     assert_equal_bit_for_bit(whole / "ckpt.pt", parts / "ckpt.pt")
     trained = checkpoint.load(parts / "ckpt.pt")["args"]
-    assert (trained["times"], trained["halfmixing"], trained["difficulty"]) == (times, "off", 0.01)
-    assert (
-        f"From the checkpoint: --times {times}, --halfmixing off, --difficulty 0.01" in (parts / "log.txt").read_text()
-    )
+    assert (trained["times"], trained["halfmixing"], trained["difficulty"]) == (times, halves, 0.01)
+    told = f"--times {times}, " + f"--halfmixing {halves}, " * (halves == "on") + "--difficulty 0.01"
+    assert f"From the checkpoint: {told}" in (parts / "log.txt").read_text()
+
+    flags = ["ODE", "--ckpt", str(parts / "ckpt.pt"), "--cfg-scale", "2", "--class-labels", "3"]
+    flags += ["--sampling-method", "look-ahead", "--num-sampling-steps", "5", "--out"]
+    sample.main([*flags, str(tmp_path / "plain.png")])
+    kept = ["--reference", str(ROOT / "visuals" / "three.png"), "--preserve", "left:0.9"]
+    sample.main([*flags, str(tmp_path / "kept.png"), *kept])
+    for name in ("plain", "kept"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert np.asarray(picture).std() > 0
 
 
 def test_speed_is_that_of_training_alone(tmp_path, monkeypatch):

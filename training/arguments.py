@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from runtime import precision
 from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight
@@ -11,11 +12,13 @@ from train_utils import (
     COMBOSTOC_TYPES,
     EXTRACTORS,
     MODEL_NAMES,
+    PRESETS,
     TIMES,
     add_bad_images_arg,
     add_flip_arg,
     add_workers_arg,
     default_combostoc_type,
+    default_halfmixing,
     guidance_scale,
     model_name,
     parse_transport_args,
@@ -109,9 +112,25 @@ def make_parser(doc: str | None = None) -> Parser:
     return parser
 
 
+class Preset(argparse.Action):
+    """Gives the arguments that a name stands for."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        for name, value in PRESETS[values].items():
+            setattr(namespace, name, value)
+
+
 def add_method_args(parser: argparse._ActionsContainer) -> None:
     """Add what ComboStoc's training may vary; the defaults are the published method."""
     switch = ("on", "off")
+    parser.add_argument(
+        "--preset",
+        action=Preset,
+        choices=PRESETS,
+        default=argparse.SUPPRESS,
+        help="other settings that a study supports, see docs/study.md#ways-of-drawing-times; fast: "
+        "--combostoc-type UNSYNC_ALL --times blend-lognormal; what is given after it wins",
+    )
     parser.add_argument(
         "--times", choices=TIMES, default="combostoc", help="how times are drawn, see docs/training.md#timesteps"
     )
@@ -168,7 +187,7 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )
-    usual = {"halfmixing": "on" if args.times == "combostoc" else "off", "blend": "batch", "compensation": "on"}
+    usual = {"halfmixing": default_halfmixing(args.times), "blend": "batch", "compensation": "on"}
     args.halfmixing = args.halfmixing or usual["halfmixing"]
     if args.combostoc_type == "UNSYNC_NONE":
         for name in usual:

@@ -15,7 +15,14 @@ from data.sets import Items
 from models import SiT
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
-from train_utils import ModelConfig, default_combostoc_type, load_weights, model_config, typed_arguments
+from train_utils import (
+    ModelConfig,
+    default_combostoc_type,
+    default_halfmixing,
+    load_weights,
+    model_config,
+    typed_arguments,
+)
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -89,7 +96,8 @@ def restore_arguments(
         if name not in trained or getattr(args, name) == trained[name]:
             continue
         given = getattr(args, name)
-        if name == "combostoc_type" and given is None and trained[name] == default_combostoc_type(args.model):
+        usual = {"combostoc_type": default_combostoc_type(args.model), "halfmixing": default_halfmixing(args.times)}
+        if given is None and trained[name] == usual.get(name):
             continue  # as it would be without the checkpoint
         if name not in typed:
             setattr(args, name, trained[name])

@@ -1,6 +1,8 @@
 import pytest
 
+from experiments.variants import TABLES
 from runtime.errors import UsageError
+from train_utils import PRESETS, typed_arguments
 from training.arguments import check_arguments, make_parser
 
 
@@ -16,6 +18,17 @@ def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():
     assert checked("--model SiT-XL/2 --times lognormal").combostoc_type == "UNSYNC_NONE"
 
 
+def test_a_preset_is_what_it_stands_for_and_what_follows_it_wins():
+    fast = vars(checked("--combostoc-type UNSYNC_ALL --times blend-lognormal"))
+    assert vars(checked("--preset fast")) == fast
+    assert vars(checked("--times uniform --preset fast")) == fast
+    assert vars(checked("--preset fast --combostoc-type UNSYNC_PATCH")) == fast | {"combostoc_type": "UNSYNC_PATCH"}
+    argv = ["--data-path", "digits", "--preset", "fast"]
+    assert typed_arguments(make_parser(), argv) == {"data_path", *PRESETS["fast"]}  # a checkpoint's give way to them
+    (variant,) = (flags for name, (_, flags) in TABLES["times"].items() if name == "blend-lognormal, ALL")
+    assert vars(checked(variant)) == fast
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -23,6 +36,7 @@ def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():
         ("--combostoc-type UNSYNC_NONE --halfmixing off", "--halfmixing off is for asynchronous times"),
         ("--model SiT-XL/2 --times lognormal --halfmixing on", "--halfmixing on is for asynchronous times"),
         ("--model SiT-XL/2 --compensation off", "--compensation off is for asynchronous times"),
+        ("--model SiT-XL/2 --preset fast", "--combostoc-type UNSYNC_ALL needs a ComboStoc model"),
         ("--times blend --blend sample", "--blend sample is for --times combostoc, not for blend"),
     ],
 )

@@ -350,6 +350,18 @@ def test_every_draw_has_a_shape_that_its_type_allows(name, kind, shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@async_types
+@pytest.mark.parametrize("half", [False, True])
+def test_the_loss_of_any_draw_is_that_of_its_segments(name, kind, half):
+    """Through a model that takes a time for each segment, and one that takes them all at once."""
+    losses, transport = [], create_transport(combostoc_type=kind, times=name, use_halfmixing=half)
+    for model in (SegmentRecorder(), Recorder()):
+        torch.manual_seed(5)
+        losses.append(transport.training_losses(model, torch.randn(6, 4, 8, 8))["loss"])
+    assert torch.equal(*losses) and losses[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_half_mixed_batch_of_any_draw(name):
     """Its synchronous half has one time a sample, with the distribution of one entry."""
     torch.manual_seed(0)
