@@ -8,6 +8,8 @@
 # make study          the paper's claim: SiT and the types on digits, three seeds; 31 minutes
 # make study-choices  the same for what the paper leaves open; 38 minutes, after make study
 # make study-colour   the same for the types on three channels; 75 minutes
+# make study-times    the same for ways of drawing times, and samplers at equal evaluations; NNN hours, after study-colour
+# make study-fashion  the same for the best of them on Fashion-MNIST; NNN
 # make timesteps      the picture of the types' timesteps
 # make help           this list
 #
@@ -19,7 +21,8 @@ READY := .venv/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
-.PHONY: help demo test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour timesteps
+.PHONY: help demo test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour
+.PHONY: study-times study-fashion timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -162,6 +165,21 @@ study-colour: $(READY) $(COLOURED)
 	$(STUDY) --out results/study-colour --data-path $(COLOURED) --max-steps 3000 --every 750 \
 	  -- $(TINY) --ema-decay 0.99 > results/study-colour-types.md
 	@cat results/study-colour-types.md
+
+# The types' rows are those of study-colour, as far as they go.
+TIMES_STUDY = $(STUDY) --out results/study-times --data-path $(COLOURED) --max-steps 1500 --every 750
+study-times: $(READY) $(COLOURED)
+	@test -f results/study-times.csv || test ! -f results/study-colour.csv || cp results/study-colour.csv results/study-times.csv
+	for table in times marginals difficulty; do \
+	  $(TIMES_STUDY) --table $$table -- $(TINY) --ema-decay 0.99 > results/study-times-$$table.md || exit 1; done
+	$(BIN)/python experiments/samplers.py --out results/study-samplers --data-path $(COLOURED) \
+	  --ckpt results/ComboStoc-XS-2-study-*-difficulty-0-*/checkpoints/0001500.safetensors > results/study-samplers.md
+	@cat results/study-times-*.md results/study-samplers.md
+study-fashion: $(READY)
+	@test -d results/fashion-mnist || $(BIN)/python experiments/fashion_mnist.py --out results/fashion-mnist
+	$(STUDY) --out results/study-fashion --table best --data-path results/fashion-mnist --size XS/4 --seeds 0 \
+	  --max-steps 3000 --every 1500 -- $(subst image-size 8,image-size 28,$(TINY)) --ema-decay 0.99 > results/study-fashion.md
+	@cat results/study-fashion.md
 
 timesteps: $(READY) $(COLOURED)
 	$(BIN)/python experiments/timestep_maps.py --data-path $(COLOURED) --out results/timesteps.png
