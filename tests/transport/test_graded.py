@@ -8,8 +8,9 @@ import torch
 from models import ComboStoc, SiT
 from tests.conftest import GaussianModel
 from tests.test_models import random_model
-from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, Sampler, create_transport
+from transport import DIFFUSION_FORMS, LAST_STEPS, Sampler, create_transport
 from transport.graded import Graded, Grading, preservation_map
+from transport.sampler import SOLVERS
 
 PATHS = ["Linear", "GVP", "VP"]
 PREDICTIONS = ["velocity", "score", "noise"]
@@ -122,7 +123,7 @@ def test_on_curved_paths_the_error_is_that_of_the_integrator(path, schedule, see
 
 # ---- nothing kept, all kept ----------------------------------------------------------------------------------------
 
-MODES = [("ODE", {"sampling_method": m, "num_steps": 9}) for m in ODE_METHODS] + [
+MODES = [("ODE", {"sampling_method": m, "num_steps": 9}) for m in SOLVERS] + [
     ("SDE", {"sampling_method": method, "diffusion_form": "sigma", "last_step": last, "num_steps": 9})
     for method in ("Euler", "Heun")
     for form in DIFFUSION_FORMS

@@ -6,8 +6,9 @@ import torch
 
 from tests.conftest import GaussianModel, golden, relative_error
 from tests.transport.test_integrators import exact_moments_of_the_scheme
-from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler, create_transport
+from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, Sampler, create_transport
 from transport import sampler as sampler_module
+from transport.sampler import SOLVERS
 
 G = golden("samplers")
 PATHS = ["Linear", "GVP", "VP"]
@@ -97,7 +98,7 @@ def integrated_once(monkeypatch):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("method", ODE_METHODS)
+@pytest.mark.parametrize("method", SOLVERS)
 @pytest.mark.usefixtures("integrated_once")
 def test_every_ode_setting_is_right_and_reversible(path, prediction, method):
     """Noise maps to mu + sd z, also with eps given as 0, and back to the same noise."""
