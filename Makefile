@@ -21,8 +21,8 @@ READY := .venv/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
-.PHONY: help demo test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour
-.PHONY: study-times study-fashion timesteps
+.PHONY: help demo test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour \
+	study-times study-fashion timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
