@@ -32,9 +32,12 @@ MODELS = tuple(
     for size, patches in (("XL", (2, 4, 8)), ("L", (2, 4, 8)), ("B", (2, 4, 8)), ("S", (2, 4, 8)), ("XS", (2, 4)))
     for patch in patches
 )
-COMBOSTOC_TYPES = ("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL")
+COMBOSTOC_TYPES = (
+    *("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL"),
+    *("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART"),  # of shapes
+)
 PATHS = ("Linear", "GVP", "VP")
-PREDICTIONS = ("velocity", "score", "noise")
+PREDICTIONS = ("velocity", "score", "noise", "data")
 WEIGHTS = (None, "velocity", "likelihood")
 TIMES = ("combostoc", "uniform", "lognormal", "blend", "blend-lognormal", "mean", "spread", "below", "two")
 BLENDS = ("batch", "sample", "off")

@@ -103,6 +103,8 @@ class GaussianModel:
             return -r
         if self.prediction == "noise":
             return sigma * r
+        if self.prediction == "data":
+            return self.mu + alpha * self.sd**2 * r
         # at t = 1 the VP path has sigma = 0 and d_sigma infinite, their product is finite
         return d_alpha * (self.mu + alpha * self.sd**2 * r) + d_sigma * sigma * r
 

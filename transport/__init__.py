@@ -3,7 +3,7 @@
 from .graded import SCHEDULES
 from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import ADAPTIVE_METHODS, FIXED_STEP_METHODS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
-from .timesteps import TIMES, Blend, ComboStocType, Draw, draw_timesteps, timestep_shape
+from .timesteps import TIMES, Attributes, Blend, ComboStocType, Draw, draw_timesteps, timestep_shape
 from .transport import ModelType, PathType, Transport, WeightType
 
 __all__ = [
@@ -36,7 +36,12 @@ __all__ = [
 ]
 
 PATHS = {"Linear": PathType.LINEAR, "GVP": PathType.GVP, "VP": PathType.VP}
-PREDICTIONS = {"velocity": ModelType.VELOCITY, "score": ModelType.SCORE, "noise": ModelType.NOISE}
+PREDICTIONS = {
+    "velocity": ModelType.VELOCITY,
+    "score": ModelType.SCORE,
+    "noise": ModelType.NOISE,
+    "data": ModelType.DATA,
+}
 BLENDS: dict[str, Blend] = {"batch": True, "sample": "sample", "off": False}
 WEIGHTS = {None: WeightType.NONE, "velocity": WeightType.VELOCITY, "likelihood": WeightType.LIKELIHOOD}
 
@@ -49,6 +54,7 @@ def create_transport(
     sample_eps: float | None = None,
     combostoc_type: str = "UNSYNC_NONE",
     *,
+    attributes: Attributes | None = None,
     times: str | Draw = "combostoc",
     use_halfmixing: bool | None = None,
     async_fraction: float = 0.5,
@@ -60,12 +66,12 @@ def create_transport(
 
     Args:
         path_type: "Linear", "GVP" or "VP".
-        prediction: "velocity", "score" or "noise".
-        loss_weight: None, "velocity" or "likelihood"; weighs the score and noise losses only.
+        prediction: "velocity", "score", "noise" or "data".
+        loss_weight: None, "velocity" or "likelihood"; weighs all losses but the velocity's.
         train_eps, sample_eps: distance kept from the ends of [0, 1]; None takes the path's own, which is 0 for
-            velocity on Linear and GVP, 1e-5 in training and 1e-3 in sampling on VP, and 1e-3 otherwise.
+            velocity and data on Linear and GVP, 1e-5 in training and 1e-3 in sampling on VP, and 1e-3 otherwise.
         combostoc_type: a name of `ComboStocType`.
-        times, use_halfmixing, async_fraction, use_blend, use_compensation, difficulty: see `Transport`.
+        attributes, times, use_halfmixing, async_fraction, use_blend, use_compensation, difficulty: see `Transport`.
 
     Raises:
         ValueError: a name that is not among the choices.
@@ -81,7 +87,7 @@ def create_transport(
 
     if path_type == "VP":
         default_train_eps, default_sample_eps = 1e-5, 1e-3
-    elif prediction == "velocity":
+    elif prediction in ("velocity", "data"):
         default_train_eps, default_sample_eps = 0.0, 0.0
     else:
         default_train_eps, default_sample_eps = 1e-3, 1e-3
@@ -92,6 +98,7 @@ def create_transport(
         train_eps=default_train_eps if train_eps is None else train_eps,
         sample_eps=default_sample_eps if sample_eps is None else sample_eps,
         combostoc_type=ComboStocType[combostoc_type],
+        attributes=attributes,
         times=times,
         use_halfmixing=use_halfmixing,
         async_fraction=async_fraction,

@@ -80,6 +80,21 @@ class ICPlan:
         mean, var = self.compute_drift(x, t)
         return var * score - mean
 
+    def get_noise_from_data(self, data: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """x0 = (x - alpha x1) / sigma. Singular at t = 1."""
+        t = expand_t_like_x(t, x)
+        return (x - self.compute_alpha_t(t)[0] * data) / self.compute_sigma_t(t)[0]
+
+    def get_velocity_from_data(self, data: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """alpha' x1 + sigma' x0; (x1 - x) / (1 - t) on the Linear path. Singular at t = 1."""
+        noise = self.get_noise_from_data(data, x, t)
+        t = expand_t_like_x(t, x)
+        return self.compute_alpha_t(t)[1] * data + self.compute_sigma_t(t)[1] * noise
+
+    def get_score_from_data(self, data: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """score = -x0 / sigma. Singular at t = 1."""
+        return self.get_score_from_noise(self.get_noise_from_data(data, x, t), x, t)
+
     # ---- coefficients of the SDE -------------------------------------------------------------------------------
 
     def compute_drift(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

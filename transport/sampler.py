@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SOLVERS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
 ODE_METHODS = SOLVERS + AHEAD_METHODS
+OPEN_METHODS = ("euler", "midpoint", *AHEAD_METHODS)  # these do not evaluate the end
 SDE_METHODS = tuple(SDE_STEPS)
 LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
 
@@ -94,7 +95,11 @@ class Sampler:
             self._check_ahead(sampling_method, reverse)
         velocity = self.transport.get_drift()
         t0, t1 = self.transport.check_interval(
-            self.transport.train_eps, self.transport.sample_eps, eval=True, reverse=reverse
+            self.transport.train_eps,
+            self.transport.sample_eps,
+            eval=True,
+            reverse=reverse,
+            evaluates_end=reverse or sampling_method not in OPEN_METHODS,
         )
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:

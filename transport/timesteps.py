@@ -22,10 +22,30 @@ class ComboStocType(enum.Enum):
     UNSYNC_VEC = enum.auto()  #  (N, C, 1, 1)     one per feature channel
     UNSYNC_PATCH = enum.auto()  # (N, 1, H, W)    one per latent position
     UNSYNC_ALL = enum.auto()  #  (N, C, H, W)     one per entry
+    UNSYNC_PART = enum.auto()  # (N, L, 1)        of shapes, (N, L, F): one per part
+    UNSYNC_ATT = enum.auto()  #  (N, 1, A)        one per attribute, the same for all parts
+    UNSYNC_ATT_PART = enum.auto()  # (N, L, A)    one per attribute of a part
 
 
-def timestep_shape(x_shape: torch.Size | tuple[int, ...], combostoc_type: ComboStocType) -> tuple[int, ...]:
-    """Shape of the timesteps for samples of shape (N, C, ...), with any number of trailing dimensions."""
+OF_SHAPES = ("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART")
+Attributes = tuple[int, ...]  # the widths of a part's A attributes, F numbers in all
+
+
+def timestep_shape(
+    x_shape: torch.Size | tuple[int, ...], combostoc_type: ComboStocType, attributes: Attributes | None = None
+) -> tuple[int, ...]:
+    """Shape of the timesteps for samples of shape (N, C, ...), with any number of trailing dimensions, or of shapes,
+    (N, L, F), whose parts have attributes; `over_attributes` gives each number the time of its attribute."""
+    if attributes is not None:
+        n, parts, numbers = x_shape
+        return {
+            ComboStocType.UNSYNC_NONE: (n,),
+            ComboStocType.UNSYNC_PART: (n, parts, 1),
+            ComboStocType.UNSYNC_ATT: (n, 1, len(attributes)),
+            ComboStocType.UNSYNC_ATT_PART: (n, parts, len(attributes)),
+            ComboStocType.UNSYNC_VEC: (n, 1, numbers),
+            ComboStocType.UNSYNC_ALL: (n, parts, numbers),
+        }[combostoc_type]
     n, c, *rest = x_shape
     ones = [1] * len(rest)
     return {
@@ -34,6 +54,14 @@ def timestep_shape(x_shape: torch.Size | tuple[int, ...], combostoc_type: ComboS
         ComboStocType.UNSYNC_PATCH: (n, 1, *rest),
         ComboStocType.UNSYNC_ALL: (n, c, *rest),
     }[combostoc_type]
+
+
+def over_attributes(t: Tensor, combostoc_type: ComboStocType, attributes: Attributes | None) -> Tensor:
+    """Times of attributes, (N, ..., A), as times of numbers, (N, ..., F); those of other types stay as they are."""
+    one_an_attribute = combostoc_type in (ComboStocType.UNSYNC_ATT, ComboStocType.UNSYNC_ATT_PART)
+    if attributes is None or not one_an_attribute or t.shape[-1] == 1:
+        return t
+    return t.repeat_interleave(torch.tensor(attributes, device=t.device), dim=-1, output_size=sum(attributes))
 
 
 def count_async(n: int, async_fraction: float) -> int:
@@ -145,6 +173,7 @@ def draw_timesteps(
     x1: Tensor,
     combostoc_type: ComboStocType,
     *,
+    attributes: Attributes | None = None,
     times: str | Draw = "combostoc",
     use_halfmixing: bool | None = None,
     async_fraction: float = 0.5,
@@ -155,6 +184,7 @@ def draw_timesteps(
     Args:
         x1: (N, C, ...) data, for its shape, device and dtype; half precisions draw in float32.
         combostoc_type: what gets a timestep of its own.
+        attributes: of shapes, for which x1 is (N, L, F).
         times: a name of `TIMES`, or a function like those.
         use_halfmixing: only the first floor(N * async_fraction) samples are asynchronous, the others have one time
             each, drawn as one entry's. A batch of one is asynchronous with probability async_fraction. None is True for
@@ -164,11 +194,25 @@ def draw_timesteps(
             one for each sample. False is p = 1. Of the published draw only.
 
     Returns:
-        A tensor of `timestep_shape(x1.shape, combostoc_type)`, or one that broadcasts to it.
+        A tensor that broadcasts to x1: of `timestep_shape(x1.shape, combostoc_type)`, or one that broadcasts to it, or
+        for attributes to all of their numbers.
     """
+    t = _draw(x1, combostoc_type, attributes, times, use_halfmixing, async_fraction, use_blend)
+    return over_attributes(t, combostoc_type, attributes)
+
+
+def _draw(
+    x1: Tensor,
+    combostoc_type: ComboStocType,
+    attributes: Attributes | None,
+    times: str | Draw,
+    use_halfmixing: bool | None,
+    async_fraction: float,
+    use_blend: Blend,
+) -> Tensor:
     device, dtype = x1.device, torch.promote_types(x1.dtype, torch.float32)
     n = x1.shape[0]
-    shape = timestep_shape(x1.shape, combostoc_type)
+    shape = timestep_shape(x1.shape, combostoc_type, attributes)
     draw = TIMES[times] if isinstance(times, str) else times
     if draw is not None:
         empty = torch.empty(shape, device=device, dtype=dtype)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .difficulty import call_with_log_variance, gaussian_nll
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import Sampler as Sampler  # SiT's programs look for it here, too
-from .timesteps import TIMES, Blend, ComboStocType, Draw, count_async, draw_timesteps
+from .timesteps import OF_SHAPES, TIMES, Attributes, Blend, ComboStocType, Draw, count_async, draw_timesteps
 from .utils import mean_flat, sum_flat
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
@@ -33,6 +33,7 @@ class ModelType(enum.Enum):
     NOISE = enum.auto()
     SCORE = enum.auto()
     VELOCITY = enum.auto()
+    DATA = enum.auto()
 
 
 class PathType(enum.Enum):
@@ -44,7 +45,7 @@ class PathType(enum.Enum):
 
 
 class WeightType(enum.Enum):
-    """Weight of the noise and score losses."""
+    """Weight of the noise, score and data losses."""
 
     NONE = enum.auto()
     VELOCITY = enum.auto()
@@ -61,6 +62,7 @@ class Transport:
         model_type, path_type, loss_type: what is predicted, along which path, with which weight.
         train_eps, sample_eps: distance kept from the ends of [0, 1] in training and in sampling.
         combostoc_type: what gets a timestep of its own in training.
+        attributes: for shapes, (N, L, F): the widths of their parts' attributes, F in all. None is for images.
         times, use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
         use_compensation: correct asynchronous velocity targets towards the diagonal (ComboStoc, equation 6).
         difficulty: weight of a second loss, by which the model learns how wrong its velocity is; 0 is without it. The
@@ -76,6 +78,7 @@ class Transport:
         train_eps: float,
         sample_eps: float,
         combostoc_type: ComboStocType = ComboStocType.UNSYNC_NONE,
+        attributes: Attributes | None = None,
         times: str | Draw = "combostoc",
         use_halfmixing: bool | None = None,
         async_fraction: float = 0.5,
@@ -94,6 +97,12 @@ class Transport:
             raise ValueError(f"difficulty {difficulty} is for velocity prediction, not for {model_type.name.lower()}")
         if isinstance(times, str) and times not in TIMES:
             raise ValueError(f"unknown times {times!r}; choose from {', '.join(TIMES)}, or give a function")
+        if attributes is None and combostoc_type.name in OF_SHAPES:
+            raise ValueError(f"{combostoc_type.name} is for shapes, whose parts have attributes, not for images")
+        if attributes is not None and combostoc_type is ComboStocType.UNSYNC_PATCH:
+            raise ValueError(f"{combostoc_type.name} is for images, not for shapes")
+        if difficulty and attributes is not None:
+            raise ValueError(f"difficulty {difficulty} is for images, not for shapes")
         if use_blend not in (True, False, "sample"):
             raise ValueError(f"use_blend must be True, False or 'sample', got {use_blend!r}")
         self.model_type = model_type
@@ -102,6 +111,7 @@ class Transport:
         self.train_eps = train_eps
         self.sample_eps = sample_eps
         self.combostoc_type = combostoc_type
+        self.attributes = attributes
         self.times = times
         self.use_halfmixing = times == "combostoc" if use_halfmixing is None else use_halfmixing
         self.async_fraction = async_fraction
@@ -116,16 +126,17 @@ class Transport:
         """Draw (t, x0, x1) for a batch: the noise first, then the timesteps.
 
         Args:
-            x1: (N, C, ...) data.
+            x1: (N, C, ...) data, or (N, L, F) for shapes.
 
         Returns:
-            t of `timestep_shape(x1.shape, combostoc_type)` or one that broadcasts to it, x0 ~ N(0, 1) like x1, and x1.
+            t as `draw_timesteps` gives it, x0 ~ N(0, 1) like x1, and x1.
         """
         x0 = torch.randn_like(x1)
         t0, t1 = self.check_interval(self.train_eps, self.sample_eps)
         t = draw_timesteps(
             x1,
             self.combostoc_type,
+            attributes=self.attributes,
             times=self.times,
             use_halfmixing=self.use_halfmixing,
             async_fraction=self.async_fraction,
@@ -202,7 +213,8 @@ class Transport:
         with one time each. Timesteps that do not vary over positions stay in one part.
         """
         n = t.shape[0]
-        varies = t.ndim > 2 and any(size > 1 for size in t.shape[2:])
+        positions = t.shape[2:] if self.attributes is None else t.shape[1:2]
+        varies = t.ndim > 2 and any(size > 1 for size in positions)
         if not (varies and self.use_halfmixing) or n == 1:
             return [t]
         n_async = count_async(n, self.async_fraction)
@@ -241,6 +253,8 @@ class Transport:
             return {"pred": output, "loss": loss}
 
         sigma_t, _ = self.path_sampler.compute_sigma_t(expand_t_like_x(t, xt))
+        if self.model_type is ModelType.DATA:
+            return {"pred": output, "loss": mean_flat(self._data_weight(t, xt) * (output - x1) ** 2)}
         _, drift_var = self.path_sampler.compute_drift(xt, t)
         weight = {
             WeightType.NONE: torch.ones_like(sigma_t),
@@ -249,6 +263,18 @@ class Transport:
         }[self.loss_type]
         error = output - x0 if self.model_type is ModelType.NOISE else output * sigma_t + x0
         return {"pred": output, "loss": mean_flat(weight * error**2)}
+
+    def _data_weight(self, t: Tensor, xt: Tensor) -> Tensor:
+        """1; what makes an error of the data that of the velocity; or that of the score, times var."""
+        t = expand_t_like_x(t, xt)
+        alpha_t, d_alpha_t = self.path_sampler.compute_alpha_t(t)
+        sigma_t, d_sigma_t = self.path_sampler.compute_sigma_t(t)
+        wronskian = d_alpha_t * sigma_t - alpha_t * d_sigma_t
+        return {
+            WeightType.NONE: torch.ones_like(sigma_t),
+            WeightType.VELOCITY: (wronskian / sigma_t) ** 2,
+            WeightType.LIKELIHOOD: wronskian * alpha_t / sigma_t**3,
+        }[self.loss_type]
 
     # ---- what the samplers integrate ---------------------------------------------------------------------------
 
@@ -261,6 +287,8 @@ class Transport:
                 return self.path_sampler.get_velocity_from_noise(output, x, t)
             if self.model_type is ModelType.SCORE:
                 return self.path_sampler.get_velocity_from_score(output, x, t)
+            if self.model_type is ModelType.DATA:
+                return self.path_sampler.get_velocity_from_data(output, x, t)
             return output
 
         return velocity
@@ -274,6 +302,8 @@ class Transport:
                 return self.path_sampler.get_score_from_noise(output, x, t)
             if self.model_type is ModelType.VELOCITY:
                 return self.path_sampler.get_score_from_velocity(output, x, t)
+            if self.model_type is ModelType.DATA:
+                return self.path_sampler.get_score_from_data(output, x, t)
             return output
 
         return score
@@ -308,17 +338,19 @@ class Transport:
 
         Linear and GVP keep eps from both ends, VP from t = 1 only; an SDE with a last step ends last_step_size short
         of 1. Where eps is 0 (below 1e-6, for float32) and a coefficient is infinite at an end, `SINGULAR_EPS` is kept:
-        t = 0 for noise and score prediction and for SBDM diffusion on Linear and GVP; t = 1 for VP, and for an SDE
-        without a last step when its integrator evaluates the end (`evaluates_end`: Heun does, Euler does not).
+        t = 0 for noise and score prediction and for SBDM diffusion on Linear and GVP; t = 1 for VP, and where the
+        integrator evaluates the end (`evaluates_end`: Heun does, Euler does not) for data prediction and for an SDE
+        without a last step.
         """
         eps = sample_eps if eval else train_eps
-        converts = self.model_type is not ModelType.VELOCITY
+        converts = self.model_type in (ModelType.NOISE, ModelType.SCORE)
+        divides = self.model_type is ModelType.DATA  # by sigma
         if self.path_type is PathType.VP:
             t0, singular_start, singular_end = 0.0, False, True
         else:
             t0, singular_start, singular_end = eps, converts or (sde and diffusion_form == "SBDM"), False
         t1 = 1 - last_step_size if sde and last_step_size > 0 else 1 - eps
-        singular_end = singular_end or (sde and evaluates_end) or (converts and not eval)
+        singular_end = singular_end or ((sde or divides) and evaluates_end) or (converts and not eval)
         if singular_start and t0 < 1e-6:  # 0 up to float32
             t0 = SINGULAR_EPS
         if singular_end and t1 > 1 - 1e-6:

@@ -13,7 +13,7 @@ from transport.graded import Graded, Grading, preservation_map
 from transport.sampler import SOLVERS
 
 PATHS = ["Linear", "GVP", "VP"]
-PREDICTIONS = ["velocity", "score", "noise"]
+PREDICTIONS = ["velocity", "score", "noise", "data"]
 paths = pytest.mark.parametrize("path", PATHS)
 predictions = pytest.mark.parametrize("prediction", PREDICTIONS)
 MU, SD = 0.4, 0.6

@@ -12,7 +12,7 @@ from transport.sampler import SOLVERS
 
 G = golden("samplers")
 PATHS = ["Linear", "GVP", "VP"]
-PREDICTIONS = ["velocity", "score", "noise"]
+PREDICTIONS = ["velocity", "score", "noise", "data"]
 MU, SD = 0.4, 0.6
 
 

@@ -6,7 +6,7 @@ from tests.conftest import golden
 from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape, timesteps
 from transport.transport import takes_segments
 
-TYPES = [c.name for c in ComboStocType]
+TYPES = [c.name for c in ComboStocType if c.name not in timesteps.OF_SHAPES]
 ASYNC = TYPES[1:]
 G = golden("timesteps")
 async_types = pytest.mark.parametrize("kind", ASYNC)
@@ -339,7 +339,7 @@ NAMES = [name for name in timesteps.TIMES if name != "combostoc"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ComboStocType)
+@pytest.mark.parametrize("kind", [ComboStocType[name] for name in TYPES])
 @pytest.mark.parametrize("shape", [(5, 3, 4, 4), (1, 2, 1, 1), (4, 6, 3), (2, 2, 2, 3, 4)])
 def test_every_draw_has_a_shape_that_its_type_allows(name, kind, shape):
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -388,3 +388,64 @@ def test_a_draw_of_ones_own():
     assert len(transport.segments(t)) == 1
     with pytest.raises(ValueError, match="unknown times 'early'; choose from combostoc, uniform, lognormal"):
         create_transport(times="early")
+
+
+# ---- shapes --------------------------------------------------------------------------------------------------------
+
+ATTRIBUTES = (1, 3, 3, 6)  # existence and a box
+WHERE = {  # what has one time: over parts, over the numbers of an attribute, over all numbers
+    "UNSYNC_NONE": (1, 1),
+    "UNSYNC_PART": (5, 1),
+    "UNSYNC_ATT": (1, 4),
+    "UNSYNC_ATT_PART": (5, 4),
+    "UNSYNC_VEC": (1, 13),
+    "UNSYNC_ALL": (5, 13),
+}
+
+
+@pytest.mark.parametrize("name", timesteps.TIMES)
+@pytest.mark.parametrize("kind", WHERE)
+def test_times_of_shapes_are_constant_where_they_must_be_and_differ_where_they_may(name, kind, seeded):
+    """The numbers of an attribute share one in UNSYNC_ATT and UNSYNC_ATT_PART, all parts in UNSYNC_ATT, and so on."""
+    x1 = torch.zeros(400, 5, 13)
+    transport = create_transport(combostoc_type=kind, attributes=ATTRIBUTES, times=name, use_halfmixing=False)
+    t, *_ = transport.sample(x1)
+    t = (t[:, None, None] if t.ndim == 1 else t).expand_as(x1)
+    assert t.min() >= 0 and t.max() <= 1
+    parts, numbers = WHERE[kind]
+    if name == "lognormal":
+        parts, numbers = 1, 1
+    if parts == 1:
+        assert (t == t[:, :1]).all()
+    if numbers == 1:
+        assert (t == t[:, :, :1]).all()
+    if numbers == len(ATTRIBUTES):
+        for attribute in t.split(ATTRIBUTES, dim=2):
+            assert (attribute == attribute[:, :, :1]).all()
+    distinct = torch.tensor([len(sample.unique()) for sample in t])
+    assert distinct.max() <= (2 if name == "two" else parts * numbers)
+    if name == "uniform":
+        assert (distinct == parts * numbers).double().mean() > 0.9
+        starts = [0, 1, 4, 7][:numbers] if numbers <= 4 else range(13)
+        own = t[:, :parts, starts].flatten(1)
+        correlation = torch.corrcoef(own.T) if own.shape[1] > 1 else torch.ones(1, 1)
+        assert (correlation - torch.eye(len(correlation))).abs().max() < 0.25  # independent
+
+
+def test_types_are_of_images_or_of_shapes():
+    with pytest.raises(ValueError, match="UNSYNC_PART is for shapes"):
+        create_transport(combostoc_type="UNSYNC_PART")
+    with pytest.raises(ValueError, match="UNSYNC_PATCH is for images"):
+        create_transport(combostoc_type="UNSYNC_PATCH", attributes=ATTRIBUTES)
+    with pytest.raises(ValueError, match=r"difficulty 0\.01 is for images"):
+        create_transport(attributes=ATTRIBUTES, difficulty=0.01)
+
+
+@pytest.mark.parametrize("kind", WHERE)
+def test_a_half_mixed_batch_of_shapes_in_segments(kind, seeded):
+    transport = create_transport(combostoc_type=kind, attributes=ATTRIBUTES, times="uniform", use_halfmixing=True)
+    t, *_ = transport.sample(torch.zeros(6, 5, 13))
+    segments = transport.segments(t)
+    assert torch.equal(torch.cat([s.expand(-1, *t.shape[1:]) for s in segments]), t)
+    assert len(segments) == (2 if WHERE[kind][0] == 5 else 1)
+    assert t.ndim == 1 or (t[3:] == t[3:, :1, :1]).all()

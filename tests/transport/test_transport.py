@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.conftest import GaussianModel, golden, relative_error
-from transport import ModelType, create_transport
+from transport import ModelType, Sampler, create_transport
 
 G = golden("transport")
 PATHS = ["Linear", "GVP", "VP"]
@@ -94,7 +94,7 @@ def test_compensation_covers_every_asynchronous_sample(monkeypatch, seeded):
 
 
 @paths
-@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score", "data"])
 def test_drift_and_score_agree_between_predictions(path, prediction, seeded):
     """The exact model of Gaussian data gives the same field whichever quantity it predicts."""
     transport = create_transport(path, prediction)
@@ -109,7 +109,7 @@ def test_drift_and_score_agree_between_predictions(path, prediction, seeded):
     assert torch.equal(both[0], velocity) and torch.equal(both[1], score)
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score", "data"])
 @paths
 def test_the_loss_is_least_at_the_exact_model(path, prediction, seeded):
     """Whatever is predicted, the conditional expectation minimises the loss: a perturbed model does worse."""
@@ -141,6 +141,35 @@ def test_prior_logp_is_that_of_a_standard_normal(seeded):
     z = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     expected = torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1)
     torch.testing.assert_close(create_transport().prior_logp(z), expected)
+
+
+@paths
+@pytest.mark.parametrize("method", ["euler", "midpoint"])
+def test_a_model_that_knows_the_data_lands_on_them(path, method, seeded):
+    """Methods that do not evaluate t = 1, where the velocity is infinite, go there; the others end 1e-3 short of it."""
+    transport = create_transport(path, "data")
+    x1, z = torch.randn(2, 3, 5, dtype=torch.float64)
+    if path != "VP":
+        end = Sampler(transport).sample_ode(sampling_method=method, num_steps=101)(z, lambda x, t: x1)[-1]
+        assert (end - x1).abs().max() < (1e-12 if path == "Linear" else 0.02)
+    end = Sampler(transport).sample_ode()(z, lambda x, t: x1)[-1]
+    assert (end - x1).abs().max() < 0.05
+
+
+@paths
+@pytest.mark.parametrize("weight", [None, "velocity", "likelihood"])
+def test_weights_make_of_an_error_of_the_data_that_of_velocity_or_score(path, weight, seeded, monkeypatch):
+    transport = create_transport(path, "data", weight)
+    plan, (x0, x1, error) = transport.path_sampler, torch.randn(3, 64, 3, dtype=torch.float64)
+    t = torch.rand(64, dtype=torch.float64) * 0.9 + 0.05
+    monkeypatch.setattr(transport, "sample", lambda x1: (t, x0, x1))
+    loss = transport.training_losses(lambda x, t: x1 + error, x1)["loss"]
+    xt = plan.compute_xt(t, x0, x1)
+    velocity = plan.get_velocity_from_data(x1 + error, xt, t) - plan.compute_ut(t, x0, x1)
+    score = plan.get_score_from_data(x1 + error, xt, t) - plan.get_score_from_data(x1, xt, t)
+    var = plan.compute_drift(xt, t)[1]
+    expected = {None: error**2, "velocity": velocity**2, "likelihood": var * score**2}[weight]
+    torch.testing.assert_close(loss, expected.mean(1), rtol=1e-9, atol=0)
 
 
 # ---- intervals -----------------------------------------------------------------------------------------------------
@@ -176,6 +205,8 @@ def test_reverse_swaps_the_ends():
 
 def test_singular_ends_are_left_out():
     assert interval(create_transport(prediction="noise", sample_eps=0), eval=True)[0] == 1e-3
+    assert interval(create_transport(prediction="data"), eval=True) == (0, 1 - 1e-3)
+    assert interval(create_transport(prediction="data"), eval=True, evaluates_end=False) == (0, 1)
     assert interval(create_transport("VP", sample_eps=1e-9), eval=True)[1] == 1 - 1e-3  # 1 in float32
     assert interval(create_transport("VP", sample_eps=0), eval=True)[1] == 1 - 1e-3
     sde = {"eval": True, "sde": True, "diffusion_form": "sigma"}
