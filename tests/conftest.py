@@ -27,7 +27,7 @@ def pytest_configure() -> None:
 LONG = (
     *("test_faults.py", "test_app.py", "test_train.py", "test_graded.py", "test_sampler.py", "test_imports.py"),
     *("test_monitor.py", "test_evaluate.py", "test_bad_input.py", "test_sample.py", "test_sample_ddp.py"),
-    *("test_extract_latents.py", "test_resume.py", "test_throughput.py", "test_ablation.py", "test_models.py"),
+    *("test_extract_latents.py", "test_resume.py", "test_throughput.py", "test_ablation.py", "test_images.py"),
     *("test_wandb_utils.py", "test_experiment.py", "test_pictures.py"),
 )
 # `make test-fast` leaves out these files, and every test that starts a process: it has one of these names in it.
