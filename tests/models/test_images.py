@@ -309,7 +309,7 @@ def test_gradient_checkpointing_changes_no_number_and_rests_in_inference(monkeyp
         calls.extend([1] if isinstance(function, models.SiTBlock) else [])
         return original(function, *args, **kwargs)
 
-    monkeypatch.setattr(models, "checkpoint", counted)
+    monkeypatch.setattr(models.layers, "checkpoint", counted)
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2, 4, 8, 8), torch.tensor([1, 2])
     results = []
     for recompute in (False, 2, True):
