@@ -303,10 +303,10 @@ def test_gradient_checkpointing_changes_no_number_and_rests_in_inference(monkeyp
     import models
 
     calls = []
-    original = models.checkpoint
+    original = models.layers.checkpoint
 
     def counted(function, *args, **kwargs):
-        calls.extend([1] if isinstance(function, models.SiTBlock) else [])
+        calls.extend([1] if isinstance(function, models.layers.SiTBlock) else [])
         return original(function, *args, **kwargs)
 
     monkeypatch.setattr(models.layers, "checkpoint", counted)
