@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint.save(args.out, {name: tensor.clone() for name, tensor in weights.items()})
     else:
         about = {"step": checkpoint.step(content), "args": checkpoint.training_args(content)}
-        about |= {"class_names": content["class_names"]} if "class_names" in content else {}
+        about |= {name: content[name] for name in ("class_names", "layout") if name in content}
         checkpoint.export(args.out, {"ema": weights, **about})
     print(f"{config} in {args.out}, {args.out.stat().st_size:,} bytes")
 

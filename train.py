@@ -29,14 +29,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import wandb_utils
 from data import center_crop_arr as center_crop_arr  # SiT has it here
-from data.feed import feed, load_batches, load_images, load_latents
+from data.feed import feed, load_batches, load_images, load_latents, load_shape_data
 from data.latents import CachedLatents, is_latents
 from data.order import BatchOrder
 from data.sets import check_same_everywhere
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
-from train_utils import ModelConfig, build_transport, method_settings, typed_arguments
+from train_utils import ModelConfig, are_shapes, build_transport, method_settings, typed_arguments
 from training import resume
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
@@ -59,12 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         distributed.from_main(wandb_utils.check_login)
     precision.setup(args.precision)
     found = resume.find_model(start, args.vae)
+    shapes = are_shapes(args.data_path)
 
     # Data.
-    data = load_images(args, process) if latents is None else load_latents(args, process, latents)
+    if shapes:
+        data = load_shape_data(args, start.saved, start.source)
+    else:
+        data = load_images(args, process) if latents is None else load_latents(args, process, latents)
     dataset = data.dataset
     check_same_everywhere(dataset, args.data_path)
-    config = ModelConfig(args.model, data.input_size, data.channels, args.num_classes, learn_sigma=True)
+    config = ModelConfig.for_input(args.model, data.input_shape, args.num_classes)
     config = resume.check_model(config, found, start.source)
     lines = [*start.lines, *(f"Warning: {note}" for note in dataset.notes)]
     if from_latents := [resume.as_typed(k, v) for k, v in supplied.items() if getattr(args, k) == v]:
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(f"Warning: --loss-weight {args.loss_weight} has no effect on --prediction velocity")
 
     # Transport, model, moving average, optimiser.
-    transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)))
+    transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)), attributes=data.attributes)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
@@ -138,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             saved_step = step
             if process.is_main:
                 modules = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict()}
-                about = {"args": plain(args), "class_names": dataset.class_names, "progress": state}
+                about = {"args": plain(args), "class_names": dataset.class_names, "progress": state, **data.about}
                 content = {**modules, "step": step, **about}
                 experiment.save(content, rolling=rolling, kept=kept, kept_format=args.ckpt_format)
 
@@ -155,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 device_ids = [process.local_rank] if process.device.type == "cuda" else None
                 wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
                 n = args.global_batch_size // (process.world_size * args.grad_accum)
-                x1 = torch.zeros(n, data.channels, data.input_size, data.input_size, device=process.device)
+                x1 = torch.zeros(n, *data.input_shape, device=process.device)
                 settle(wrapped, opt, transport, x1, args.precision)
             batches = feed(loaded, data.to_latents, process.device)
             books.window.start_clock()  # making ready takes time, too: an evaluation's reference does

@@ -32,6 +32,7 @@ MODELS = tuple(
     for size, patches in (("XL", (2, 4, 8)), ("L", (2, 4, 8)), ("B", (2, 4, 8)), ("S", (2, 4, 8)), ("XS", (2, 4)))
     for patch in patches
 )
+SHAPE_MODELS = ("Parts-B", "Parts-S", "Parts-XS")
 COMBOSTOC_TYPES = (
     *("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL"),
     *("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART"),  # of shapes
@@ -62,26 +63,43 @@ LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
 SCHEDULES = ("number", "size")
 EXTRACTORS = ("inception", "efficientnet-lite0")
 
-MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
+MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}; Parts-{B,S,XS} for shapes"
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
 
 def model_name(value: str) -> str:
-    if value not in MODELS:
+    if value not in MODELS + SHAPE_MODELS:
         raise argparse.ArgumentTypeError(f"unknown model {value!r}; choose from {MODEL_NAMES}")
     return value
 
 
+def are_shapes(data_path: str) -> bool:
+    """Whether data are structured shapes, not images."""
+    return data_path == "shapes" or data_path.endswith(".npz")
+
+
+def of_shapes(model: str) -> bool:
+    """Whether a model is one of structured shapes, not of images."""
+    return model in SHAPE_MODELS
+
+
 def default_combostoc_type(model: str) -> str:
     """What a model is trained with unless it is said otherwise."""
-    return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL"
+    return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ATT_PART" if of_shapes(model) else "UNSYNC_ALL"
 
 
-def default_halfmixing(times: str) -> str:
-    """The published draw is half-mixed, the others are of the whole batch."""
-    return "on" if times == "combostoc" else "off"
+def default_method(model: str, times: str | None = None) -> dict[str, str]:
+    """What a model is trained with unless it is said otherwise: the paper's setting for images, or for shapes. A
+    published draw of images is half-mixed, all others are of the whole batch."""
+    times = times or ("uniform" if of_shapes(model) else "combostoc")
+    return {
+        "combostoc_type": default_combostoc_type(model),
+        "times": times,
+        "halfmixing": "on" if times == "combostoc" else "off",
+        "prediction": "data" if of_shapes(model) else "velocity",
+    }
 
 
 def guidance_scale(value: str) -> float:
@@ -188,20 +206,31 @@ class ModelConfig:
     """A model of the registry and its sizes, all of which a state dict shows."""
 
     name: str
-    input_size: int
-    in_channels: int
+    input_size: int  # of shapes 0: there may be any number of parts
+    in_channels: int  # of shapes the numbers of a part
     num_classes: int
     learn_sigma: bool
 
+    @classmethod
+    def for_input(cls, name: str, shape: tuple[int, ...], num_classes: int) -> ModelConfig:
+        """A model that is to be trained on inputs (C, H, W), or (L, F) for shapes."""
+        if of_shapes(name):
+            return cls(name, 0, shape[1], num_classes, learn_sigma=False)
+        return cls(name, shape[1], shape[0], num_classes, learn_sigma=True)
+
     def __str__(self) -> str:
         """For messages: a user's checkpoint against a user's arguments."""
+        if of_shapes(self.name):
+            return f"{self.name} for parts of {self.in_channels} numbers and {self.num_classes} classes"
         variant = "" if self.learn_sigma else " without learn_sigma"
         shape = f"{self.in_channels} x {self.input_size} x {self.input_size}"
         return f"{self.name}{variant} for inputs of {shape} and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> SiT:
-        from models import ComboStoc_models, SiT_models
+        from models import ComboStoc_models, Parts_models, SiT_models
 
+        if of_shapes(self.name):
+            return Parts_models[self.name](in_channels=self.in_channels, num_classes=self.num_classes, **kwargs)
         return (ComboStoc_models | SiT_models)[self.name](
             input_size=self.input_size,
             in_channels=self.in_channels,
@@ -220,20 +249,21 @@ def model_config(state: StateDict, source: str) -> ModelConfig:
     from models import SIZES
 
     try:
-        _, num_tokens, width = state["pos_embed"].shape
-        _, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
+        width, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
+        are_shapes = "pos_embed" not in state and "t_embedder.patchEmb.proj.weight" in state
+        num_tokens = 0 if are_shapes else state["pos_embed"].shape[1]
         num_labels = state["y_embedder.embedding_table.weight"].shape[0]
         out_channels = state["final_layer.linear.weight"].shape[0] // patch**2
         depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise DataError(f"checkpoint {source} holds no SiT or ComboStoc model: {error} is missing") from None
-    family = "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
+    family = "Parts" if are_shapes else "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
-    name = f"{family}-{size}/{patch}"
-    if name not in MODELS:
+    name = f"{family}-{size}" if are_shapes else f"{family}-{size}/{patch}"
+    if name not in MODELS + SHAPE_MODELS:
         raise DataError(
             f"checkpoint {source} holds a {family} of depth {depth}, width {width} and patch {patch}, "
-            f"which is none of {', '.join(MODELS)}"
+            f"which is none of {', '.join(MODELS + SHAPE_MODELS)}"
         )
     return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
 

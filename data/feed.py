@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from data.autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_si
 from data.latents import CachedLatents
 from data.order import BatchOrder
 from data.sets import Items, load_dataset, native_channels
+from data.shapes import Layout, ShapeData, ShapeSpace, open_shapes
 from data.skipping import Skipping, collate
 from runtime import distributed, signals
 from runtime.errors import DataError, UsageError
@@ -25,9 +27,14 @@ class Data:
 
     dataset: Items
     to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
-    channels: int  # of the model's input, as input_size
-    input_size: int
-    autoencoder: Autoencoder | None  # None where nothing needs it
+    input_shape: tuple[int, ...]  # of the model's input: (C, H, W), or (L, F) for shapes
+    autoencoder: Autoencoder | ShapeSpace | None  # None where nothing needs it
+    about: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has to know of it
+
+    @property
+    def attributes(self) -> tuple[int, ...] | None:
+        """Widths of the attributes of shapes' parts; None for images."""
+        return self.autoencoder.layout.widths_of_all if isinstance(self.autoencoder, ShapeSpace) else None
 
 
 def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
@@ -41,7 +48,7 @@ def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
         raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
     input_size = latent_size(args.image_size, autoencoder.factor, args.model)
     dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
-    return Data(dataset, autoencoder.encode, autoencoder.channels, input_size, autoencoder)
+    return Data(dataset, autoencoder.encode, (autoencoder.channels, input_size, input_size), autoencoder)
 
 
 def load_latents(args: argparse.Namespace, process: distributed.Process, dataset: CachedLatents) -> Data:
@@ -60,7 +67,26 @@ def load_latents(args: argparse.Namespace, process: distributed.Process, dataset
     dataset.verify(process.rank, process.world_size)
     channels, side, _ = dataset.latent_shape
     input_size = latent_size(args.image_size, args.image_size // side, args.model)
-    return Data(dataset, draw_posterior, channels, input_size, autoencoder)
+    return Data(dataset, draw_posterior, (channels, input_size, input_size), autoencoder)
+
+
+def load_shape_data(args: argparse.Namespace, known: dict[str, Any], source: str) -> Data:
+    """Structured shapes: those of the split that is for training.
+
+    Args:
+        known: a checkpoint's content; its layout is the run's, whatever the data's own would be.
+        source: of it.
+
+    Raises:
+        DataError: the data do not fit the layout.
+    """
+    shapes = open_shapes(args.data_path).of_split("train")
+    if not len(shapes):
+        raise DataError(f"--data-path {args.data_path} holds no shapes for training: none is of the split 'train'")
+    layout = Layout.load(known["layout"], source) if "layout" in known else Layout.of(shapes)
+    dataset = ShapeData(shapes, layout)
+    dataset.check()
+    return Data(dataset, lambda x: x, layout.shape, ShapeSpace(layout), {"layout": layout.content()})
 
 
 @contextmanager

@@ -153,21 +153,59 @@ class Layout:
 
     @classmethod
     def of(cls, shapes: ShapeSet) -> "Layout":
-        """A set's own."""
-        together = np.concatenate(list(shapes.attributes.values()), axis=1, dtype=np.float64)
-        std = together.std(0)
+        """A set's own: numbers have mean 0, and each attribute as a whole variance 1. (Its numbers may differ: where
+        nearly all boxes are upright, some of an axis hardly vary, and should not be made to.)"""
+        arrays = {name: values.astype(np.float64) for name, values in shapes.attributes.items()}
+        widths = [values.shape[1] for values in arrays.values()]
+        std = np.array([np.sqrt(values.var(0).mean()) for values in arrays.values()])
         return cls(
-            names=tuple(shapes.attributes),
-            widths=tuple(values.shape[1] for values in shapes.attributes.values()),
-            mean=tuple(together.mean(0).tolist()),
-            std=tuple(np.where(std > 1e-6, std, 1.0).tolist()),  # what never changes is 0
+            names=tuple(arrays),
+            widths=tuple(widths),
+            mean=tuple(np.concatenate([values.mean(0) for values in arrays.values()]).tolist()),
+            std=tuple(np.repeat(np.where(std > 1e-6, std, 1.0), widths).tolist()),  # what never changes is 0
             max_parts=int(shapes.counts.max()),
         )
+
+    @classmethod
+    def load(cls, content: Mapping[str, Any], source: str) -> "Layout":
+        """What `content` gave.
+
+        Raises:
+            DataError: it is not that.
+        """
+        try:
+            names, widths = (tuple(content[name]) for name in ("names", "widths"))
+            mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
+            layout = cls(names, widths, mean, std, content["max_parts"])
+            ints = all(type(k) is int and k > 0 for k in (*widths, layout.max_parts))
+            numbers = np.array([mean, std])
+            fine = ints and len(names) == len(widths) and numbers.shape == (2, sum(widths))
+            fine = fine and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
+            fine = fine and all(dict(zip(names, widths, strict=True)).get(name) == width for name, width in BOX.items())
+        except (KeyError, TypeError, ValueError):
+            fine = False
+        if not fine:
+            raise DataError(f"checkpoint {source} is damaged: its 'layout' is not what it should be")
+        return layout
+
+    def content(self) -> dict[str, Any]:
+        """Itself as plain values, for a checkpoint."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(L, F)."""
+        return self.max_parts, 1 + sum(self.widths)
 
     @property
     def attributes(self) -> dict[str, int]:
         """All attributes and their widths, existence first: F numbers."""
         return {"exists": 1, **dict(zip(self.names, self.widths, strict=True))}
+
+    @property
+    def widths_of_all(self) -> tuple[int, ...]:
+        """Of all attributes, existence first."""
+        return 1, *self.widths
 
     @property
     def slices(self) -> dict[str, slice]:
@@ -229,6 +267,13 @@ class ShapeData(Dataset[tuple[Tensor, int]]):
         self.labels = [int(k) for k in shapes.labels]
         self.notes: list[str] = []
 
+    def check(self) -> None:
+        """
+        Raises:
+            DataError: the shapes are not of the layout.
+        """
+        self.layout.encode(self.shapes[int(self.shapes.counts.argmax())])
+
     @cached_property
     def digest(self) -> str:
         content = hashlib.sha256()
@@ -246,3 +291,16 @@ class ShapeData(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, _ = key
         return self.layout.encode(self.shapes[index]), self.labels[index]
+
+
+class ShapeSpace:
+    """What is for shapes what an autoencoder is for images: nothing is encoded, and samples are shapes."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    def encode(self, x: Tensor, sample: bool = True) -> Tensor:
+        return x
+
+    def decode(self, x: Tensor) -> Tensor:
+        return x

@@ -25,7 +25,7 @@ from runtime.errors import DataError, first_line
 from runtime.files import is_safetensors, other_than_weights, replacing
 
 StateDict = dict[str, torch.Tensor]
-EXPORTED = ("step", "args", "class_names")
+EXPORTED = ("step", "args", "class_names", "layout")
 READERS = 4  # threads that compare checksums
 SUFFIXES = (".pt", ".safetensors", ".pth", ".ckpt", ".bin")
 
@@ -56,7 +56,8 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def export(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the averaged weights as .safetensors; what there is of step, arguments, class names is in the header.
+    """Write the averaged weights as .safetensors; what there is of step, arguments, class names, layout is in the
+    header.
 
     Raises:
         OSError: it cannot be written.
@@ -225,6 +226,7 @@ def check_layout(content: dict[str, Any], path: Path) -> None:
         "args": lambda v: isinstance(v, dict | argparse.Namespace),
         "class_names": is_names,
         "progress": lambda v: isinstance(v, dict),
+        "layout": lambda v: isinstance(v, dict),  # of shapes, see data/shapes.py
     }
     if any(not isinstance(key, str) for key in content):
         raise DataError(f"checkpoint {path} is damaged: it has a key that is no name")

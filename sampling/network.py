@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 import download
 from data.autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
+from data.rendering import SIDE
+from data.shapes import Layout, ShapeSpace
 from models import SiT
 from runtime import checkpoint, precision
 from runtime.distributed import seed_for
@@ -30,6 +32,7 @@ from train_utils import (
     load_weights,
     method_settings,
     model_config,
+    of_shapes,
 )
 from transport import BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
 
@@ -49,12 +52,24 @@ class Network:
 
     model: SiT
     config: ModelConfig
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder | ShapeSpace
     transport: Transport
-    image_size: int
+    image_size: int  # of shapes the side of their pictures
     class_names: list[str] | None
     path: Path
     step: int
+
+    @property
+    def layout(self) -> Layout | None:
+        """What the numbers of a part are; None for images."""
+        return self.autoencoder.layout if isinstance(self.autoencoder, ShapeSpace) else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of a sample: (C, h, w), or (L, F) for shapes."""
+        if self.layout is not None:
+            return self.layout.shape
+        return self.config.in_channels, self.config.input_size, self.config.input_size
 
     @property
     def num_labels(self) -> int:
@@ -110,17 +125,19 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
             setattr(args, argument, getattr(args, argument) or default)
     args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
-    trained_vae = trained.get("vae") or ("none" if config.in_channels in (1, 3) else None)
-    args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
-    check_channels(args.vae, config.in_channels, name)
-    autoencoder = load_autoencoder(args.vae, device, config.in_channels)
-    if autoencoder.channels != config.in_channels:
-        raise UsageError(
-            f"--vae {args.vae} has {autoencoder.channels} channels, the model of checkpoint {name} {config.in_channels}"
-        )
-    if args.image_size is not None:
-        latent_size(args.image_size, autoencoder.factor, config.name)
-    resolve("image_size", config.input_size * autoencoder.factor)
+    autoencoder: Autoencoder | ShapeSpace
+    attributes = None
+    if of_shapes(config.name):
+        if "layout" not in content:
+            raise DataError(f"checkpoint {name} holds {config.name} without the layout of its shapes")
+        autoencoder = ShapeSpace(layout := Layout.load(content["layout"], name))
+        if layout.shape[1] != config.in_channels:
+            raise DataError(f"checkpoint {name} is damaged: its layout is not of the numbers that {config.name} has")
+        attributes = layout.widths_of_all
+        args.vae, args.image_size = None, args.image_size or SIDE
+    else:
+        autoencoder = load_images_space(args, config, trained, default_vae, device, name)
+        resolve("image_size", config.input_size * autoencoder.factor)
 
     combostoc_type = trained.get("combostoc_type") or default_combostoc_type(config.name)
     model = config.build()
@@ -133,12 +150,40 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         model=model.to(device).eval().requires_grad_(False),
         config=config,
         autoencoder=autoencoder,
-        transport=build_transport(args, combostoc_type, **method_settings(trained)),
+        transport=build_transport(args, combostoc_type, **method_settings(trained), attributes=attributes),
         image_size=args.image_size,
         class_names=content.get("class_names"),
         path=path,
         step=checkpoint.step(content),
     )
+
+
+def load_images_space(
+    args: argparse.Namespace,
+    config: ModelConfig,
+    trained: dict[str, Any],
+    default_vae: str,
+    device: torch.device,
+    source: str,
+) -> Autoencoder:
+    """The autoencoder of an image model's checkpoint or arguments.
+
+    Raises:
+        UsageError: it does not fit the model.
+        DataError: it cannot be loaded.
+    """
+    trained_vae = trained.get("vae") or ("none" if config.in_channels in (1, 3) else None)
+    args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
+    check_channels(args.vae, config.in_channels, source)
+    autoencoder = load_autoencoder(args.vae, device, config.in_channels)
+    if autoencoder.channels != config.in_channels:
+        raise UsageError(
+            f"--vae {args.vae} has {autoencoder.channels} channels, the model of checkpoint {source} "
+            f"{config.in_channels}"
+        )
+    if args.image_size is not None:
+        latent_size(args.image_size, autoencoder.factor, config.name)
+    return autoencoder
 
 
 def check_trained(trained: dict[str, Any], class_names: list[str] | None, config: ModelConfig, source: str) -> None:
@@ -241,7 +286,7 @@ class ImageNoise:
 
 def guided_by(args: argparse.Namespace, network: Network) -> Callable[..., Tensor]:
     """The model under guidance and in the precision of a sampling program's arguments."""
-    channels = None if args.cfg_channels == "all" else int(args.cfg_channels)
+    channels = None if args.cfg_channels == "all" or network.layout is not None else int(args.cfg_channels)
     return guided(network.model, args.cfg_scale, channels, tuple(args.guidance_interval), args.precision)
 
 
@@ -253,12 +298,13 @@ def draw(
     model: Callable[..., Tensor],
     keep: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, int]:
-    """Images of the classes y from the randomness of each: (N, C, H, W), and the model evaluations it took.
+    """Images of the classes y from the randomness of each: (N, C, H, W), or shapes' numbers, (N, L, F); and the model
+    evaluations it took.
 
     Args:
         keep: for graded control, latents to keep something of, and how much: (N, C, h, w) and a preservation map.
     """
-    z = noise.randn((network.config.in_channels,) + (network.config.input_size,) * 2, y.device)
+    z = noise.randn(network.input_shape, y.device)
     randn: dict[str, Any] = {"randn": noise.randn_like} if args.mode == "SDE" else {}
     if keep is None:
         sampler = build_sampler(args, network.transport, **randn)

@@ -13,14 +13,16 @@ from train_utils import (
     EXTRACTORS,
     MODEL_NAMES,
     PRESETS,
+    SHAPE_MODELS,
     TIMES,
     add_bad_images_arg,
     add_flip_arg,
     add_workers_arg,
-    default_combostoc_type,
-    default_halfmixing,
+    are_shapes,
+    default_method,
     guidance_scale,
     model_name,
+    of_shapes,
     parse_transport_args,
 )
 
@@ -35,7 +37,8 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument(
         "--data-path",
         required=True,
-        help="folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or 'digits'",
+        help="folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or 'digits'; or an "
+        ".npz of shapes, see import_shapes.py, or 'shapes'",
     )
     group.add_argument(
         "--image-size", type=positive_int, default=256, help="side of the crop in pixels; cached latents bring theirs"
@@ -56,7 +59,7 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument(
         "--combostoc-type",
         choices=COMBOSTOC_TYPES,
-        help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE",
+        help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE, for shapes UNSYNC_ATT_PART",
     )
     add_method_args(group)
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
@@ -102,13 +105,15 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument("--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints")
     group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
     group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures")
-    group.add_argument("--cfg-scale", type=guidance_scale, default=4.0, help="guidance of the sample pictures")
+    group.add_argument("--cfg-scale", type=guidance_scale, help="guidance of the sample pictures; default: 4, for shapes 1, which is none"
+    )
     group.add_argument(
         "--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY or `wandb login`, ENTITY, PROJECT)"
     )
 
     add_eval_args(parser.add_argument_group("evaluation"))
     parse_transport_args(parser)
+    parser.set_defaults(prediction=None)  # which depends on the model
     return parser
 
 
@@ -132,7 +137,9 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
         "--combostoc-type UNSYNC_ALL --times blend-lognormal; what is given after it wins",
     )
     parser.add_argument(
-        "--times", choices=TIMES, default="combostoc", help="how times are drawn, see docs/training.md#timesteps"
+        "--times",
+        choices=TIMES,
+        help="how times are drawn, see docs/training.md#timesteps; default: combostoc, for shapes uniform",
     )
     parser.add_argument(
         "--halfmixing",
@@ -182,15 +189,20 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
     Raises:
         UsageError: names the values.
     """
-    args.combostoc_type = args.combostoc_type or default_combostoc_type(args.model)
+    shapes = are_shapes(args.data_path)
+    if shapes != of_shapes(args.model):
+        names = f"shapes: give --model {', '.join(SHAPE_MODELS)}" if shapes else "images or latents"
+        raise UsageError(f"--model {args.model} does not fit --data-path {args.data_path}, which is of {names}")
+    usual = default_method(args.model, args.times) | {"blend": "batch", "compensation": "on"}
+    args.cfg_scale = args.cfg_scale or (1.0 if shapes else 4.0)
+    for name in ("combostoc_type", "times", "halfmixing", "prediction"):
+        setattr(args, name, getattr(args, name) or usual[name])
     if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"
         )
-    usual = {"halfmixing": default_halfmixing(args.times), "blend": "batch", "compensation": "on"}
-    args.halfmixing = args.halfmixing or usual["halfmixing"]
     if args.combostoc_type == "UNSYNC_NONE":
-        for name in usual:
+        for name in ("halfmixing", "blend", "compensation"):
             if (value := getattr(args, name)) != usual[name]:
                 raise UsageError(f"--{name} {value} is for asynchronous times, not for UNSYNC_NONE")
     if args.times != "combostoc" and args.blend != usual["blend"]:

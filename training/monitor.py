@@ -113,7 +113,7 @@ class Monitor:
                 noise = ImageNoise(args.global_seed, indices)
                 noise.labels(classes)  # drawn first by sample_ddp.py
                 y = torch.tensor([i % classes for i in indices], device=process.device)
-                z = noise.randn((data.channels, data.input_size, data.input_size), process.device)
+                z = noise.randn(data.input_shape, process.device)
                 sample = Sampler(transport).sample_sde(
                     diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
                 )

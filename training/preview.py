@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from data.feed import Data
-from data.pictures import columns_for, grid, to_uint8
+from data.pictures import columns_for, grid
+from data.rendering import pictures_of
 from models import SiT
 from sampling.network import ImageNoise, guided
 from transport import Sampler, Transport
@@ -22,9 +23,9 @@ def preview(args: argparse.Namespace, ema: SiT, transport: Transport, data: Data
     """
     assert data.autoencoder is not None
     class_names = data.dataset.class_names
-    z = ImageNoise(args.global_seed, range(IMAGES)).randn((data.channels,) + (data.input_size,) * 2, device)
+    z = ImageNoise(args.global_seed, range(IMAGES)).randn(data.input_shape, device)
     spread = [k * len(class_names) // IMAGES for k in range(IMAGES)]  # ImageNet's thousand
     labels = spread if len(class_names) > IMAGES else [k % len(class_names) for k in range(IMAGES)]
-    model = guided(ema, args.cfg_scale, precision_name=args.precision)
+    model = guided(ema, args.cfg_scale, 3 if data.attributes is None else None, precision_name=args.precision)
     x = Sampler(transport).sample_ode()(z, model, y=torch.tensor(labels, device=device))[-1]
-    return grid(to_uint8(data.autoencoder.decode(x)), [class_names[k] for k in labels], columns_for(labels))
+    return grid(pictures_of(x, data.autoencoder)(), [class_names[k] for k in labels], columns_for(labels))

@@ -15,14 +15,7 @@ from data.sets import Items
 from models import SiT
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
-from train_utils import (
-    ModelConfig,
-    default_combostoc_type,
-    default_halfmixing,
-    load_weights,
-    model_config,
-    typed_arguments,
-)
+from train_utils import ModelConfig, default_method, load_weights, model_config, of_shapes, typed_arguments
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -96,7 +89,7 @@ def restore_arguments(
         if name not in trained or getattr(args, name) == trained[name]:
             continue
         given = getattr(args, name)
-        usual = {"combostoc_type": default_combostoc_type(args.model), "halfmixing": default_halfmixing(args.times)}
+        usual = default_method(args.model, args.times)
         if given is None and trained[name] == usual.get(name):
             continue  # as it would be without the checkpoint
         if name not in typed:
@@ -152,7 +145,8 @@ def find_model(start: Start, vae: str) -> ModelConfig | None:
     if not start.source:
         return None
     found = model_config(checkpoint.weights(start.saved, start.source), start.source)
-    check_channels(vae, found.in_channels, start.source)
+    if not of_shapes(found.name):
+        check_channels(vae, found.in_channels, start.source)
     return found
 
 
