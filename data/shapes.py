@@ -1,0 +1,248 @@
+"""Structured shapes: sets of parts, each with a box and whatever else describes it, and what a model sees of them.
+
+A set of shapes is one .npz. Parts of all shapes follow one another, an array an attribute:
+
+    counts       (N,)        int     parts of each shape, P in all
+    box.center   (P, 3)      float   where a part's box is; y is up, z is the front
+    box.size     (P, 3)      float   the lengths of its edges, along its own axes
+    box.axes     (P, 6)      float   its first two axes, the first rows of a rotation; the third is their cross product
+    ...          (P, any)    float   further attributes; code.exponents (P, 2) are a superquadric's, see data/meshes.py
+    labels       (N,)        int     of the class
+    class_names  (K,)        str
+    split        (N,)        str     train, val, test, or empty                                              (optional)
+    ids          (N,)        str     what a shape is called elsewhere                                        (optional)
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.order import Key
+from runtime.errors import DataError, first_line
+from runtime.files import replacing
+
+SHAPES = "shapes"  # the name of the embedded set
+BOX = {"box.center": 3, "box.size": 3, "box.axes": 6}
+EXPONENTS = "code.exponents"
+OTHERS = ("counts", "labels", "class_names", "split", "ids")
+MIN_SIZE = 1e-3  # of an edge that a model made
+
+Shape = dict[str, np.ndarray]  # attribute -> (parts, width)
+
+
+@dataclass
+class ShapeSet:
+    """Shapes, as the file has them."""
+
+    attributes: dict[str, np.ndarray]  # name -> (P, width) float32
+    counts: np.ndarray  # (N,)
+    labels: np.ndarray  # (N,)
+    class_names: list[str]
+    split: np.ndarray | None = None  # (N,)
+    ids: np.ndarray | None = None  # (N,)
+    starts: np.ndarray = field(init=False, repr=False)  # (N + 1,)
+
+    def __post_init__(self) -> None:
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __getitem__(self, k: int) -> Shape:
+        return {name: values[self.starts[k] : self.starts[k + 1]] for name, values in self.attributes.items()}
+
+    def select(self, chosen: Sequence[int] | np.ndarray) -> "ShapeSet":
+        """Some of the shapes, in this order."""
+        chosen = np.asarray(chosen, dtype=int)
+        rows = np.concatenate([np.arange(self.starts[k], self.starts[k + 1]) for k in chosen] or [np.zeros(0, int)])
+        return ShapeSet(
+            {name: values[rows] for name, values in self.attributes.items()},
+            self.counts[chosen],
+            self.labels[chosen],
+            self.class_names,
+            *(None if values is None else values[chosen] for values in (self.split, self.ids)),
+        )
+
+    def of_split(self, name: str) -> "ShapeSet":
+        """The shapes of one part of the split; all of them where there is none."""
+        return self if self.split is None else self.select(np.flatnonzero(self.split == name))
+
+
+def from_shapes(
+    shapes: Sequence[Shape], labels: Sequence[int], class_names: Sequence[str], **others: Sequence[str]
+) -> ShapeSet:
+    """A set of single shapes, all with the same attributes; others are split and ids."""
+    names = list(shapes[0])
+    attributes = {name: np.concatenate([shape[name] for shape in shapes]).astype(np.float32) for name in names}
+    counts = np.array([len(shape[names[0]]) for shape in shapes], np.int32)
+    arrays = {name: np.asarray(values, dtype=str) for name, values in others.items()}
+    return ShapeSet(attributes, counts, np.asarray(labels, np.int32), list(class_names), **arrays)
+
+
+def save_shapes(shapes: ShapeSet, path: Path) -> None:
+    """Write the .npz; a half-written file never has its name."""
+    arrays = {"counts": shapes.counts, **shapes.attributes, "labels": shapes.labels}
+    arrays["class_names"] = np.array(shapes.class_names, dtype=str)
+    arrays |= {n: v for n, v in (("split", shapes.split), ("ids", shapes.ids)) if v is not None}
+    with replacing(path) as beside, open(beside, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_shapes(path: str | Path) -> ShapeSet:
+    """Read the .npz.
+
+    Raises:
+        DataError: the file is missing, damaged or another; an array is missing, of another length, or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"file of shapes {path} does not exist (or give '{SHAPES}', the embedded set)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} is not an .npz of shapes: {first_line(error)}") from None
+    if missing := [name for name in ("counts", *BOX, "labels", "class_names") if name not in arrays]:
+        raise DataError(f"{path} is not an .npz of shapes: it lacks {', '.join(missing)}")
+    attributes = {name: values for name, values in arrays.items() if name not in OTHERS}
+    counts, labels, names = arrays["counts"], arrays["labels"], [str(name) for name in arrays["class_names"]]
+
+    def check(fine: Any, what: str) -> None:
+        if not fine:
+            raise DataError(f"{path} is damaged: {what}")
+
+    check(counts.ndim == 1 and counts.dtype.kind in "iu" and len(counts), "counts is not a list of whole numbers")
+    check((counts > 0).all(), f"shape {int(np.argmin(counts > 0))} has no parts")
+    for name, values in attributes.items():
+        check(values.ndim == 2 and values.dtype.kind == "f", f"{name} is not of shape (parts, width)")
+        check(len(values) == counts.sum(), f"{name} has {len(values):,} parts, counts {counts.sum():,}")
+        check(name not in BOX or values.shape[1] == BOX[name], f"{name} has {values.shape[1]} numbers a part")
+        check(np.isfinite(values).all(), f"{name} is not finite")
+    for name in ("labels", "split", "ids"):
+        check(name not in arrays or arrays[name].shape == counts.shape, f"{name} are not one for each shape")
+    check(labels.dtype.kind in "iu", "labels are not whole numbers")
+    check((labels >= 0).all() and (labels < len(names)).all(), f"a label is none of its {len(names)} classes")
+    attributes = {name: values.astype(np.float32) for name, values in attributes.items()}
+    return ShapeSet(attributes, counts, labels, names, arrays.get("split"), arrays.get("ids"))
+
+
+# ---- what a model sees ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the numbers of a part are, (L, F) in all: first whether it exists, then each attribute, normalised.
+
+    It is stored with a checkpoint, and undone in sampling.
+    """
+
+    names: tuple[str, ...]  # of the attributes, without existence
+    widths: tuple[int, ...]
+    mean: tuple[float, ...]  # of each number but existence
+    std: tuple[float, ...]
+    max_parts: int  # L
+
+    @classmethod
+    def of(cls, shapes: ShapeSet) -> "Layout":
+        """A set's own."""
+        together = np.concatenate(list(shapes.attributes.values()), axis=1, dtype=np.float64)
+        std = together.std(0)
+        return cls(
+            names=tuple(shapes.attributes),
+            widths=tuple(values.shape[1] for values in shapes.attributes.values()),
+            mean=tuple(together.mean(0).tolist()),
+            std=tuple(np.where(std > 1e-6, std, 1.0).tolist()),  # what never changes is 0
+            max_parts=int(shapes.counts.max()),
+        )
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """All attributes and their widths, existence first: F numbers."""
+        return {"exists": 1, **dict(zip(self.names, self.widths, strict=True))}
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where an attribute stands in F."""
+        ends = np.cumsum(list(self.attributes.values()))
+        return {
+            name: slice(int(end) - width, int(end))
+            for (name, width), end in zip(self.attributes.items(), ends, strict=True)
+        }
+
+    def encode(self, shape: Mapping[str, np.ndarray]) -> Tensor:
+        """A shape's numbers, (L, F): existence is 1 or -1, and parts that do not exist are 0.
+
+        Raises:
+            DataError: it has other attributes, or more parts.
+        """
+        there = {name: values.shape[1] for name, values in shape.items()}
+        if there != dict(zip(self.names, self.widths, strict=True)):
+            raise DataError(f"a shape has the attributes {there}, not {self.attributes}")
+        values = np.concatenate([shape[name] for name in self.names], axis=1)
+        if len(values) > self.max_parts:
+            raise DataError(f"a shape has {len(values)} parts, more than {self.max_parts}")
+        x = np.zeros((self.max_parts, 1 + values.shape[1]), np.float32)
+        x[:, 0] = -1
+        x[: len(values), 0] = 1
+        x[: len(values), 1:] = (values - np.array(self.mean)) / np.array(self.std)
+        return torch.from_numpy(x)
+
+    def decode(self, x: Tensor) -> Shape:
+        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes."""
+        values = x.double().cpu().numpy()
+        exists = values[:, 0] > 0
+        exists[values[:, 0].argmax()] = True
+        numbers = values[exists, 1:] * np.array(self.std) + np.array(self.mean)
+        ends = np.cumsum(self.widths)[:-1]
+        shape = dict(zip(self.names, np.split(numbers, ends, axis=1), strict=True))
+        shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE)
+        shape["box.axes"] = orthonormal(shape["box.axes"])
+        return {name: part.astype(np.float32) for name, part in shape.items()}
+
+
+def orthonormal(axes: np.ndarray) -> np.ndarray:
+    """The nearest first axis, and a second one at a right angle to it: (P, 6) -> (P, 6)."""
+    first = axes[:, :3] / np.maximum(np.linalg.norm(axes[:, :3], axis=1, keepdims=True), 1e-9)
+    second = axes[:, 3:] - (axes[:, 3:] * first).sum(1, keepdims=True) * first
+    norm = np.linalg.norm(second, axis=1, keepdims=True)
+    least = np.eye(3)[np.abs(first).argmin(1)]  # where the second says nothing
+    other = least - (least * first).sum(1, keepdims=True) * first
+    second = np.where(norm > 1e-6, second, other)
+    return np.concatenate([first, second / np.linalg.norm(second, axis=1, keepdims=True)], axis=1)
+
+
+class ShapeData(Dataset[tuple[Tensor, int]]):
+    """Shapes as a model sees them: (L, F) and their label. Parts are in the order of the file; no model sees it."""
+
+    def __init__(self, shapes: ShapeSet, layout: Layout | None = None) -> None:
+        self.shapes, self.layout = shapes, layout or Layout.of(shapes)
+        self.class_names = shapes.class_names
+        self.labels = [int(k) for k in shapes.labels]
+        self.notes: list[str] = []
+
+    @cached_property
+    def digest(self) -> str:
+        content = hashlib.sha256()
+        for name, values in {
+            "counts": self.shapes.counts,
+            "labels": self.shapes.labels,
+            **self.shapes.attributes,
+        }.items():
+            content.update(name.encode() + np.ascontiguousarray(values).tobytes())
+        return content.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, _ = key
+        return self.layout.encode(self.shapes[index]), self.labels[index]
