@@ -80,8 +80,10 @@ def render(
     colours = part_colours(len(shape["box.center"]), faded).astype(np.float32)
     picture = np.repeat(np.repeat(ground(vertices, faces, view, size), SAMPLES, 0), SAMPLES, 1)
     picture[there] = colours[which[there]] * lit[:, None]
-    pixels = picture.reshape(size, SAMPLES, size, SAMPLES, 3).mean((1, 3))
-    return np.clip(pixels + 0.5, 0, 255).astype(np.uint8)
+    pixels = np.zeros((size, size, 3), np.float32)
+    for k in range(SAMPLES**2):
+        pixels += picture[k // SAMPLES :: SAMPLES, k % SAMPLES :: SAMPLES]
+    return np.clip(pixels / SAMPLES**2 + 0.5, 0, 255).astype(np.uint8)
 
 
 def turn(corners: np.ndarray) -> np.ndarray:

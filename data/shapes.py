@@ -215,8 +215,16 @@ class Layout:
         return torch.from_numpy(x)
 
     def decode(self, x: Tensor) -> Shape:
-        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes."""
+        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes.
+
+        Raises:
+            FloatingPointError: the sample is not finite.
+        """
         values = x.double().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise FloatingPointError(
+                "a shape is not finite: the model's weights are not, or the sampler diverges with these settings"
+            )
         exists = values[:, 0] > 0
         exists[values[:, 0].argmax()] = True
         numbers = values[exists, 1:] * np.array(self.std) + np.array(self.mean)

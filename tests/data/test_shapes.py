@@ -174,6 +174,10 @@ def test_what_a_model_makes_is_boxes(some):
     (kept,) = layout.decode(nothing)["box.size"]  # the part that comes nearest to being there
     last = layout.decode(nothing[-1:])["box.size"][0]
     assert np.array_equal(kept, last)
+    for value in (torch.nan, torch.inf):
+        noise[0, 3, 5] = value
+        with pytest.raises(FloatingPointError, match="^a shape is not finite"):
+            layout.decode(noise[0])
 
 
 def test_axes_are_orthonormal_whatever_they_were():
