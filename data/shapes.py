@@ -15,6 +15,7 @@ A set of shapes is one .npz. Parts of all shapes follow one another, an array an
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.furniture import CLASSES, pieces
 from data.order import Key
 from runtime.errors import DataError, first_line
-from runtime.files import replacing
+from runtime.files import NPZ, describe, replacing
 
 SHAPES = "shapes"  # the name of the embedded set
 BOX = {"box.center": 3, "box.size": 3, "box.axes": 6}
@@ -106,15 +108,17 @@ def load_shapes(path: str | Path) -> ShapeSet:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"file of shapes {path} does not exist (or give '{SHAPES}', the embedded set)")
+    if (what := describe(path)) != NPZ:
+        raise DataError(f"{path} is not an .npz of shapes, but {what or 'damaged'}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{path} is not an .npz of shapes: {first_line(error)}") from None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path} is damaged: {first_line(error)}") from None
     if missing := [name for name in ("counts", *BOX, "labels", "class_names") if name not in arrays]:
         raise DataError(f"{path} is not an .npz of shapes: it lacks {', '.join(missing)}")
     attributes = {name: values for name, values in arrays.items() if name not in OTHERS}
-    counts, labels, names = arrays["counts"], arrays["labels"], [str(name) for name in arrays["class_names"]]
+    counts, labels, names = arrays["counts"], arrays["labels"], [str(n) for n in np.atleast_1d(arrays["class_names"])]
 
     def check(fine: Any, what: str) -> None:
         if not fine:
@@ -127,12 +131,26 @@ def load_shapes(path: str | Path) -> ShapeSet:
         check(len(values) == counts.sum(), f"{name} has {len(values):,} parts, counts {counts.sum():,}")
         check(name not in BOX or values.shape[1] == BOX[name], f"{name} has {values.shape[1]} numbers a part")
         check(np.isfinite(values).all(), f"{name} is not finite")
+    check((attributes["box.size"] >= 0).all(), "box.size is negative")
+    axes = attributes["box.axes"]
+    check(np.abs(orthonormal(axes) - axes).max() < 1e-3, "box.axes are no rows of rotations")
     for name in ("labels", "split", "ids"):
         check(name not in arrays or arrays[name].shape == counts.shape, f"{name} are not one for each shape")
     check(labels.dtype.kind in "iu", "labels are not whole numbers")
     check((labels >= 0).all() and (labels < len(names)).all(), f"a label is none of its {len(names)} classes")
     attributes = {name: values.astype(np.float32) for name, values in attributes.items()}
     return ShapeSet(attributes, counts, labels, names, arrays.get("split"), arrays.get("ids"))
+
+
+def furniture(seed: int = 0, count: int = 4000) -> ShapeSet:
+    """The embedded set, see data/furniture.py; of fewer pieces it is the beginning of it."""
+    shapes, labels, split = pieces(seed, count)
+    return from_shapes(shapes, labels, CLASSES, split=split)
+
+
+def open_shapes(path: str | Path) -> ShapeSet:
+    """The shapes of `--data-path`: the embedded set for "shapes", else those of the .npz (see `load_shapes`)."""
+    return furniture() if str(path) == SHAPES else load_shapes(path)
 
 
 # ---- what a model sees ---------------------------------------------------------------------------------------------
@@ -235,8 +253,16 @@ class Layout:
         return torch.from_numpy(x)
 
     def decode(self, x: Tensor) -> Shape:
-        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes."""
+        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes.
+
+        Raises:
+            FloatingPointError: the sample is not finite.
+        """
         values = x.double().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise FloatingPointError(
+                "a shape is not finite: the model's weights are not, or the sampler diverges with these settings"
+            )
         exists = values[:, 0] > 0
         exists[values[:, 0].argmax()] = True
         numbers = values[exists, 1:] * np.array(self.std) + np.array(self.mean)
@@ -249,13 +275,20 @@ class Layout:
 
 def orthonormal(axes: np.ndarray) -> np.ndarray:
     """The nearest first axis, and a second one at a right angle to it: (P, 6) -> (P, 6)."""
-    first = axes[:, :3] / np.maximum(np.linalg.norm(axes[:, :3], axis=1, keepdims=True), 1e-9)
-    second = axes[:, 3:] - (axes[:, 3:] * first).sum(1, keepdims=True) * first
-    norm = np.linalg.norm(second, axis=1, keepdims=True)
-    least = np.eye(3)[np.abs(first).argmin(1)]  # where the second says nothing
-    other = least - (least * first).sum(1, keepdims=True) * first
-    second = np.where(norm > 1e-6, second, other)
-    return np.concatenate([first, second / np.linalg.norm(second, axis=1, keepdims=True)], axis=1)
+
+    def unit(vectors: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.where(norm > 1e-6, vectors / np.maximum(norm, 1e-6), otherwise)
+
+    def across(vectors: np.ndarray) -> np.ndarray:
+        return vectors - (vectors * first).sum(1, keepdims=True) * first
+
+    axes = np.asarray(axes, np.float64)
+    first = unit(axes[:, :3], np.eye(3)[0])  # the world's where it says nothing
+    least = across(np.eye(3)[np.abs(first).argmin(1)])
+    least /= np.linalg.norm(least, axis=1, keepdims=True)
+    second = unit(across(unit(axes[:, 3:], least)), least)
+    return np.concatenate([first, second], axis=1)
 
 
 class ShapeData(Dataset[tuple[Tensor, int]]):

@@ -59,7 +59,7 @@ def sha256(path: Path) -> str:
 
 # ---- what a file is ------------------------------------------------------------------------------------------------
 
-PYTORCH, SAFETENSORS = "a PyTorch checkpoint", "a .safetensors file"
+PYTORCH, SAFETENSORS, NPZ = "a PyTorch checkpoint", "a .safetensors file", "a NumPy .npz file"
 MAGIC = (
     (b"\x1f\x8b", "a gzip archive: unpack it"),
     (b"BZh", "a bzip2 archive: unpack it"),
@@ -125,6 +125,6 @@ def describe_zip(path: Path) -> str | None:
     if "data.pkl" in inner:
         return PYTORCH
     if names and all(name.endswith(".npy") for name in names):
-        return "a NumPy .npz file"
+        return NPZ
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"a zip archive of {shown or 'nothing'}: unpack it"
