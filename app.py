@@ -221,7 +221,7 @@ def build_page(studio: Studio) -> Any:
                         file = gr.File(file_types=["image"], label="Picture", height=160, elem_id="file")
                     with gr.Tab("Draw one", elem_id="draw"):
                         pens = brush("#ffffff", "#c0c0c0", "#808080", "#404040", "#000000")
-                        if network.autoencoder.channels > 1:
+                        if network.images.channels > 1:
                             pens.color_mode = "defaults"
                         drawing = gr.ImageEditor(
                             blank, type="filepath", brush=pens, show_label=False, elem_id="drawing", **editing

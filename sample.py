@@ -33,11 +33,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from data.pictures import columns_for, grid, save_image, to_uint8, to_uint8_later
+from data.meshes import write_glb
+from data.pictures import columns_for, grid, save_image, to_uint8
+from data.rendering import pictures_of
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing
-from sampling import control, likelihood
+from sampling import control, likelihood, parts
 from sampling.labels import class_labels, default_labels
 from sampling.network import (
     ImageNoise,
@@ -79,11 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     without_class = not classes and (args.cfg_scale == 0 or args.class_labels or args.reference)
     if without_class and args.cfg_scale not in (None, 0, 1):
         raise UsageError(f"--cfg-scale {args.cfg_scale:g} guides towards a class: give --class-labels of classes")
-    args.cfg_scale = (1.0 if without_class else CFG_SCALE) if args.cfg_scale is None else args.cfg_scale
+    if args.glb is not None and not args.glb.parent.is_dir():
+        raise UsageError(f"--glb {args.glb}: folder {args.glb.parent} does not exist")
 
     process = distributed.single()
     precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="mse")
+    if args.cfg_scale is None:
+        args.cfg_scale = 1.0 if without_class or network.layout is not None else CFG_SCALE
+    if args.glb is not None and network.layout is None:
+        raise UsageError(f"--glb {args.glb} is for shapes; {network.config.name} makes images")
     build_sampler(args, network.transport)  # complains about bad settings before a bar appears
     say(ignore_what_has_no_effect(args, parser, argv))
     if args.likelihood:
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.reverse:
         reverse(args, network)
     elif args.reference:
-        sample_graded(args, network, process.device)
+        (sample_graded if network.layout is None else sample_parts)(args, network, process.device)
     else:
         sample(args, network, process.device)
 
@@ -100,6 +107,7 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
     """Draw one picture for each class label and write them as a grid."""
     default = default_labels(network.num_labels) if args.cfg_scale else [NULL] * UNCONDITIONAL
     labels = class_labels(args.class_labels or map(str, default), network)
+    samples: list[torch.Tensor] = []
     pictures: list[Callable[[], np.ndarray]] = []
     start_time = time.time()
     starts = range(0, len(labels), args.batch_size)
@@ -110,12 +118,14 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
             images, nfe = draw(args, network, noise, y, model)
-            pictures.append(to_uint8_later(images))
+            pictures.append(pictures_of(images, network.autoencoder, network.image_size))
+            samples += [images] * (args.glb is not None)
         finished = np.concatenate([wait() for wait in pictures])
         rate = len(finished) / (time.time() - start_time)
     captions = [network.class_name(k) for k in labels]
     save_image(grid(finished, captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
+    write_scene(args, network, samples)
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} images/s")
 
 
@@ -143,11 +153,40 @@ def sample_graded(args: argparse.Namespace, network: Network, device: torch.devi
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
 
 
+def sample_parts(args: argparse.Namespace, network: Network, device: torch.device) -> None:
+    """The same for shapes, of which parts and attributes are kept."""
+    variations = args.variations or VARIATIONS
+    labels = class_labels(args.class_labels or [NULL], network)
+    labels *= len(args.reference) if len(labels) == 1 else 1
+    keep = parts.load_control(args, network)
+    build_graded_sampler(args, network.transport, keep.numbers, keep.keep)  # complains about bad settings
+    if warning := parts.untrained_times(keep.keep, network):
+        print(f"{Path(__file__).name}: warning: {warning}", file=sys.stderr)
+    total, batches = evaluations(args), math.ceil(len(args.reference) * variations / args.batch_size)
+    with progress.bar(total=total and total * batches, desc="model evaluations") as bar:
+        model = with_progress(guided_by(args, network), bar)
+        settings = {"seed": args.seed, "variations": variations, "batch_size": args.batch_size}
+        finished, nfe = parts.generate(args, network, keep, labels, model, device, **settings)
+    shapes = [parts.layout_of(network).decode(x) for x in finished]
+    captions = [network.class_name(k) for k in labels] if args.class_labels else ["sample"] * len(args.reference)
+    save_image(parts.sheet(keep, shapes, captions, network.image_size), args.out)
+    print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
+    write_scene(args, network, [finished])
+    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
+
+
+def write_scene(args: argparse.Namespace, network: Network, samples: Sequence[torch.Tensor]) -> None:
+    """--glb: shapes side by side."""
+    if args.glb is not None:
+        write_glb([parts.layout_of(network).decode(x) for batch in samples for x in batch], args.glb)
+        print(f"the shapes in {args.glb}")
+
+
 def reverse(args: argparse.Namespace, network: Network) -> None:
     """Map the first images of --data-path to noise and back; write originals above reconstructions, and the noise."""
     dataset = likelihood.images_of(args, network)
     images, y = likelihood.load_batch(dataset, range(min(REVERSED_IMAGES, len(dataset))), network)
-    latents = network.autoencoder.encode(images, sample=False)
+    latents = network.images.encode(images, sample=False)
     with progress.bar(desc="model evaluations") as bar:
         model = with_progress(guided_by(args, network), bar)
         z = build_sampler(args, network.transport, reverse=True)(latents, model, y=y)[-1]
@@ -157,7 +196,7 @@ def reverse(args: argparse.Namespace, network: Network) -> None:
             "the noise of the images is not finite: the model's weights are not, or the solver diverges with these "
             "settings"
         )
-    rows = np.concatenate([to_uint8(images), to_uint8(network.autoencoder.decode(back))])
+    rows = np.concatenate([to_uint8(images), to_uint8(network.images.decode(back))])
     save_image(grid(rows, columns=len(images)), args.out)
     noise_file = args.out.with_suffix(".noise.npy")
     with replacing(noise_file) as beside, open(beside, "wb") as file:

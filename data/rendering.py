@@ -1,13 +1,16 @@
 """Pictures of shapes: seen from above and the front, shaded, each part in a colour of its own. NumPy draws them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+from data.autoencoder import Autoencoder
 from data.meshes import part_colours, shape_mesh
-from data.shapes import EXPONENTS, Shape
+from data.pictures import to_uint8_later
+from data.shapes import EXPONENTS, Shape, ShapeSpace
 
 YAW, PITCH = math.radians(32), math.radians(24)  # of the camera: to the right of the front, above the ground
 SAMPLES = 3  # of a pixel along each side
@@ -40,6 +43,15 @@ class View:
         low, high = corners.min(0), corners.max(0)
         center = (low + high) / 2 @ camera()
         return cls(tuple(center.tolist()), 1.08 * float((high - low)[:2].max()))
+
+    @classmethod
+    def typical(cls, shapes: Iterable[Shape]) -> "View":
+        """Where nine in ten of these fit: what a model makes of noise may be anywhere."""
+        corners = [shape_mesh(shape)[0] @ camera().T for shape in shapes]
+        low, high = np.stack([c.min(0) for c in corners]), np.stack([c.max(0) for c in corners])
+        middle = np.median((low + high) / 2, axis=0)
+        reach = np.maximum(high - middle, middle - low)[:, :2].max(1)  # of each shape, from the middle
+        return cls(tuple((middle @ camera()).tolist()), 2.16 * float(np.quantile(reach, 0.9)))
 
 
 FURNITURE = View((0.0, 0.5, 0.0), 1.46)  # where the embedded set fits
@@ -190,3 +202,24 @@ def ground(vertices: np.ndarray, faces: np.ndarray, view: View, size: int) -> np
             shaded = np.diff(np.stack([summed.take(range(k, k + size), axis) for k in (0, 2 * radius + 1)]), axis=0)[0]
             shaded = shaded / (2 * radius + 1)
     return BACKGROUND * (1 - (1 - SHADOW) * shaded[..., None])
+
+
+SIDE = 192  # of pictures of samples
+
+
+def pictures_of(x: Tensor, space: Autoencoder | ShapeSpace, size: int = SIDE) -> Callable[[], np.ndarray]:
+    """Pictures of samples, images or shapes, as `to_uint8_later` gives them: (N, S, S, 3) uint8.
+
+    Args:
+        x: what `space.decode` gave.
+        size: of pictures of shapes.
+    """
+    if not isinstance(space, ShapeSpace):
+        return to_uint8_later(x)
+    shapes = [space.layout.decode(sample) for sample in x]
+
+    def drawn() -> np.ndarray:
+        view = View.typical(shapes)
+        return np.stack([render(shape, size, view) for shape in shapes])
+
+    return drawn

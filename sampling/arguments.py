@@ -155,6 +155,7 @@ def add_pictures_args(parser: argparse.ArgumentParser) -> None:
         f"With --reference: of all or of each; default: {NULL}",
     )
     group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
+    group.add_argument("--glb", type=Path, metavar="FILE", help="of shapes: write them there, too, side by side in 3D")
     group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
     add_control_args(parser)
 
@@ -176,29 +177,32 @@ REGION = rf"(?:([a-z]+)|({NUMBER}),({NUMBER}),({NUMBER}),({NUMBER})):({NUMBER})"
 
 @dataclass(frozen=True)
 class Preserve:
-    """A SPEC of --preserve: a path to a mask, or boxes with a value each."""
+    """A SPEC of --preserve: a path to a mask, or boxes with a value each. Of shapes the text says it, see
+    `sampling.parts`."""
 
+    text: str
     mask: str | None
     boxes: list[tuple[Box, float]]
+    fault: str | None = None  # of an image's
 
 
 def preserve_spec(text: str) -> Preserve:
     """A number, regions, or else the path of a mask."""
     if re.fullmatch(NUMBER, text):
-        return Preserve(None, [(REGIONS["all"], unit_float(text))])
+        return Preserve(text, None, [(REGIONS["all"], unit_float(text))])
     if not re.fullmatch(rf"{REGION}(?:,{REGION})*", text):
-        return Preserve(text, [])
+        return Preserve(text, text, [])
     boxes = []
     for name, *corners, value in re.findall(REGION, text):
         if name and name not in REGIONS:
-            raise argparse.ArgumentTypeError(f"unknown region {name!r}; choose from {', '.join(REGIONS)}")
+            return Preserve(text, None, [], f"unknown region {name!r}; choose from {', '.join(REGIONS)}")
         x0, y0, x1, y1 = REGIONS[name] if name else map(float, corners)
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise argparse.ArgumentTypeError(
                 f"box {','.join(corners)} is not x0,y0,x1,y1 with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
             )
         boxes.append(((x0, y0, x1, y1), unit_float(value)))
-    return Preserve(None, boxes)
+    return Preserve(text, None, boxes)
 
 
 def channel_factors(text: str) -> list[float]:
@@ -207,14 +211,20 @@ def channel_factors(text: str) -> list[float]:
 
 def add_control_args(parser: argparse.ArgumentParser) -> None:
     """Add the group of graded control."""
-    group = parser.add_argument_group("graded control", "generate what is not kept of a reference picture")
-    group.add_argument("--reference", nargs="+", metavar="IMG", help="pictures to start from, cropped to squares")
+    group = parser.add_argument_group("graded control", "generate what is not kept of a reference picture or shape")
+    group.add_argument(
+        "--reference",
+        nargs="+",
+        metavar="IMG",
+        help="pictures to start from, cropped to squares; or shapes, as FILE.npz:3 or shapes:3",
+    )
     group.add_argument(
         "--preserve",
         type=preserve_spec,
         metavar="SPEC",
         help="how much to keep, from 0 to 1: a number (0.75), regions (left:0.9,right:0.1; also top, bottom, all), "
-        "boxes in fractions of the picture (x0,y0,x1,y1:value), or a grey mask picture, where white keeps",
+        "boxes in fractions of the picture (x0,y0,x1,y1:value), or a grey mask picture, where white keeps; of shapes "
+        "a number, parts (parts:0,2:0.9) or attributes (box.size:0.9)",
     )
     group.add_argument(
         "--preserve-channels",

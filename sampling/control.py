@@ -62,7 +62,7 @@ def load_references(paths: Sequence[str], network: Network) -> Tensor:
     Raises:
         DataError: a picture cannot be read.
     """
-    mode = "L" if network.autoencoder.channels == 1 else "RGB"
+    mode = "L" if network.images.channels == 1 else "RGB"
     return torch.stack([load_image(path, mode, network.image_size) for path in paths])
 
 
@@ -70,10 +70,13 @@ def pixel_maps(spec: Preserve | None, paths: Sequence[str], size: int) -> Tensor
     """The map of each reference: (R, S, S). Without a spec everything is kept, for channel factors to work on.
 
     Raises:
+        UsageError: a region is unknown.
         DataError: a mask cannot be read, or is not of a reference's size.
     """
     if spec is None:
         return torch.ones(len(paths), size, size)
+    if spec.fault:
+        raise UsageError(f"--preserve {spec.text}: {spec.fault}")
     if spec.mask is None:
         return boxes_map(spec.boxes, size).expand(len(paths), -1, -1)
     return torch.stack([mask_map(spec.mask, path, size) for path in paths])
@@ -120,7 +123,7 @@ def latent_maps(pixels: Tensor, factors: Sequence[float] | None, network: Networ
     Raises:
         UsageError: there are not as many factors as channels, or the model has one time for all.
     """
-    m = F.avg_pool2d(pixels[:, None], network.autoencoder.factor)
+    m = F.avg_pool2d(pixels[:, None], network.images.factor)
     if factors is not None:
         channels = network.config.in_channels
         if len(factors) != channels:
@@ -202,7 +205,7 @@ def generate(
         model: see `guided_by`.
         paste: put pixels that are kept at 1 over the decoded picture.
     """
-    references = network.autoencoder.encode(control.images.to(device), sample=False)
+    references = network.images.encode(control.images.to(device), sample=False)
     classes = torch.tensor(labels or [network.config.num_classes] * len(references), device=device)
     which = torch.arange(len(references)).repeat_interleave(variations)
     finished: list[Callable[[], np.ndarray]] = []

@@ -92,7 +92,7 @@ def score(
         indices = mine[start : start + batch_size]
         images, y = load_batch(dataset, indices, network)
         noise = ImageNoise(seed, indices)
-        x, offset = to_latents(images, network.autoencoder, noise)
+        x, offset = to_latents(images, network.images, noise)
         probe = (noise.rand_like(x) < 0.5).to(x.dtype) * 2 - 1
         logp, _ = build_sampler(args, network.transport, probe=probe)(x, network.model, y=y)
         bits = bits_per_dim(logp, x[0].numel(), offset).double().cpu()
@@ -106,6 +106,6 @@ def score(
     count, first, second = distributed.sum_over_processes(total.to(process.device)).tolist()
     mean = first / count
     error = math.sqrt(max(second / count - mean**2, 0) / max(count - 1, 1))
-    unit = "bits per dimension" if isinstance(network.autoencoder, PixelSpace) else "bits per latent dimension"
+    unit = "bits per dimension" if isinstance(network.images, PixelSpace) else "bits per latent dimension"
     if process.is_main:
         print(f"{mean:.4f} +- {error:.4f} {unit}, mean of {int(count)} images ({args.sampling_method})")

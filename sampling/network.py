@@ -60,6 +60,17 @@ class Network:
     step: int
 
     @property
+    def images(self) -> Autoencoder:
+        """The way to images and back.
+
+        Raises:
+            UsageError: this is a model of shapes.
+        """
+        if isinstance(self.autoencoder, ShapeSpace):
+            raise UsageError(f"{self.config.name} is a model of shapes; this is for images")
+        return self.autoencoder
+
+    @property
     def layout(self) -> Layout | None:
         """What the numbers of a part are; None for images."""
         return self.autoencoder.layout if isinstance(self.autoencoder, ShapeSpace) else None

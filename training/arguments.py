@@ -105,7 +105,10 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument("--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints")
     group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
     group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures")
-    group.add_argument("--cfg-scale", type=guidance_scale, help="guidance of the sample pictures; default: 4, for shapes 1, which is none"
+    group.add_argument(
+        "--cfg-scale",
+        type=guidance_scale,
+        help="guidance of the sample pictures; default: 4, for shapes none",
     )
     group.add_argument(
         "--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY or `wandb login`, ENTITY, PROJECT)"
@@ -194,6 +197,8 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
         names = f"shapes: give --model {', '.join(SHAPE_MODELS)}" if shapes else "images or latents"
         raise UsageError(f"--model {args.model} does not fit --data-path {args.data_path}, which is of {names}")
     usual = default_method(args.model, args.times) | {"blend": "batch", "compensation": "on"}
+    if shapes and args.eval_every:
+        raise UsageError(f"--eval-every {args.eval_every} is for images; evaluate.py compares sets of shapes")
     args.cfg_scale = args.cfg_scale or (1.0 if shapes else 4.0)
     for name in ("combostoc_type", "times", "halfmixing", "prediction"):
         setattr(args, name, getattr(args, name) or usual[name])

@@ -143,7 +143,7 @@ class Monitor:
             FloatingPointError: in all processes, if samples of any are not finite.
         """
         autoencoder = self.data.autoencoder
-        assert autoencoder is not None
+        assert isinstance(autoencoder, Autoencoder)
         seen = look(self.samples(model, transport, autoencoder, stop), self.args.eval_samples, self.extractor)
         found = None
         if not stop():

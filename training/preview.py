@@ -28,4 +28,8 @@ def preview(args: argparse.Namespace, ema: SiT, transport: Transport, data: Data
     labels = spread if len(class_names) > IMAGES else [k % len(class_names) for k in range(IMAGES)]
     model = guided(ema, args.cfg_scale, 3 if data.attributes is None else None, precision_name=args.precision)
     x = Sampler(transport).sample_ode()(z, model, y=torch.tensor(labels, device=device))[-1]
-    return grid(pictures_of(x, data.autoencoder)(), [class_names[k] for k in labels], columns_for(labels))
+    return grid(
+        pictures_of(data.autoencoder.decode(x), data.autoencoder)(),
+        [class_names[k] for k in labels],
+        columns_for(labels),
+    )
