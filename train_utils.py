@@ -40,12 +40,15 @@ COMBOSTOC_TYPES = (
 PATHS = ("Linear", "GVP", "VP")
 PREDICTIONS = ("velocity", "score", "noise", "data")
 WEIGHTS = (None, "velocity", "likelihood")
-TIMES = ("combostoc", "uniform", "lognormal", "blend", "blend-lognormal", "mean", "spread", "below", "two")
+TIMES = (
+    *("combostoc", "uniform", "lognormal", "blend", "blend-lognormal", "blend-lognormal-async"),
+    *("mean", "spread", "below", "two"),
+)
 BLENDS = ("batch", "sample", "off")
 PRESETS = {  # the default is the published setting
     "fast": {
         "combostoc_type": "UNSYNC_ALL",
-        "times": "blend-lognormal",
+        "times": "blend-lognormal-async",
         "halfmixing": "off",
         "blend": "batch",
         "compensation": "on",

@@ -3,7 +3,7 @@
 A variant that stands in two tables has the same name in both, and is trained once.
 """
 
-DRAWS = ("uniform", "blend", "blend-lognormal", "mean", "spread", "below", "two")
+DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean", "spread", "below", "two")
 
 
 def drawn(times: str, kind: str, compensation: bool = True) -> dict[str, tuple[str, str]]:
@@ -44,7 +44,7 @@ TABLES = {
     },
     "marginals": {  # the same distribution of one entry's time: one a sample, a position, an entry
         name: variant
-        for draw in ("uniform", "two", "blend", "blend-lognormal", "spread", "below")
+        for draw in ("uniform", "two", "blend", "blend-lognormal", "blend-lognormal-async", "spread", "below")
         for kind in ("NONE", "PATCH", "ALL")
         for name, variant in drawn(draw, kind, compensation=kind == "NONE").items()
     },
@@ -52,15 +52,15 @@ TABLES = {
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-        **drawn("blend", "ALL"),
         **drawn("blend-lognormal", "ALL"),
+        **drawn("blend-lognormal-async", "ALL"),
     },
     "difficulty": {  # for the samplers that look at it, experiments/samplers.py
         f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")
         for name, (family, flags) in {
             "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-            **drawn("blend-lognormal", "ALL"),
-            **drawn("blend-lognormal", "PATCH"),
+            **drawn("blend-lognormal-async", "ALL"),
+            **drawn("blend-lognormal-async", "PATCH"),
         }.items()
     },
 }

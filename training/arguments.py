@@ -137,7 +137,7 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
         choices=PRESETS,
         default=argparse.SUPPRESS,
         help="other settings that a study supports, see docs/study.md#ways-of-drawing-times; fast: "
-        "--combostoc-type UNSYNC_ALL --times blend-lognormal; what is given after it wins",
+        "--combostoc-type UNSYNC_ALL --times blend-lognormal-async; what is given after it wins",
     )
     parser.add_argument(
         "--times",

@@ -111,6 +111,12 @@ def blend_lognormal(t: Tensor) -> Tensor:
     return (1 - p) * torch.sigmoid(n) + p * torch.sigmoid(torch.randn_like(t))
 
 
+def blend_lognormal_async(t: Tensor) -> Tensor:
+    """The same, less synchronous: p is the square root of a uniform number, 2/3 in the mean."""
+    p, n = torch.rand_like(one_each(t)).sqrt(), torch.randn_like(one_each(t))
+    return (1 - p) * torch.sigmoid(n) + p * torch.sigmoid(torch.randn_like(t))
+
+
 def mean(t: Tensor, sharpness: float = 1.0) -> Tensor:
     """The mean of a sample's times is uniform (SRM, arXiv 2502.21075, appendix C.1)."""
     n, d = t.shape[0], t[0].numel()
@@ -162,6 +168,7 @@ TIMES: dict[str, Draw | None] = {
     "lognormal": lognormal,
     "blend": blend,
     "blend-lognormal": blend_lognormal,
+    "blend-lognormal-async": blend_lognormal_async,
     "mean": mean,
     "spread": spread,
     "below": below,

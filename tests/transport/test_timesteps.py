@@ -279,6 +279,7 @@ def moments(draw) -> tuple[float, float, float]:
         (timesteps.lognormal, 1 / 2, VAR_LOGNORMAL, VAR_LOGNORMAL),
         (timesteps.blend, 1 / 2, 1 / 18, 1 / 36),
         (timesteps.blend_lognormal, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 3),
+        (timesteps.blend_lognormal_async, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 6),
         (timesteps.spread, 1 / 2, 1 / 9, 1 / 12),
         (timesteps.two, 1 / 2, 1 / 12, 5 / 8 / 12),
     ],
