@@ -53,11 +53,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.pictures import fault_of, save_image, save_npz, to_uint8_later
+from data.pictures import save_npz
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
+from sampling.files import Files, files_of
 from sampling.network import ImageNoise, Network, draw, guided_by, load_network, say
 from train_utils import build_sampler
 
@@ -94,7 +95,7 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
     try:
         drawn_here = sample_images(args, network, folder, process)
     except FloatingPointError:
-        if process.is_main and not any(folder.glob("*.png")):  # nothing was drawn
+        if process.is_main and not any(folder.glob(f"*{files_of(network).suffix}")):  # nothing was drawn
             (folder / SETTINGS).unlink(missing_ok=True)
             with suppress(OSError):  # another process may be writing
                 folder.rmdir()
@@ -106,7 +107,8 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
             left.unlink()  # half-written when a run was killed
         seconds = time.time() - start_time
         labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
-        npz = create_npz_from_sample_folder(folder, args.num_fid_samples, labels, network.image_size)
+        files, npz = files_of(network), folder.with_name(folder.name + ".npz")
+        files.pack([files.path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
         drawn, evaluations = map(int, work.tolist())
         run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
@@ -121,11 +123,11 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     Returns:
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
-    everything = range(args.num_fid_samples)
-    there = distributed.from_main(lambda: [i for i in everything if picture_path(folder, i).is_file()])
-    faults = faults_in(folder, there, network.image_size, process)
+    everything, files = range(args.num_fid_samples), files_of(network)
+    there = distributed.from_main(lambda: [i for i in everything if files.path(folder, i).is_file()])
+    faults = faults_in(folder, there, files, process)
     if process.is_main:
-        named = [f"{picture_path(folder, i)} {fault}; it is drawn again" for i, fault in faults.items()]
+        named = [f"{files.path(folder, i)} {fault}; it is drawn again" for i, fault in faults.items()]
         say(named[:NAMED] + [f"and {len(named) - NAMED} more"] * (len(named) > NAMED))
     missing = sorted(set(everything) - set(there) | faults.keys())
     mine = missing[process.rank :: process.world_size]
@@ -140,19 +142,19 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
             y = torch.tensor(labels_of(args, network, indices, noise), device=process.device)
             images, nfe = draw(args, network, noise, y, model)
             evaluations += nfe * len(indices)
-            pictures = to_uint8_later(images)
+            fetched = files.fetch(images)
             finish(writing)
-            writing = [pool.submit(write_picture, pictures, k, picture_path(folder, i)) for k, i in enumerate(indices)]
+            writing = [pool.submit(write, files, fetched, k, files.path(folder, i)) for k, i in enumerate(indices)]
             bar.update(min(len(indices) * process.world_size, bar.total - bar.n))
         finish(writing)
     return torch.tensor([len(mine), evaluations], dtype=torch.float64)
 
 
-def faults_in(folder: Path, there: list[int], size: int, process: distributed.Process) -> dict[int, str]:
-    """What is wrong with pictures that are there, by their numbers; all processes look together, and all get it."""
+def faults_in(folder: Path, there: list[int], files: Files, process: distributed.Process) -> dict[int, str]:
+    """What is wrong with samples that are there, by their numbers; all processes look together, and all get it."""
     mine = there[process.rank :: process.world_size]
     with ThreadPoolExecutor(WRITERS) as pool:
-        found = list(pool.map(lambda i: fault_of(picture_path(folder, i), size), mine))
+        found = list(pool.map(lambda i: files.fault(files.path(folder, i)), mine))
     faults = {i: fault for i, fault in zip(mine, found, strict=True) if fault}
     return dict(sorted(item for part in distributed.gather(faults) for item in part.items()))
 
@@ -177,9 +179,9 @@ def labels_of(
     return [i % network.num_labels for i in indices] if args.balanced_labels else drawn.tolist()
 
 
-def write_picture(pictures: Callable[[], np.ndarray], k: int, path: Path) -> None:
-    """Write picture k of a batch that may still be on its way from the GPU, while the next one is being sampled."""
-    save_image(Image.fromarray(pictures()[k]), path)
+def write(files: Files, fetched: Callable[[], np.ndarray], k: int, path: Path) -> None:
+    """Write sample k of a batch that may still be on its way from the GPU, while the next one is being sampled."""
+    files.write(fetched()[k], path)
 
 
 def finish(writing: list[Future[None]]) -> None:

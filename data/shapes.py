@@ -337,3 +337,14 @@ class ShapeSpace:
 
     def decode(self, x: Tensor) -> Tensor:
         return x
+
+
+def fault_of_numbers(path: Path, layout: Layout) -> str | None:
+    """Why a file does not hold the numbers of a sample (L, F), as np.save writes them; None where it does."""
+    try:
+        numbers = np.load(path, allow_pickle=False)
+    except Exception as error:  # NumPy raises many kinds
+        return f"is damaged: {first_line(error)}"
+    if numbers.shape != layout.shape or numbers.dtype != np.float32 or not np.isfinite(numbers).all():
+        return f"is not {' x '.join(map(str, layout.shape))} finite numbers"
+    return None
