@@ -149,6 +149,19 @@ def test_two_sets_compare_on_the_gpu_as_on_the_cpu():
     """)
 
 
+def test_shapes_compare_on_the_gpu_as_on_the_cpu():
+    """Several clouds at a time, in float32 whatever training allows."""
+    run_code("""
+        from evaluation.chamfer import chamfer_distances
+        precision.setup("tf32")
+        a, b = torch.rand(40, 700, 3), torch.rand(50, 700, 3) + 0.1
+        for pair in ((a, b), (a,), (a, a + 1e-3)):
+            found, expected = chamfer_distances(*(x.cuda() for x in pair)).cpu(), chamfer_distances(*pair)
+            assert (found - expected).abs().max() <= 1e-4 * expected.max()
+        assert torch.backends.cuda.matmul.allow_tf32
+    """)
+
+
 def test_evaluation_during_training_on_the_gpu(tmp_path):
     args = [*DIGITS_ARGS, "--sample-every", "0", "--max-steps", "4", "--eval-every", "2", "--eval-samples", "8"]
     args += ["--eval-sampling-steps", "3", "--eval-features", "efficientnet-lite0"]
