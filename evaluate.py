@@ -5,9 +5,11 @@
     python evaluate.py FOLDER --image-size 256 --save-stats mine.npz            # their statistics, once
     python evaluate.py samples/XYZ.npz mine.npz
     python evaluate.py SAMPLES digits --features efficientnet-lite0             # nothing is fetched; is no FID
+    python evaluate.py samples/XYZ.npz shapes                                   # structured shapes: Chamfer and others
 
 SAMPLES and REFERENCE are an .npz of images (arr_0, (N, H, W, 3) uint8), a folder of pictures, 'digits', or an .npz of
-statistics (mu, sigma, and mu_s, sigma_s for sFID). The FID network's weights are fetched once, or read from --weights.
+statistics (mu, sigma, and mu_s, sigma_s for sFID); or both are sets of shapes, an .npz or 'shapes', of which REFERENCE
+is the part that was not trained on, where it says so. The FID network's weights are fetched once, or read from --weights.
 Under torchrun all processes look at the images; the numbers do not depend on how many.
 """
 
@@ -45,7 +47,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from data.shapes import holds_shapes, open_shapes
 from evaluation.features import load_extractor
+from evaluation.shapes import ShapeJudge
 from evaluation.statistics import (
     Source,
     Statistics,
@@ -74,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--out {args.out} needs a REFERENCE to compare with")
     process = distributed.setup()
     precision.setup("fp32")
+    if any(holds_shapes(name) for name in (args.samples, args.reference) if name):
+        if process.is_main:
+            evaluate_shapes(args)
+        distributed.cleanup()
+        return
     sources = [open_source(s, args.features, args.image_size) for s in (args.samples, args.reference) if s]
     check_image_size(args.image_size, sources)
     if process.is_main:
@@ -89,6 +98,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         samples, reference = statistics
         report(args, samples, reference, process.device)
     distributed.cleanup()
+
+
+def evaluate_shapes(args: argparse.Namespace) -> None:
+    """Print the numbers of sets of shapes.
+
+    Raises:
+        UsageError, DataError: one of them is none.
+    """
+    if args.save_stats or not args.reference:
+        raise UsageError(f"{args.samples} holds shapes, which have no statistics to save: give a REFERENCE")
+    real = open_shapes(args.reference)
+    reference = next((part for name in ("test", "val") if len(part := real.of_split(name))), real)
+    training = real.of_split("train") if reference is not real and len(real.of_split("train")) else None
+    samples = open_shapes(args.samples)
+    results = ShapeJudge(reference, training, device=distributed.single().device).evaluate(samples)
+    for name, value in results.items():
+        print(f"{name:<28} {value:.6g}")
+    if args.out:
+        about = {"samples": args.samples, "reference": args.reference}
+        counts = {"sample_count": len(samples), "reference_count": len(reference)}
+        with replacing(args.out) as beside:
+            beside.write_text(json.dumps(about | counts | results, indent=1) + "\n")
 
 
 def check_image_size(image_size: int | None, sources: Sequence[Source]) -> None:

@@ -153,6 +153,17 @@ def open_shapes(path: str | Path) -> ShapeSet:
     return furniture() if str(path) == SHAPES else load_shapes(path)
 
 
+def holds_shapes(path: str | Path) -> bool:
+    """Whether a name is the embedded set's, or that of an .npz with counts of parts."""
+    if str(path) == SHAPES:
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "counts.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 # ---- what a model sees ---------------------------------------------------------------------------------------------
 
 
