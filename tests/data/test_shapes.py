@@ -176,7 +176,7 @@ def test_what_a_model_makes_is_boxes(some):
     assert np.array_equal(kept, last)
     for value in (torch.nan, torch.inf):
         noise[0, 3, 5] = value
-        with pytest.raises(FloatingPointError, match="^a shape is not finite"):
+        with pytest.raises(FloatingPointError, match=r"^a shape is not finite"):
             layout.decode(noise[0])
 
 
