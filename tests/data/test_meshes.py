@@ -56,6 +56,11 @@ def test_a_superquadric_is_closed_and_within_its_box(exponents):
     assert 0 < volume(vertices, faces) <= SIZE.prod() * (1 + 1e-9)
     grid, _ = superquadrics(np.array([exponents], float))
     np.testing.assert_allclose([grid.min((0, 1)), grid.max((0, 1))], [[-1] * 3, [1] * 3])
+    for axis in range(
+        3
+    ):  # a mirror image of itself, which it is not where a 0 is only nearly one: 1e-17 ** 0.02 is 0.46
+        mirrored = grid[0] * np.where(np.arange(3) == axis, -1, 1)
+        np.testing.assert_allclose(*(np.array(sorted(map(tuple, g.round(9) + 0.0))) for g in (grid[0], mirrored)))
 
 
 def superquadric_volume(e1, e2):
