@@ -78,6 +78,14 @@ def test_gaps_are_bounded_by_the_distance():
     assert apart > 60
 
 
+def test_gaps_between_crossing_edges():
+    """Two beams on edge, one across the other: the faces' normals alone see half of what is between them."""
+    c = np.sqrt(0.5)
+    shape = boxes((0, 0, 0, 4, 1, 1), (0, 2, 0, 1, 1, 4))
+    shape["box.axes"] = np.array([[1, 0, 0, 0, c, c], [c, c, 0, -c, c, 0]])
+    assert gaps(shape)[0, 1] == pytest.approx(2 - 2 * c) == true_distance(shape, 0, 1)
+
+
 def test_corners_are_of_the_turned_boxes():
     found = corners(boxes((1, 2, 3, 2, 4, 6), turn=90))[0]
     assert np.ptp(found, axis=0) == pytest.approx((6, 4, 2)) and found.mean(0) == pytest.approx((3, 2, -1))
