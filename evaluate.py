@@ -9,7 +9,8 @@
 
 SAMPLES and REFERENCE are an .npz of images (arr_0, (N, H, W, 3) uint8), a folder of pictures, 'digits', or an .npz of
 statistics (mu, sigma, and mu_s, sigma_s for sFID); or both are sets of shapes, an .npz or 'shapes', of which REFERENCE
-is the part that was not trained on, where it says so. The FID network's weights are fetched once, or read from --weights.
+is the part that was not trained on, where it says so. The FID network's weights are fetched once, or read from
+--weights.
 Under torchrun all processes look at the images; the numbers do not depend on how many.
 """
 
