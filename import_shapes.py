@@ -71,7 +71,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.importing import SPLITS, Meshes, TooManyParts, draw_split, find_meshes, printable, shape_of
+from data.importing import SPLITS, Meshes, TooManyParts, draw_split, find_meshes, printable, shape_of, some
 from data.listing import summary
 from data.mesh_files import UnreadableMesh
 from data.shapes import ShapeSet, from_shapes, save_shapes
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def warn(line: str) -> None:
     """One line, whatever characters a file's name has."""
-    progress.tqdm.write(f"Warning: {line}".replace("\n", "\\n"), file=sys.stderr)
+    print(f"Warning: {line}".replace("\n", "\\n"), file=sys.stderr)
 
 
 def together(args: argparse.Namespace, meshes: Meshes, read: list[tuple[int, dict[str, np.ndarray]]]) -> ShapeSet:
@@ -121,7 +121,7 @@ def together(args: argparse.Namespace, meshes: Meshes, read: list[tuple[int, dic
     kept, labels = np.unique([meshes.labels[k] for k, _ in read], return_inverse=True)
     names = [meshes.class_names[label] for label in kept]
     if gone := [name for name in meshes.class_names if name not in names]:
-        warn(f"no shape is left of {len(gone):,} classes, which are left out: {', '.join(gone)}")
+        warn(f"no shape is left of {len(gone):,} classes, which are left out: {some(gone)}")
     others = {"ids": [printable(os.path.relpath(meshes.paths[k], args.folder)) for k, _ in read]}
     if args.split:
         others["split"] = draw_split(labels.tolist(), args.split, args.seed)

@@ -68,8 +68,7 @@ def find_meshes(folder: Path) -> Meshes:
     if classes and loose:
         notes.append(f"{len(loose):,} meshes directly in {folder} are in the folder of no class: left out")
     if classes and empty:
-        more = f" and {len(empty) - 3:,} more" if len(empty) > 3 else ""
-        notes.append(f"folders without meshes are no classes: {', '.join(map(printable, empty[:3]))}{more}")
+        notes.append(f"folders without meshes are no classes: {some([printable(name) for name in empty])}")
     if not classes and loose:
         classes = {folder.resolve().name or "shapes": loose}
     if not classes:
@@ -83,6 +82,11 @@ def find_meshes(folder: Path) -> Meshes:
 def printable(name: str) -> str:
     r"""A name as text; what is not UTF-8 in it becomes \xff."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def draw_split(labels: Sequence[int], shares: Sequence[float], seed: int) -> list[str]:

@@ -73,10 +73,7 @@ def checked(pieces: list[Piece]) -> list[Piece]:
         raise ValueError(f"it has {alone:,} points and no faces" if alone else "it has no faces")
     if (count := sum(len(piece.faces) for piece in found)) > MAX_FACES:
         raise ValueError(f"it has {count:,} triangles, more than {MAX_FACES:,}")
-    for points, faces in found:
-        if faces.min() < 0 or faces.max() >= len(points):
-            wrong = faces.min() if faces.min() < 0 else faces.max()
-            raise ValueError(f"a face has point {wrong:,}, of {len(points):,} (counted from 0)")
+    for points, faces in map(Piece.check, found):
         if not (np.abs(points[faces.ravel()]) < MAX_COORDINATE).all():
             raise ValueError(f"a face has a point that is not finite, or beyond {MAX_COORDINATE:g}")
     return found

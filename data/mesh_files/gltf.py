@@ -58,7 +58,7 @@ def read_gltf(path: str) -> list[Piece]:
         if (faces := faces + len(triangles)) > MAX_FACES:
             raise ValueError(f"it has more than {MAX_FACES:,} triangles")
         node = int(frame.partition("_")[0])  # trimesh gives each further material of a mesh a node NAME_xyz
-        pieces[node].append(Piece(points @ transform[:3, :3].T + transform[:3, 3], triangles))
+        pieces[node].append(Piece(points @ transform[:3, :3].T + transform[:3, 3], triangles).check())
     return [joined(pieces[node]) for node in sorted(pieces)]
 
 
@@ -100,6 +100,8 @@ def geometry_only(header: dict[str, Any], own: bool) -> dict[str, Any]:
     Raises:
         ValueError: it has something that trimesh would take for zeros, or pass over.
     """
+    if not str(header["asset"]["version"]).startswith("2."):
+        raise ValueError(f"it is glTF {header['asset']['version']}; 2.0 is read")
     for name in header.get("extensionsRequired", []):
         if name in COMPRESSION:
             raise ValueError(f"it is compressed ({name}), which is not read")

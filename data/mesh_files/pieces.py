@@ -14,3 +14,14 @@ class Piece(NamedTuple):
 
     points: np.ndarray  # (V, 3) float64
     faces: np.ndarray  # (F, 3) int64, which points a triangle has
+
+    def check(self) -> "Piece":
+        """
+        Raises:
+            ValueError: a triangle has a point that is not there.
+        """
+        faces = self.faces
+        if len(faces) and (faces.min() < 0 or faces.max() >= len(self.points)):
+            wrong = faces.min() if faces.min() < 0 else faces.max()
+            raise ValueError(f"a face has point {wrong:,}, of {len(self.points):,} (counted from 0)")
+        return self
