@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import ConvexHull
 
-from data.boxes import TURNS, oriented_box
+from data.boxes import TURNS, named, oriented_box
 
 CUBE = np.array(list(itertools.product([-0.5, 0.5], repeat=3)))
 
@@ -78,6 +78,12 @@ def test_the_same_box_has_the_same_axes_whatever_the_rounding():
     found = [oriented_box(rng.permutation(points + rng.normal(size=(8, 3)) * 1e-9)) for _ in range(20)]
     for box in found:
         assert np.allclose(box.axes, found[0].axes, atol=1e-6) and np.allclose(box.size, found[0].size, atol=1e-6)
+
+
+def test_axes_that_are_equally_near_are_named_the_same_from_wherever_one_starts():
+    turn = rotation([0, 1, 0], 45).T
+    for start in TURNS:
+        assert np.allclose(named(start @ turn), named(turn), atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [[1, 0, 2], [1, 1, 0], [0, 0, 1], [1, 1, 1e-7], [1, 1e-7, 1e-8], [1, 1e-4, 1e-5]])

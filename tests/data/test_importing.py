@@ -253,6 +253,14 @@ def test_gltf_of_one_node_is_split_into_components(tmp_path):
     assert same(as_is(write(tmp_path / "a.glb", glb(header, body))), TABLE[:1])
 
 
+def test_a_gltf_node_with_lines_places_its_children(tmp_path):
+    nodes = [{"mesh": 1, "translation": [1, 2, 3], "children": [1, 2]}, {"mesh": 0}, {"mesh": 0, "scale": [1, 1, 2]}]
+    header, body = gltf_file(nodes, [0])
+    header["meshes"].append({"primitives": [{"mode": 1, "attributes": {"POSITION": 0}}]})
+    expected = [TABLE[0] + [1, 2, 3], TABLE[0] * [1, 1, 2] + [1, 2, 3]]
+    assert same(as_is(write(tmp_path / "a.glb", glb(header, body))), expected)
+
+
 # ---- what is done to a shape ---------------------------------------------------------------------------------------
 
 
