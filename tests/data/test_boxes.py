@@ -66,8 +66,8 @@ def test_an_aligned_box_has_the_identity():
 @pytest.mark.parametrize("degrees", [10, 30, -30, 44.9])
 def test_axes_are_named_after_the_nearest_of_the_world(degrees):
     turn = rotation([0, 1, 0], degrees).T
-    for named in TURNS:
-        box = oriented_box((CUBE * [3, 1, 2] @ named.T) @ named @ turn)
+    for order in TURNS:
+        box = oriented_box((CUBE * [3, 1, 2] @ order.T) @ order @ turn)
         assert np.allclose(box.axes, turn, atol=1e-9) and np.allclose(box.size, [3, 1, 2])
 
 
