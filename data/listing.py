@@ -4,7 +4,7 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from runtime.errors import DataError
@@ -22,6 +22,7 @@ OTHER_SUFFIXES = {
     *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".wav", ".mp3", ".pdf", ".svg"),
     *(".part", ".partial", ".crdownload", ".download", ".tmp", ".bak", ".orig", ".swp"),
 }
+MESH_SUFFIXES = {".obj", ".gltf", ".glb", ".ply"}
 # All else is told by its first bytes.
 PICTURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-6]\s", re.DOTALL
@@ -55,7 +56,7 @@ def suffix_of(entry: os.DirEntry[str]) -> str:
 def is_folder(entry: os.DirEntry[str]) -> bool:
     """
     Raises:
-        DataError: nobody can tell, because it cannot be followed; it may be a folder of images.
+        DataError: nobody can tell, because it cannot be followed; it may be a folder of images, or of meshes.
     """
     try:
         if entry.is_dir():
@@ -63,8 +64,8 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         if entry.is_symlink():
             entry.stat()
     except OSError as error:
-        # Reading a picture says what is wrong with it, and no folder of images is called readme.txt.
-        if suffix_of(entry) not in IMAGE_SUFFIXES | OTHER_SUFFIXES:
+        # Reading a picture or a mesh says what is wrong with it, and no folder of them is called readme.txt.
+        if suffix_of(entry) not in IMAGE_SUFFIXES | OTHER_SUFFIXES | MESH_SUFFIXES:
             raise DataError(f"{entry.path} cannot be followed: {error.strerror}") from error
     return False
 
@@ -87,11 +88,23 @@ def is_picture(entry: os.DirEntry[str]) -> bool:
         raise DataError(f"file {entry.path} cannot be read: {error.strerror}") from error
 
 
+def is_mesh(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is taken for a mesh, by its suffix."""
+    return suffix_of(entry) in MESH_SUFFIXES
+
+
 def image_files(folder: str | Path, others: Counter[str] | None = None) -> list[str]:
-    """Paths of the pictures in a folder and below, sorted; symbolic links are followed, loops are not.
+    """Paths of the pictures in a folder and below, see `files_below`."""
+    return files_below(folder, is_picture, others)
+
+
+def files_below(
+    folder: str | Path, wanted: Callable[[os.DirEntry[str]], bool], others: Counter[str] | None = None
+) -> list[str]:
+    """Paths of the wanted files in a folder and below, sorted; symbolic links are followed, loops are not.
 
     Args:
-        others: counts the files that are no pictures, by their suffix.
+        others: counts the other files, by their suffix.
 
     Raises:
         DataError: something below cannot be listed or followed; it is named.
@@ -108,7 +121,7 @@ def image_files(folder: str | Path, others: Counter[str] | None = None) -> list[
         for entry in entries(directory):
             if is_folder(entry):
                 below.append(entry.path)
-            elif is_picture(entry):
+            elif wanted(entry):
                 found.append(entry.path)
             elif others is not None:
                 others[suffix_of(entry) or "without a suffix"] += 1
@@ -117,7 +130,7 @@ def image_files(folder: str | Path, others: Counter[str] | None = None) -> list[
 
 
 def summary(others: Counter[str]) -> str:
-    """Files that are no pictures, in a few words: '12 .json, 3 .txt'."""
+    """Files that are left out, in a few words: '12 .json, 3 .txt'."""
     most = others.most_common(5)
     rest = sum(others.values()) - sum(count for _, count in most)
     return ", ".join([*(f"{count:,} {suffix}" for suffix, count in most), *([f"{rest:,} others"] if rest else [])])

@@ -49,14 +49,20 @@ def allowed_bad_images(total: int, max_bad_images: float) -> int:
     return max(int(max_bad_images * total), int(max_bad_images > 0))
 
 
-def check_readable(reasons: Collection[str], total: int, max_bad_images: float) -> None:
+def check_readable(
+    reasons: Collection[str],
+    total: int,
+    max_bad_images: float,
+    what: str = "images",
+    flag: str = "--max-bad-images",
+) -> None:
     """
     Raises:
-        DataError: more images than the share allowed cannot be read.
+        DataError: more images, or what it is, than the share allowed cannot be read.
     """
     if len(reasons) > allowed_bad_images(total, max_bad_images):
         *_, last = reasons
         raise DataError(
-            f"{len(reasons):,} of {total:,} images cannot be read, more than --max-bad-images {max_bad_images:g} "
-            f"allows; the last: {last}"
+            f"{len(reasons):,} of {total:,} {what} cannot be read, more than {flag} {max_bad_images:g} allows; "
+            f"the last: {last}"
         )

@@ -13,7 +13,7 @@ import pytest
 import models
 from tests.conftest import ROOT
 
-PROGRAMS = ("train", "sample", "sample_ddp", "evaluate", "extract_latents", "export", "app")
+PROGRAMS = ("train", "sample", "sample_ddp", "evaluate", "extract_latents", "import_shapes", "export", "app")
 # Whoever stands in it may import what stands further down, and what is of its own package.
 ORDER = (
     ("experiments", "benchmarks"),
@@ -145,6 +145,7 @@ def test_heavy_packages_are_imported_when_used(program, after_programs):
         "sample_ddp.py SDE --last-step Meen",
         "evaluate.py",
         "extract_latents.py --vea ema",
+        "import_shapes.py --out set.npz",
         "export.py",
         "app.py --port 0",
     ],
