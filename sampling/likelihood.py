@@ -36,7 +36,8 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
 
 def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:
     """The images of --data-path, with the class numbers that the model was trained with."""
-    channels = network.images.channels if args.vae == "none" else 3  # or it is a model of shapes
+    space = network.images
+    channels = space.channels if args.vae == "none" else 3
     dataset = load_dataset(args.data_path, network.image_size, channels, flat=True, class_names=network.class_names)
     if distributed.is_main():
         for note in dataset.notes:
