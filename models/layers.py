@@ -29,9 +29,10 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t[..., None].float() * frequencies
-    features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
-    if dim % 2:
-        features = torch.cat([features, torch.zeros_like(features[..., :1])], dim=-1)
+    features = torch.empty(*t.shape, dim, device=t.device)
+    torch.cos(angles, out=features[..., :half])
+    torch.sin(angles, out=features[..., half : 2 * half])
+    features[..., 2 * half :] = 0
     return features
 
 
@@ -57,7 +58,7 @@ class PatchTimestepEmbedder(nn.Module):
     Every entry of t becomes a code of 4 numbers; the map of codes, channel c's code k at channel 4 c + k, goes through
     a patch embedding of its own. A map that is constant over positions gives the same vector for every token, so one
     patch of it is embedded and serves all tokens. The features, 64 times the size of the codes, exist for `chunk_size`
-    entries at a time, and are computed again in the backward pass.
+    entries at a time; where there are more, they are computed again in the backward pass.
     """
 
     code_size = 4
@@ -90,6 +91,8 @@ class PatchTimestepEmbedder(nn.Module):
 
     def codes_in_chunks(self, t: Tensor) -> Tensor:
         """(M,) -> (M, 4), a chunk after the other."""
+        if len(t) <= self.chunk_size:
+            return self.codes(t)
         return torch.cat([recomputed(self.codes, chunk) for chunk in t.split(self.chunk_size)])
 
     def codes(self, t: Tensor) -> Tensor:
