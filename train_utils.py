@@ -45,13 +45,19 @@ TIMES = (
     *("mean", "spread", "below", "two"),
 )
 BLENDS = ("batch", "sample", "off")
-PRESETS = {  # the default is the published setting
+# What --preset stands for, in training and in each mode of sampling; the defaults are the published setting.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {
-        "combostoc_type": "UNSYNC_ALL",
-        "times": "blend-lognormal-async",
-        "halfmixing": "off",
-        "blend": "batch",
-        "compensation": "on",
+        "training": {
+            "combostoc_type": "UNSYNC_ALL",
+            "times": "blend-lognormal-async",
+            "halfmixing": "off",
+            "blend": "batch",
+            "compensation": "on",
+            "difficulty": 0.01,
+        },
+        "ODE": {"sampling_method": "look-ahead", "num_sampling_steps": 33},
+        "SDE": {"sampling_method": "Euler", "num_sampling_steps": 64},
     }
 }
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -191,6 +197,29 @@ def parse_sde_args(parser: argparse.ArgumentParser) -> None:
         "--last-step", type=none_or_str, choices=LAST_STEPS, default="Mean", help="the step that ends without noise"
     )
     group.add_argument("--last-step-size", type=float, default=0.04, help="its size; 0 is the same as None")
+
+
+class Preset(argparse.Action):
+    """Gives the arguments that a name of `PRESETS` stands for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, of: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, choices=PRESETS, **kwargs)
+        self.of = of
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        for name, value in PRESETS[values][self.of].items():
+            setattr(namespace, name, value)
+
+
+def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
+    """Add --preset, of training, ODE or SDE."""
+    fast = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in PRESETS["fast"][of].items())
+    parser.add_argument(
+        "--preset",
+        action=Preset,
+        of=of,
+        help=f"settings that a study supports, docs/study.md; fast: {fast}; what is given after it wins",
+    )
 
 
 def typed_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:

@@ -43,6 +43,7 @@ class Method:
 
 
 METHODS = {
+    "dopri5": Method("ODE", "dopri5", 0, 0),  # the default, which takes as many as it likes
     "Euler": Method("ODE", "euler", 1, 1),
     "Heun": Method("ODE", "heun2", 2, 1),
     "look-ahead": Method("ODE", "look-ahead", 2, 1),
@@ -57,7 +58,7 @@ class Row:
 
     ckpt: str
     sampler: str
-    evaluations: int  # that the sampler may take
+    evaluations: int  # that the sampler may take, 0 where it decides
     samples: int
     taken: int = 0  # look-ahead takes one a step where t is small
     fd: float = 0.0
@@ -71,8 +72,9 @@ class Row:
 
 def sampling_args(args: argparse.Namespace, ckpt: str, method: Method, evaluations: int) -> argparse.Namespace:
     """The arguments of sample.py, without guidance."""
-    points = evaluations // method.each + method.more
-    flags = ["--ckpt", ckpt, "--sampling-method", method.name, "--num-sampling-steps", str(points)]
+    flags = ["--ckpt", ckpt, "--sampling-method", method.name]
+    if method.each:
+        flags += ["--num-sampling-steps", str(evaluations // method.each + method.more)]
     flags += ["--vae", args.vae] if args.vae else []
     parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
     parsed = parser.parse_args([method.mode, *flags])
@@ -118,13 +120,19 @@ def table_lines(rows: Sequence[Row]) -> Iterator[str]:
     """Markdown: a row for each checkpoint and sampler, a column for each number of evaluations."""
     columns = sorted({row.evaluations for row in rows})
     cells = {(row.ckpt, row.sampler, row.evaluations): row for row in rows}
-    yield "| 1000 FD / in class | sampler | " + " | ".join(f"{n} evaluations" for n in columns) + " |"
+    names = [f"{n} evaluations" if n else "its own number" for n in columns]
+    yield "| 1000 FD / in class | sampler | " + " | ".join(names) + " |"
     yield "| --- " * (len(columns) + 2) + "|"
     for name in dict.fromkeys(row.ckpt for row in rows):
         for sampler in METHODS:
             there = [cells.get((name, sampler, n)) for n in columns]
             if any(there):
-                texts = [f"{1000 * row.fd:.1f} / {100 * row.accuracy:.1f} %" if row else "" for row in there]
+                texts = [
+                    f"{1000 * row.fd:.1f} / {100 * row.accuracy:.1f} %" + f" ({row.taken})" * (not row.evaluations)
+                    if row
+                    else ""
+                    for row in there
+                ]
                 yield f"| {shown_name(name)} | {sampler} | " + " | ".join(texts) + " |"
 
 
@@ -162,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row
             for sampler in METHODS
             if ahead or sampler not in AHEAD
-            for n in args.evaluations
+            for n in (args.evaluations if METHODS[sampler].each else [0])
             if (row := Row(ckpt, sampler, n, args.samples)).key not in there
         ]
         if todo and judge is None:

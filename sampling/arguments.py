@@ -13,6 +13,7 @@ from train_utils import (
     ADAPTIVE_METHODS,
     MODEL_NAMES,
     SCHEDULES,
+    add_preset_arg,
     model_name,
     parse_ode_args,
     parse_sde_args,
@@ -76,6 +77,7 @@ def sampling_parser(
             default=250,
             help="time points of fixed steps, both ends included",
         )
+        add_preset_arg(group, mode)
         add_speed_args(group)
         add_program_args(sub)
         if mode == "ODE":

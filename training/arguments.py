@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from runtime import precision
 from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight
@@ -12,11 +11,11 @@ from train_utils import (
     COMBOSTOC_TYPES,
     EXTRACTORS,
     MODEL_NAMES,
-    PRESETS,
     SHAPE_MODELS,
     TIMES,
     add_bad_images_arg,
     add_flip_arg,
+    add_preset_arg,
     add_workers_arg,
     are_shapes,
     default_method,
@@ -120,25 +119,10 @@ def make_parser(doc: str | None = None) -> Parser:
     return parser
 
 
-class Preset(argparse.Action):
-    """Gives the arguments that a name stands for."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        for name, value in PRESETS[values].items():
-            setattr(namespace, name, value)
-
-
 def add_method_args(parser: argparse._ActionsContainer) -> None:
     """Add what ComboStoc's training may vary; the defaults are the published method."""
     switch = ("on", "off")
-    parser.add_argument(
-        "--preset",
-        action=Preset,
-        choices=PRESETS,
-        default=argparse.SUPPRESS,
-        help="other settings that a study supports, see docs/study.md#ways-of-drawing-times; fast: "
-        "--combostoc-type UNSYNC_ALL --times blend-lognormal-async; what is given after it wins",
-    )
+    add_preset_arg(parser, "training")
     parser.add_argument(
         "--times",
         choices=TIMES,

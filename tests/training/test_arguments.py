@@ -19,13 +19,18 @@ def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():
 
 
 def test_a_preset_is_what_it_stands_for_and_what_follows_it_wins():
-    fast = vars(checked("--combostoc-type UNSYNC_ALL --times blend-lognormal-async"))
+    fast = vars(checked("--combostoc-type UNSYNC_ALL --times blend-lognormal-async --difficulty 0.01"))
     assert vars(checked("--preset fast")) == fast
     assert vars(checked("--times uniform --preset fast")) == fast
     assert vars(checked("--preset fast --combostoc-type UNSYNC_PATCH")) == fast | {"combostoc_type": "UNSYNC_PATCH"}
     argv = ["--data-path", "digits", "--preset", "fast"]
-    assert typed_arguments(make_parser(), argv) == {"data_path", *PRESETS["fast"]}  # a checkpoint's give way to them
-    (variant,) = (flags for name, (_, flags) in TABLES["times"].items() if name == "blend-lognormal-async, ALL")
+    assert typed_arguments(make_parser(), argv) == {
+        "data_path",
+        *PRESETS["fast"]["training"],
+    }  # a checkpoint's give way to them
+    (variant,) = (
+        flags for name, (_, flags) in TABLES["difficulty"].items() if name == "blend-lognormal-async, ALL, difficulty"
+    )
     assert vars(checked(variant)) == fast
 
 
