@@ -34,8 +34,20 @@ import torch
 import train as program
 from data.latents import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset, native_channels
+from data.shapes import open_shapes
+from evaluation.shapes import ShapeJudge
 from experiments.judge import Judge, judge_samples
-from experiments.measurements import CURVES, Row, comparison_lines, draw_curves, draw_dots, table_lines
+from experiments.judge_shapes import judge_shapes, make_shape_judge
+from experiments.measurements import (
+    CURVES,
+    Row,
+    ShapeRow,
+    comparison_lines,
+    draw_curves,
+    draw_dots,
+    shape_lines,
+    table_lines,
+)
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
 from runtime import distributed, precision, progress
@@ -43,6 +55,7 @@ from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from sampling.arguments import sampling_parser
 from sampling.network import load_network
+from train_utils import are_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -84,7 +97,13 @@ class Job:
 
     def row(self, step: int) -> Row:
         digest = training_digest(self.args)
-        return Row(self.variant, self.seed, step, digest, self.args.samples, self.args.num_sampling_steps)
+        return kind_of_row(self.args)(
+            self.variant, self.seed, step, digest, self.args.samples, self.args.num_sampling_steps
+        )
+
+
+def kind_of_row(args: argparse.Namespace) -> type[Row]:
+    return ShapeRow if are_shapes(args.data_path) else Row
 
 
 def common_args(args: argparse.Namespace) -> list[str]:
@@ -152,15 +171,20 @@ def measure(job: Job, row: Row) -> Row:
     args.cfg_scale = 1.0
     precision.setup(args.precision)
     network = load_network(args, distributed.single().device, default_vae="ema")
-    row.fd, row.accuracy, _ = judge_samples(args, network, JUDGE, row.samples)
+    if isinstance(row, ShapeRow):
+        assert isinstance(JUDGE, ShapeJudge)
+        judge_shapes(args, network, JUDGE, row)
+    else:
+        assert isinstance(JUDGE, Judge)
+        row.fd, row.accuracy, _ = judge_samples(args, network, JUDGE, row.samples)
     row.seconds = training_seconds(job.folder, row.step)
     return row
 
 
-JUDGE: Judge  # in the processes that carry out jobs
+JUDGE: Judge | ShapeJudge  # in the processes that carry out jobs
 
 
-def prepare(judge: Judge, devices: "multiprocessing.Queue[str]") -> None:
+def prepare(judge: Judge | ShapeJudge, devices: "multiprocessing.Queue[str]") -> None:
     """Make a process ready: the classifier, and GPUs of its own."""
     global JUDGE
     JUDGE = judge
@@ -211,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.data_path == DIGITS:  # one channel: a time a position is one an entry
         variants = [v for v in variants if "PATCH" not in v]
     table = args.out.with_name(args.out.name + ".csv")
-    rows = read_rows(table, Row)
+    rows = read_rows(table, kind_of_row(args))
     there = {row.key for row in rows}
     jobs = [Job(args, variant, seed, steps) for seed in args.seeds for variant in variants]
     for job in jobs:
@@ -239,7 +263,10 @@ def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]
     shown = [r for r in shown if r.step in steps]
     draw = draw_curves if len(variants) <= CURVES else draw_dots
     draw(shown, variants, args.out.with_name(f"{args.out.name}-{args.table}.png"))
-    print("\n".join([*table_lines(shown, variants), "", *comparison_lines(shown, variants)]))
+    lines = [*table_lines(shown, variants), "", *comparison_lines(shown, variants)]
+    if shapes := [row for row in shown if isinstance(row, ShapeRow)]:
+        lines += ["", *shape_lines(shapes, variants)]
+    print("\n".join(lines))
 
 
 def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
@@ -248,8 +275,13 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
     Raises:
         DataError: some failed, when all others are done.
     """
-    judge = Judge(load_images(args), mirror=args.data_path != DIGITS)
-    print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", file=sys.stderr, flush=True)
+    judge: Judge | ShapeJudge
+    if are_shapes(args.data_path):
+        judge = make_shape_judge(open_shapes(args.data_path))
+    else:
+        judge = Judge(load_images(args), mirror=args.data_path != DIGITS)
+        said = f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen"
+        print(said, file=sys.stderr, flush=True)
     gpus = visible_gpus()
     at_a_time = args.jobs or (max(1, len(gpus) // args.nproc_per_node) if gpus else os.cpu_count() or 1)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (at_a_time * args.nproc_per_node))))

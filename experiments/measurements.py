@@ -30,6 +30,17 @@ class Row:
         return tuple(asdict(self).values())[:6]
 
 
+@dataclass
+class ShapeRow(Row):
+    """The same of a model of shapes, whose share of valid ones is the accuracy; see evaluation/shapes.py."""
+
+    test_to_samples: float = 0.0
+    samples_to_test: float = 0.0
+    coverage: float = 0.0  # percent
+    nearest: float = 0.0  # 1-NN accuracy, percent
+    parts: float = 0.0  # of a sample, in the mean
+
+
 def by_variant(rows: Sequence[Row], measure: str) -> dict[str, dict[int, list[float]]]:
     """variant -> step -> the values of all seeds."""
     values: dict[str, dict[int, list[float]]] = {}
@@ -93,15 +104,29 @@ def panels(path: Path, size: tuple[float, float], **shared: bool) -> Iterator[An
 
 def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
     """Markdown: mean and standard deviation over seeds (how many) at every step."""
+    share = "valid" if isinstance(rows[0], ShapeRow) else "in class"
     distances, accuracies, seconds = (by_variant(rows, name) for name in ("fd", "accuracy", "seconds"))
     there = [v for v in variants if v in distances]
     steps = sorted(distances[there[0]])
-    yield "| | " + " | ".join(f"1000 FD at {step}" for step in steps) + " | in class at the end | s of training |"
+    yield "| | " + " | ".join(f"1000 FD at {step}" for step in steps) + f" | {share} at the end | s of training |"
     yield "| --- " * (len(steps) + 3) + "|"
     for v in there:
         cells = [spread([1000 * x for x in distances[v][step]], 1) for step in steps]
         cells += [spread([100 * x for x in accuracies[v][steps[-1]]], 1) + " %", spread(seconds[v][steps[-1]], 0)]
         yield f"| {v} ({len(distances[v][steps[-1]])}) | " + " | ".join(cells) + " |"
+
+
+def shape_lines(rows: Sequence[ShapeRow], variants: Sequence[str]) -> Iterator[str]:
+    """Markdown: mean and standard deviation of the other numbers of shapes at the last step."""
+    last = max(row.step for row in rows)
+    names = {"test_to_samples": 1000, "samples_to_test": 1000, "coverage": 1, "nearest": 1, "parts": 1}
+    yield "| | 1000 test to samples | 1000 samples to test | coverage, % | 1-NN, % | parts |"
+    yield "| --- " * (len(names) + 1) + "|"
+    for v in variants:
+        there = [row for row in rows if (row.variant, row.step) == (v, last)]
+        if there:
+            cells = [spread([factor * getattr(row, name) for row in there], 2) for name, factor in names.items()]
+            yield f"| {v} | " + " | ".join(cells) + " |"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -31,6 +31,10 @@ TABLES = {
         "no half-mixing, blend a sample": ("ComboStoc", f"{ALL} --halfmixing off --blend sample"),
         "no half-mixing, no blend": ("ComboStoc", f"{ALL} --halfmixing off --blend off"),
     },
+    "parts": {  # of structured shapes: the paper's Table 4
+        f"UNSYNC_{kind}": ("Parts", f"--combostoc-type UNSYNC_{kind}")
+        for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")
+    },
     "times": {  # every way of drawing them
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,

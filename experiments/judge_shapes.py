@@ -1,0 +1,36 @@
+"""The same for structured shapes: samples of a model against those shapes of the set that it was not trained on."""
+
+import argparse
+
+import torch
+
+from data.shapes import ShapeSet, from_shapes
+from evaluation.shapes import ShapeJudge
+from experiments.judge import BATCH
+from experiments.measurements import ShapeRow
+from sampling.network import ImageNoise, Network, draw, guided_by
+
+POINTS, COMPARED = 1024, 200  # of a shape; shapes between which distances are taken: half a minute a measurement
+
+
+def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
+    """Samples are compared with the test split, or where there is none with that of validation, or with all."""
+    held_out = next((part for name in ("test", "val") if len(part := shapes.of_split(name))), shapes)
+    return ShapeJudge(held_out, shapes.of_split("train"), points=POINTS, compared=COMPARED)
+
+
+def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:
+    """Fill in the row, from samples of the classes alike often, from the noise of seed 0."""
+    assert network.layout is not None
+    device, model = next(network.model.parameters()).device, guided_by(args, network)
+    labels, made = torch.arange(row.samples) % network.num_labels, []
+    for part in torch.arange(row.samples).split(BATCH):
+        x, _ = draw(args, network, ImageNoise(0, part.tolist()), labels[part].to(device), model)
+        made += [network.layout.decode(numbers) for numbers in x]
+    names = network.class_names or [str(k) for k in range(network.num_labels)]
+    samples = from_shapes(made, labels.tolist(), names)
+    found = judge.evaluate(samples)
+    row.fd, row.accuracy = found["FD-points"], found["valid_percent"] / 100
+    row.test_to_samples, row.samples_to_test = found["test_to_samples"], found["samples_to_test"]
+    row.coverage, row.nearest = found["coverage_percent"], found["1NN_accuracy_percent"]
+    row.parts = float(samples.counts.mean())
