@@ -1,4 +1,5 @@
 # make demo           train on the embedded digits, sample, count: a few minutes on any CPU
+# make shapes         structured shapes: train on the embedded furniture, sample, complete, assemble; NNN minutes
 # make test           linters, types and the whole test suite
 # make test-fast      between two edits: the linter and the tests that start no process, in less than a minute
 # make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes
@@ -21,7 +22,7 @@ READY := .venv/.ready
 DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 
-.PHONY: help demo test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour \
+.PHONY: help demo shapes test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour \
 	study-times study-fashion timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -68,6 +69,26 @@ demo: $(READY)
 	@echo "Pictures, one column a class:  $(DEMO)/ode.png  $(DEMO)/sde.png"
 	@echo "500 samples for FID:           $$(ls $(DEMO)/samples-500/*.npz)"
 	@echo "To go on:  . .venv/bin/activate;  python sample.py ODE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2"
+
+# The same for structured shapes.
+FURNITURE := results/Parts-XS-furniture
+shapes: export CUDA_VISIBLE_DEVICES =
+shapes: export OMP_NUM_THREADS = 1
+shapes: $(READY)
+	$(BIN)/torchrun --standalone --nproc_per_node=2 train.py --data-path shapes --model Parts-XS --num-classes 6 \
+	  --num-workers 0 --global-batch-size 64 --lr 2e-3 --ema-decay 0.995 --max-steps 2500 --reckpt-every 500 \
+	  --sample-every 500 --exp furniture
+	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(FURNITURE)/ckpt.pt --out $(FURNITURE)/sheet.png \
+	  --glb $(FURNITURE)/sheet.glb
+	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(FURNITURE)/ckpt.pt --out $(FURNITURE)/completed.png \
+	  --reference shapes:0 shapes:3 --preserve parts:0,1,2:0.9
+	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(FURNITURE)/ckpt.pt --out $(FURNITURE)/assembled.png \
+	  --reference shapes:0 shapes:3 --preserve box.size:0.9,code:0.9
+	$(BIN)/torchrun --standalone --nproc_per_node=2 sample_ddp.py ODE --ckpt $(FURNITURE)/ckpt.pt --balanced-labels \
+	  --num-fid-samples 200 --per-proc-batch-size 100 --sample-dir $(FURNITURE)/samples
+	OMP_NUM_THREADS=2 $(BIN)/python evaluate.py $(FURNITURE)/samples/*.npz shapes --points 512 --compared 200
+	@echo
+	@echo "Samples, completions, assemblies:  $(FURNITURE)/sheet.png  completed.png  assembled.png  sheet.glb"
 
 # Three workers of one thread each, for two cores: some tests wait. Rounding does not depend on the cores then.
 test: export OMP_NUM_THREADS = 1

@@ -34,6 +34,13 @@ def make_parser() -> Parser:
         help="crop pictures of folders to this, as training does; an .npz must have it",
     )
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at a time")
+    parser.add_argument("--points", type=positive_int, default=2048, help="of each shape, on its surface")
+    parser.add_argument(
+        "--compared",
+        type=positive_int,
+        default=500,
+        help="shapes of each set, at most, between which distances are taken",
+    )
     parser.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of SAMPLES, an .npz")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
     return parser
@@ -113,7 +120,9 @@ def evaluate_shapes(args: argparse.Namespace) -> None:
     reference = next((part for name in ("test", "val") if len(part := real.of_split(name))), real)
     training = real.of_split("train") if reference is not real and len(real.of_split("train")) else None
     samples = open_shapes(args.samples)
-    results = ShapeJudge(reference, training, device=distributed.single().device).evaluate(samples)
+    device = distributed.single().device
+    judge = ShapeJudge(reference, training, points=args.points, compared=args.compared, device=device)
+    results = judge.evaluate(samples)
     for name, value in results.items():
         print(f"{name:<28} {value:.6g}")
     if args.out:

@@ -139,7 +139,8 @@ def test_many_samples_are_the_same_by_any_number_of_processes_and_continue(tmp_p
 
 
 def test_sets_are_evaluated(tmp_path, chairs, capsys):
-    evaluate.main([str(chairs), str(chairs), "--out", str(tmp_path / "numbers.json")])
+    few = ["--points", "64", "--compared", "10"]
+    evaluate.main([str(chairs), str(chairs), *few, "--out", str(tmp_path / "numbers.json")])
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["sample_count"] == 120 and numbers["reference_count"] == 12  # of the test split
     assert numbers["FD-points"] >= 0 and "coverage_percent" in capsys.readouterr().out
