@@ -2,9 +2,9 @@
 
     python app.py --ckpt results/ComboStoc-XS-2-demo/ckpt.pt    # trained by `make demo`, on any CPU
 
-and open the address that it prints. Of a picture one paints what is kept, of a shape one ticks its parts and attributes;
-which of the two it is is the checkpoint's. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the
-page unless --host says otherwise, and nothing is fetched from the network for it.
+and open the address that it prints. Of a picture one paints what is kept; with a model of shapes, one ticks parts and
+attributes of a shape. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the page unless
+--host says otherwise, and nothing is fetched from the network for it.
 """
 
 import argparse
@@ -51,9 +51,9 @@ from PIL import Image
 
 from runtime import distributed, precision
 from runtime.errors import DataError, UsageError, run_program
+from sampling import shape_page
 from sampling.arguments import CFG_SCALE, VARIATIONS
 from sampling.network import load_network
-from sampling import shape_page
 from sampling.shape_studio import ShapeStudio
 from sampling.studio import (
     ANY_CLASS,

@@ -37,6 +37,12 @@ def part_colours(
     return colours
 
 
+def linear(colours: np.ndarray) -> np.ndarray:
+    """sRGB to linear, both uint8: a .glb has the colours of materials so, and they would be pale otherwise."""
+    c = colours / 255
+    return np.round(255 * np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)).astype(np.uint8)
+
+
 def rotations(axes: np.ndarray) -> np.ndarray:
     """(P, 6) -> (P, 3, 3), whose rows are a part's axes."""
     first, second = axes[:, :3], axes[:, 3:]
@@ -151,7 +157,7 @@ def write_glb(
         each = vertices.reshape(parts, -1, 3)
         triangles = faces[part == 0]
         called = np.arange(parts) if numbers is None else numbers[k]
-        for i, colour in enumerate(part_colours(called, None if faded is None else faded[k])):
+        for i, colour in enumerate(linear(part_colours(called, None if faded is None else faded[k]))):
             material = trimesh.visual.material.PBRMaterial(
                 baseColorFactor=[*colour.tolist(), 255], metallicFactor=0.0, roughnessFactor=0.8
             )

@@ -35,7 +35,7 @@ CSS = "\n".join(
     ]
 )
 BACKGROUND = (0.97, 0.97, 0.98, 1.0)  # of what is seen in 3D, as of pictures
-CAMERA = (58, 66, None)  # in degrees: to the right of the front, above the ground, as in pictures
+CAMERA = (58, 66)  # in degrees: to the right of the front, above the ground, as in pictures
 
 
 def build_page(studio: ShapeStudio) -> Any:
@@ -51,7 +51,7 @@ def build_page(studio: ShapeStudio) -> Any:
         ticks = [(part_name(i), i) for i in found.parts]
         return [
             (path, number),
-            gr.Model3D(str(found.scene), label=found.said),
+            in_3d(found.scene, found.said),
             gr.Image(found.picture(found.parts), label="Kept parts are in colour"),
             gr.CheckboxGroup(ticks, value=found.parts),
             "",
@@ -94,13 +94,17 @@ def build_page(studio: ShapeStudio) -> Any:
             )
             each = [("all, side by side", 0), *((f"sample {i}", i) for i in range(1, len(scenes)))]
             files = [str(scene) for scene in scenes]
-            return [sheet, files, gr.Radio(each, value=1, visible=True), *in_3d(files, 1), "; ".join(said)]
+            return [sheet, files, gr.Radio(each, value=1, visible=True), *sample_in_3d(files, 1), "; ".join(said)]
         except (UsageError, DataError, FloatingPointError) as error:
             return [gr.skip()] * 5 + [in_words(error, path)]
 
-    def in_3d(files: list[str], which: int) -> list[Any]:
-        name = Path(files[which]).name
-        return [files[which], gr.DownloadButton(f"Download {name}", value=files[which], visible=True)]
+    def in_3d(scene: Path, label: str) -> Any:
+        return gr.Model3D(str(scene), label=label, camera_position=(*CAMERA, studio.distance(scene)))
+
+    def sample_in_3d(files: list[str], which: int) -> list[Any]:
+        file = Path(files[which])
+        label = f"Sample {which}" if which else "All samples"
+        return [in_3d(file, label), gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True)]
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         reference = gr.State(None)
@@ -122,7 +126,7 @@ def build_page(studio: ShapeStudio) -> Any:
                     interactive=False,
                     height=300,
                     clear_color=BACKGROUND,
-                    camera_position=CAMERA,
+                    camera_position=(*CAMERA, None),
                     elem_id="model",
                 )
                 trouble = gr.Markdown(elem_id="trouble")
@@ -170,7 +174,7 @@ def build_page(studio: ShapeStudio) -> Any:
             interactive=False,
             height=420,
             clear_color=BACKGROUND,
-            camera_position=CAMERA,
+            camera_position=(*CAMERA, None),
             elem_id="scene",
         )
         download = gr.DownloadButton(visible=False, elem_id="download")
@@ -187,7 +191,7 @@ def build_page(studio: ShapeStudio) -> Any:
         file.upload(load, [file, place], result, **at_once)
         place.input(load_other, [file, place], result, **at_once)
         parts.input(repaint, [reference, parts], picture, **at_once)
-        which.input(in_3d, [files, which], [scene, download], **at_once)
+        which.input(sample_in_3d, [files, which], [scene, download], **at_once)
         shown_result = [sheet, files, which, scene, download, said]
         button.click(generate, {reference, parts, attributes, *widgets.values()}, shown_result)
     return page

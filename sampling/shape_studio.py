@@ -1,5 +1,6 @@
 """What the page of shapes does, without the page: references of a set, ticked parts and attributes, samples of them."""
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from train_utils import build_graded_sampler
 
 PICTURE = 320  # side in pixels of the reference's
 OPEN_SETS = 4  # at a time
+ANGLE = 0.8  # of view, of a camera in 3D
 COLOURS = ("blue", "orange", "green", "red", "purple", "ochre", "teal", "pink", "brown", "olive")  # of the palette
 MEANINGS = {
     "exists": "whether a part is there",
@@ -166,6 +168,13 @@ class ShapeStudio(Service):
         if warning := parts.untrained_times(keep.keep, network):
             said.append(f"**warning:** {warning}")
         return sheet, scenes, said
+
+    @staticmethod
+    def distance(scene: Path) -> float:
+        """From where a camera sees all of a .glb, whichever way it is turned, at Babylon's angle of view."""
+        import trimesh
+
+        return float(np.linalg.norm(trimesh.load_scene(scene).extents)) / 2 / math.sin(ANGLE / 2)
 
     def scenes(self, keep: parts.Control, samples: Sequence[Shape], numbers: Sequence[np.ndarray]) -> list[Path]:
         """Files of all samples side by side, and of each, coloured as on the sheet."""
