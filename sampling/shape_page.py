@@ -168,16 +168,19 @@ def build_page(studio: ShapeStudio) -> Any:
                         "seed": gr.Number(default.seed, precision=0, label="Seed"),
                     }
         sheet = gr.Image(format="png", label="Samples", interactive=False, elem_id="sheet", buttons=["download"])
-        which = gr.Radio([], label="In 3D", visible=False, elem_id="which")
-        scene = gr.Model3D(
-            label="Sample in 3D",
-            interactive=False,
-            height=420,
-            clear_color=BACKGROUND,
-            camera_position=(*CAMERA, None),
-            elem_id="scene",
-        )
-        download = gr.DownloadButton(visible=False, elem_id="download")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=220):
+                which = gr.Radio([], label="In 3D", visible=False, elem_id="which")
+                download = gr.DownloadButton(visible=False, elem_id="download")
+            with gr.Column(scale=3, min_width=300):
+                scene = gr.Model3D(
+                    label="Sample in 3D",
+                    interactive=False,
+                    height=400,
+                    clear_color=BACKGROUND,
+                    camera_position=(*CAMERA, None),
+                    elem_id="scene",
+                )
 
         at_once = {"queue": False, "show_progress": "hidden"}  # also while samples are being generated
         result = [reference, model, picture, parts, trouble]
