@@ -2,7 +2,6 @@
 
 import json
 import struct
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +39,7 @@ def files(tmp_path_factory) -> Path:
 def write_checkpoint(path: Path, shapes: ShapeSet, kind: str) -> None:
     layout = Layout.of(shapes)
     torch.manual_seed(0)
-    model = Parts_models["Parts-XS"](input_size=layout.shape[0], in_channels=layout.shape[1], num_classes=6)
+    model = Parts_models["Parts-XS"](in_channels=layout.shape[1], num_classes=6)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.02)
     args = {"combostoc_type": kind, "prediction": "data", "path_type": "Linear"}
