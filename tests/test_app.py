@@ -298,7 +298,7 @@ class Visit:
         self.requests: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(f"http://127.0.0.1:{port}")
-        self.page.wait_for_selector(self.ready)
+        self.page.wait_for_selector(self.ready, timeout=60_000)
 
     def load(self, file: Path) -> None:
         with self.page.expect_response("**/run/predict"):
