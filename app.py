@@ -1,9 +1,10 @@
-"""A local page for graded control: paint how much of a picture is kept, and let a model generate the rest.
+"""A local page for graded control: say how much of a picture or a 3D shape is kept, and let a model generate the rest.
 
     python app.py --ckpt results/ComboStoc-XS-2-demo/ckpt.pt    # trained by `make demo`, on any CPU
 
-and open the address that it prints. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the
-page unless --host says otherwise, and nothing is fetched from the network for it.
+and open the address that it prints. Of a picture one paints what is kept; with a model of shapes, one ticks parts and
+attributes of a shape. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the page unless
+--host says otherwise, and nothing is fetched from the network for it.
 """
 
 import argparse
@@ -46,21 +47,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from runtime import distributed, precision
 from runtime.errors import DataError, UsageError, run_program
+from sampling import shape_page
 from sampling.arguments import CFG_SCALE, VARIATIONS
 from sampling.network import load_network
-from sampling.studio import CANVAS, Choices, Studio, brush_colour
+from sampling.shape_studio import ShapeStudio
+from sampling.studio import (
+    ANY_CLASS,
+    CANVAS,
+    MAX_POINTS,
+    MAX_VARIATIONS,
+    SCHEDULE_NAMES,
+    Choices,
+    Studio,
+    brush_colour,
+    in_words,
+    note,
+)
 from transport import ODE_METHODS, SDE_METHODS
 
-MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
-MAX_POINTS = 1000
 MAX_GUIDANCE = 15
 MAX_UPLOAD = "10mb"
-ANY_CLASS = -1
-SCHEDULE_NAMES = [("same number everywhere", "number"), ("same size (Euler)", "size")]
 
 TITLE = "ComboStoc: graded control"
 NO_PICTURE = "Load or draw a picture first"
@@ -99,8 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         process = distributed.single()
         precision.setup(args.precision)
         network = load_network(args, process.device, default_vae="mse")
-        studio = Studio(network, process.device, args.precision)
-        page = build_page(studio)
+        studio: Studio | ShapeStudio
+        if network.layout is None:
+            studio = Studio(network, process.device, args.precision)
+            page, css = build_page(studio), CSS
+        else:
+            studio = ShapeStudio(network, process.device, args.precision, Path(folder))
+            page, css = shape_page.build_page(studio), shape_page.CSS
         logging.getLogger("uvicorn.error").addFilter(is_of_the_program)
         print(f"{network.config.name} at http://{args.host}:{args.port}; stop with Ctrl-C", flush=True)
         page.queue(default_concurrency_limit=1).launch(
@@ -114,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_history=False,
             ssr_mode=False,
             theme=gradio.themes.Default(),  # its fonts come with Gradio
-            css=CSS,
+            css=css,
         )
         studio.close()
 
@@ -143,22 +158,9 @@ def check_address(host: str, port: int) -> None:
 # ---- the page ------------------------------------------------------------------------------------------------------
 
 
-def in_words(error: Exception, path: str | None) -> str:
-    """A mistake as the page shows it, with the name of the picture that the user knows."""
-    return f"**{str(error).replace(str(path), Path(str(path)).name)}**"
-
-
 def on_canvas(picture: Image.Image) -> dict[str, Any]:
     """An editor's value: nothing painted yet."""
     return {"background": picture, "layers": [], "composite": None}
-
-
-def note(text: str, side: int) -> Image.Image:
-    """A square that says why it is empty."""
-    picture = Image.new("RGB", (side, side), "gainsboro")
-    font = ImageFont.load_default(size=side / 20)
-    ImageDraw.Draw(picture).text((side / 2, side / 2), text, fill="dimgrey", font=font, anchor="mm")
-    return picture
 
 
 def build_page(studio: Studio) -> Any:

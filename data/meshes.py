@@ -23,12 +23,24 @@ PALETTE = np.array(
 FADED = np.array((214, 214, 216), np.uint8)
 
 
-def part_colours(parts: int, faded: Sequence[bool] | np.ndarray | None = None) -> np.ndarray:
-    """(parts, 3) uint8: the palette's, and pale grey for those that are faded."""
-    colours = PALETTE[np.arange(parts) % len(PALETTE)]
+def part_colours(
+    parts: int | Sequence[int] | np.ndarray, faded: Sequence[bool] | np.ndarray | None = None
+) -> np.ndarray:
+    """(parts, 3) uint8: the palette's, and pale grey for those that are faded.
+
+    Args:
+        parts: how many, or their numbers where these are not 0, 1, ...
+    """
+    colours = PALETTE[(np.arange(parts) if isinstance(parts, int) else np.asarray(parts)) % len(PALETTE)]
     if faded is not None:
         colours[np.asarray(faded, bool)] = FADED
     return colours
+
+
+def linear(colours: np.ndarray) -> np.ndarray:
+    """sRGB to linear, both uint8: a .glb has the colours of materials so, and they would be pale otherwise."""
+    c = colours / 255
+    return np.round(255 * np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)).astype(np.uint8)
 
 
 def rotations(axes: np.ndarray) -> np.ndarray:
@@ -119,7 +131,8 @@ def write_glb(
     shapes: Sequence[Shape],
     path: Path,
     names: Sequence[str] | None = None,
-    faded: Sequence[Sequence[bool] | np.ndarray] | None = None,
+    faded: Sequence[Sequence[bool] | np.ndarray | None] | None = None,
+    numbers: Sequence[np.ndarray] | None = None,
 ) -> None:
     """Write a .glb: a node a shape, on a square grid, with a mesh of its own, named and coloured, for each part.
 
@@ -128,6 +141,7 @@ def write_glb(
         path: of the file; a half-written one never has this name.
         names: of the shapes; by default shape 0, shape 1, ...
         faded: for each shape which parts are pale.
+        numbers: for each shape those of its parts, which their names and colours are by; by default 0, 1, ...
     """
     import trimesh
 
@@ -142,13 +156,14 @@ def write_glb(
         parts = int(part[-1]) + 1
         each = vertices.reshape(parts, -1, 3)
         triangles = faces[part == 0]
-        for i, colour in enumerate(part_colours(parts, None if faded is None else faded[k])):
+        called = np.arange(parts) if numbers is None else numbers[k]
+        for i, colour in enumerate(linear(part_colours(called, None if faded is None else faded[k]))):
             material = trimesh.visual.material.PBRMaterial(
                 baseColorFactor=[*colour.tolist(), 255], metallicFactor=0.0, roughnessFactor=0.8
             )
             visual = trimesh.visual.TextureVisuals(material=material)
             mesh = trimesh.Trimesh(each[i], triangles, visual=visual, process=False)
-            label = f"{name} part {i}"
+            label = f"{name} part {called[i]}"
             scene.add_geometry(mesh, node_name=label, geom_name=label, parent_node_name=name)
     content = scene.export(file_type="glb")
     with replacing(path) as beside:

@@ -58,7 +58,11 @@ FURNITURE = View((0.0, 0.5, 0.0), 1.46)  # where the embedded set fits
 
 
 def render(
-    shape: Shape, size: int = 128, view: View = FURNITURE, faded: Sequence[bool] | np.ndarray | None = None
+    shape: Shape,
+    size: int = 128,
+    view: View = FURNITURE,
+    faded: Sequence[bool] | np.ndarray | None = None,
+    numbers: np.ndarray | None = None,
 ) -> np.ndarray:
     """A picture of a shape.
 
@@ -67,6 +71,7 @@ def render(
         size: side in pixels.
         view: what the picture shows.
         faded: (parts,) which of them are pale grey, so that the others stand out.
+        numbers: (parts,) which their colours are by; by default 0, 1, ...
 
     Returns:
         (size, size, 3) uint8.
@@ -89,7 +94,8 @@ def render(
     which = np.full((n, n), -1)
     which[there] = part[at]
     lit *= np.where(outlines(which, near, GAP * view.extent)[there], OUTLINE, 1)
-    colours = part_colours(len(shape["box.center"]), faded).astype(np.float32)
+    called = len(shape["box.center"]) if numbers is None else numbers
+    colours = part_colours(called, faded).astype(np.float32)
     picture = np.repeat(np.repeat(ground(vertices, faces, view, size), SAMPLES, 0), SAMPLES, 1)
     picture[there] = colours[which[there]] * lit[:, None]
     pixels = np.zeros((size, size, 3), np.float32)

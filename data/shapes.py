@@ -263,6 +263,12 @@ class Layout:
         x[: len(values), 1:] = (values - np.array(self.mean)) / np.array(self.std)
         return torch.from_numpy(x)
 
+    def existing(self, x: Tensor) -> np.ndarray:
+        """Which parts of a sample (L, F) its shape has, by number."""
+        exists = (x[:, 0] > 0).cpu()
+        exists[x[:, 0].argmax()] = True
+        return np.flatnonzero(exists.numpy())
+
     def decode(self, x: Tensor) -> Shape:
         """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes.
 
@@ -274,9 +280,7 @@ class Layout:
             raise FloatingPointError(
                 "a shape is not finite: the model's weights are not, or the sampler diverges with these settings"
             )
-        exists = values[:, 0] > 0
-        exists[values[:, 0].argmax()] = True
-        numbers = values[exists, 1:] * np.array(self.std) + np.array(self.mean)
+        numbers = values[self.existing(x), 1:] * np.array(self.std) + np.array(self.mean)
         ends = np.cumsum(self.widths)[:-1]
         shape = dict(zip(self.names, np.split(numbers, ends, axis=1), strict=True))
         shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE)

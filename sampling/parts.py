@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.pictures import grid
 from data.rendering import View, render
-from data.shapes import SHAPES, Layout, Shape, open_shapes
+from data.shapes import SHAPES, Layout, Shape, ShapeSet, open_shapes
 from runtime.errors import DataError, UsageError
 from sampling.arguments import NUMBER
 from sampling.network import ImageNoise, Network, draw
@@ -48,13 +48,32 @@ def load_control(args: argparse.Namespace, network: Network) -> Control:
         raise UsageError("of a shape --preserve says how much is kept: 0.9, parts:0,2:0.9 or box.size:0.9")
     layout = layout_of(network)
     shapes = [reference(word) for word in args.reference]
-    numbers = torch.stack([layout.encode(shape) for shape in shapes])
-    return Control(shapes, numbers, torch.stack([keep_map(args.preserve.text, shape, layout) for shape in shapes]))
+    return make_control(shapes, [keep_map(args.preserve.text, shape, layout) for shape in shapes], layout)
+
+
+def make_control(shapes: Sequence[Shape], maps: Sequence[Tensor], layout: Layout) -> Control:
+    """Shapes, with how much is kept of each number.
+
+    Raises:
+        DataError: a shape is not of the layout.
+    """
+    return Control(list(shapes), torch.stack([layout.encode(shape) for shape in shapes]), torch.stack(list(maps)))
 
 
 def layout_of(network: Network) -> Layout:
     assert network.layout is not None
     return network.layout
+
+
+def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
+    """One of a set of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not 0 <= index < len(shapes):
+        raise DataError(f"{name} has {len(shapes):,} shapes, 0 to {len(shapes) - 1}")
+    return shapes[index]
 
 
 def reference(word: str) -> Shape:
@@ -66,10 +85,10 @@ def reference(word: str) -> Shape:
     name, _, index = word.rpartition(":") if re.search(r":\d+$", word) else (word, "", "0")
     if name != SHAPES and not name.endswith(".npz"):
         raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {SHAPES}:3")
-    shapes = open_shapes(name)
-    if int(index) >= len(shapes):
-        raise DataError(f"--reference {word}: {name} has {len(shapes):,} shapes, 0 to {len(shapes) - 1}")
-    return shapes[int(index)]
+    try:
+        return pick(open_shapes(name), int(index), name)
+    except DataError as error:
+        raise DataError(f"--reference {word}: {error}") from None
 
 
 def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:
@@ -96,6 +115,14 @@ def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:
             raise UsageError(f"--preserve {spec}: a part has {', '.join(layout.attributes)}, not {name}")
         for where in named:
             m[:parts, where] = checked(value, spec)
+    return m
+
+
+def ticked_map(parts: Sequence[int], attributes: Sequence[str], kept: float, layout: Layout) -> Tensor:
+    """How much of each number is kept, (L, F), where it is so much of these attributes of these parts."""
+    m = torch.zeros(layout.shape)
+    for attribute in attributes:
+        m[list(parts), layout.slices[attribute]] = kept
     return m
 
 
@@ -140,18 +167,40 @@ def generate(
     return torch.cat(samples), nfe
 
 
-def sheet(control: Control, samples: Sequence[Shape], captions: Sequence[str], size: int) -> Image.Image:
-    """A row for each reference: itself, with what is kept in colour, and its samples."""
+def sheet(
+    control: Control,
+    samples: Sequence[Shape],
+    captions: Sequence[str],
+    size: int,
+    numbers: Sequence[np.ndarray] | None = None,
+) -> Image.Image:
+    """A row for each reference: itself, with what is kept in colour, and its samples.
+
+    Args:
+        control, samples: the references, and as many samples of each, one reference after the other.
+        captions: one for each reference.
+        size: side of a picture in pixels.
+        numbers: of the parts of each sample; then they have the colours of those of the reference, and new ones are
+            pale.
+    """
     each = len(samples) // len(control.shapes)
     view = View.typical([*control.shapes, *samples])
     tiles, texts = [], []
     for k, (shape, keep, caption) in enumerate(zip(control.shapes, control.keep, captions, strict=True)):
         parts = keep[: len(shape["box.center"])]
         tiles += [render(shape, size, view), render(shape, size, view, faded=(parts.amax(1) == 0).numpy())]
-        tiles += [render(sample, size, view) for sample in samples[k * each : (k + 1) * each]]
+        for i in range(k * each, (k + 1) * each):
+            called = None if numbers is None else numbers[i]
+            tiles.append(render(samples[i], size, view, None if called is None else new_parts(keep, called), called))
         texts += [f"reference, parts 0 to {len(parts) - 1}", kept_words(parts)]
         texts += [f"{caption} ({i})" for i in range(1, each + 1)]
     return grid(np.stack(tiles), texts, columns=2 + each)
+
+
+def new_parts(keep: Tensor, numbers: np.ndarray) -> np.ndarray | None:
+    """Which parts of a sample keep nothing of a reference, by their numbers; None where no part does."""
+    kept = (keep.amax(1) > 0).numpy()
+    return ~kept[numbers] if kept.any() else None
 
 
 def kept_words(parts: Tensor) -> str:

@@ -1,14 +1,20 @@
-"""What the page of app.py does, without the page: painted maps, choices as sample.py's arguments, samples of them."""
+"""What the page of app.py does, without the page: painted maps, choices as sample.py's arguments, samples of them.
 
+The page of shapes shares `Service` and what is chosen for the sampler, see sampling/shape_studio.py.
+"""
+
+import argparse
 import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from data.pictures import to_uint8
@@ -22,6 +28,27 @@ from train_utils import build_graded_sampler
 CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels
 TILE = 112  # beside the samples, to so many
 OPACITY = 0.6  # of what is painted; the reference shows through
+
+MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
+MAX_POINTS = 1000
+ANY_CLASS = -1
+SCHEDULE_NAMES = [("same number everywhere", "number"), ("same size (Euler)", "size")]
+
+
+# ---- what any page says --------------------------------------------------------------------------------------------
+
+
+def in_words(error: Exception, path: str | None) -> str:
+    """A mistake as a page shows it, with the name of the file that the user knows."""
+    return f"**{str(error).replace(str(path), Path(str(path)).name)}**"
+
+
+def note(text: str, side: int) -> Image.Image:
+    """A square that says why it is empty."""
+    picture = Image.new("RGB", (side, side), "gainsboro")
+    font = ImageFont.load_default(size=side / 20)
+    ImageDraw.Draw(picture).text((side / 2, side / 2), text, fill="dimgrey", font=font, anchor="mm")
+    return picture
 
 
 # ---- what is painted -----------------------------------------------------------------------------------------------
@@ -77,20 +104,25 @@ class Choices:
 
     def as_arguments(self) -> list[str]:
         """The same, less what is painted, for sample.py."""
-        mode, method = self.sampler.split()
-        values = {
-            "reference": self.reference,
-            "preserve": self.elsewhere,
-            "preserve-channels": ",".join(map(str, self.factors)) or None,
-            "preserve-schedule": self.schedule,
-            "class-labels": self.label,
-            "cfg-scale": 1 if self.label is None else self.guidance,
-            "sampling-method": method,
-            "num-sampling-steps": self.points,
-            "variations": self.variations,
-            "seed": self.seed,
-        }
-        return [mode, *(f"--{name}={value}" for name, value in values.items() if value is not None)]
+        return as_arguments(
+            self.sampler,
+            reference=self.reference,
+            preserve=self.elsewhere,
+            preserve_channels=",".join(map(str, self.factors)) or None,
+            preserve_schedule=self.schedule,
+            class_labels=self.label,
+            cfg_scale=1 if self.label is None else self.guidance,
+            num_sampling_steps=self.points,
+            variations=self.variations,
+            seed=self.seed,
+        )
+
+
+def as_arguments(sampler: str, **values: Any) -> list[str]:
+    """Choices for sample.py, less those that are None; the sampler is mode and method."""
+    mode, method = sampler.split()
+    flags = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
+    return [mode, f"--sampling-method={method}", *(f"--{name}={value}" for name, value in flags.items())]
 
 
 @dataclass
@@ -106,8 +138,8 @@ class Counter:
         self.tell(self.n, self.total)
 
 
-class Studio:
-    """A network, and what the page does with it."""
+class Service:
+    """A network that a page generates with, for one visitor at a time."""
 
     def __init__(self, network: Network, device: torch.device, precision: str) -> None:
         self.network, self.device, self.precision = network, device, precision
@@ -121,6 +153,25 @@ class Studio:
     def parser(self) -> Parser:
         """The one of sample.py, for its checks and defaults."""
         return pictures_parser(None)
+
+    def model(self, args: argparse.Namespace, tell: Callable[[int, int | None], None]) -> Callable[..., Tensor]:
+        """The network under the guidance of sample.py's arguments.
+
+        Args:
+            args: its arguments.
+            tell: is called with how often the model has been evaluated, and how often it will be if that is known.
+        """
+
+        def count(n: int, total: int | None) -> None:
+            if self.closed:
+                raise UsageError("the program ends")
+            tell(n, total)
+
+        return with_progress(guided_by(args, self.network), Counter(count, evaluations(args)))
+
+
+class Studio(Service):
+    """What the page of images does."""
 
     def canvas(self, reference: str) -> Image.Image:
         """A reference as the model gets it, large enough to paint on.
@@ -136,18 +187,12 @@ class Studio:
 
         Args:
             choices: what the page is set to.
-            tell: is called with how often the model has been evaluated, and how often it will be if that is known.
+            tell: see `Service.model`.
 
         Raises:
             UsageError, DataError: it cannot be done.
             FloatingPointError: the samples are not finite.
         """
-
-        def count(n: int, total: int | None) -> None:
-            if self.closed:
-                raise UsageError("the program ends")
-            tell(n, total)
-
         network = self.network
         args = self.parser().parse_args([*choices.as_arguments(), f"--precision={self.precision}"])
         control.check_arguments(args)
@@ -157,7 +202,7 @@ class Studio:
             control.load_references(args.reference, network), painted, args.preserve_channels, network
         )
         build_graded_sampler(args, network.transport, keep.latents, keep.latents)  # complains about bad settings
-        model = with_progress(guided_by(args, network), Counter(count, evaluations(args)))
+        model = self.model(args, tell)
         settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
         with self.busy:
             labels = None if choices.label is None else [choices.label]

@@ -290,13 +290,15 @@ def chromium(playwright):
 class Visit:
     """A page, and what a user does with it."""
 
+    ready = "#map canvas"  # there as soon as one can use it
+
     def __init__(self, browser, port: int, width: int = 1280) -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.page.set_default_timeout(30_000)
         self.requests: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(f"http://127.0.0.1:{port}")
-        self.page.wait_for_selector("#map canvas")
+        self.page.wait_for_selector(self.ready, timeout=60_000)
 
     def load(self, file: Path) -> None:
         with self.page.expect_response("**/run/predict"):

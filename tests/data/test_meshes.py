@@ -3,7 +3,17 @@ import math
 import numpy as np
 import pytest
 
-from data.meshes import FADED, PALETTE, part_colours, rotations, shape_mesh, superquadrics, surface_points, write_glb
+from data.meshes import (
+    FADED,
+    PALETTE,
+    linear,
+    part_colours,
+    rotations,
+    shape_mesh,
+    superquadrics,
+    surface_points,
+    write_glb,
+)
 from data.shapes import furniture, orthonormal
 
 SIZE = np.array([0.6, 0.2, 1.1])
@@ -143,6 +153,25 @@ def test_part_i_has_its_colour():
     assert np.array_equal(faded, [PALETTE[0], FADED, PALETTE[2]]) and not np.array_equal(PALETTE[1], FADED)
 
 
+def test_colours_of_a_glb_are_linear():
+    black, dark, grey, white = linear(np.array([0, 10, 188, 255], np.uint8))
+    assert (black, dark, grey, white) == (0, 1, 128, 255)  # 188 is half as bright as 255
+
+
+def test_parts_may_have_numbers_of_their_own(tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    two = furniture(count=1)[0]
+    two = {name: values[:2] for name, values in two.items()}
+    write_glb(
+        [two, two], tmp_path / "a.glb", numbers=[np.array([3, 12]), np.array([0, 1])], faded=[None, [True, False]]
+    )
+    scene = trimesh.load_scene(tmp_path / "a.glb")
+    colours = {name: list(mesh.visual.material.baseColorFactor[:3]) for name, mesh in scene.geometry.items()}
+    expected = {"shape 0 part 3": PALETTE[3], "shape 0 part 12": PALETTE[2], "shape 1 part 0": FADED}
+    expected |= {"shape 1 part 1": PALETTE[1]}
+    assert colours == {name: linear(colour).tolist() for name, colour in expected.items()}
+
+
 def test_a_glb_has_a_node_a_shape_and_a_mesh_a_part(tmp_path):
     trimesh = pytest.importorskip("trimesh")
     three = furniture(count=2)
@@ -155,8 +184,8 @@ def test_a_glb_has_a_node_a_shape_and_a_mesh_a_part(tmp_path):
     mesh = scene.geometry["1 a table part 0"]
     vertices, faces, part = shape_mesh(three[1])
     assert mesh.is_watertight and mesh.volume == pytest.approx(volume(vertices, faces[part == 0]), rel=1e-4)
-    assert list(mesh.visual.material.baseColorFactor[:3]) == FADED.tolist()
-    assert list(scene.geometry["0 a chair part 1"].visual.material.baseColorFactor[:3]) == PALETTE[1].tolist()
+    assert list(mesh.visual.material.baseColorFactor[:3]) == linear(FADED).tolist()
+    assert list(scene.geometry["0 a chair part 1"].visual.material.baseColorFactor[:3]) == linear(PALETTE[1]).tolist()
     boxes = []
     for k, name in enumerate(("0 a chair", "1 a table", "2 a box")):
         assert sum(node.startswith(f"{name} part ") for node in scene.graph.nodes) == counts[k]

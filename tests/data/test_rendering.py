@@ -127,3 +127,10 @@ def test_pictures_are_the_same_each_time():
         assert np.array_equal(picture, render(whole[k], 64)) and coloured(picture).sum() > 100
     alone = {name: values.astype(np.float64) for name, values in whole[0].items()}
     assert np.array_equal(render(alone, 64), render(whole[0], 64))
+
+
+def test_parts_may_have_the_colours_of_other_numbers():
+    two = boxes((-0.5, 0, 0), (0.5, 0, 0), size=0.3)
+    three = boxes((9, 9, 9), (-0.5, 0, 0), (0.5, 0, 0), size=0.3)
+    plain, moved = render(three, 100, VIEW), render(two, 100, VIEW, numbers=np.array([1, 2]))
+    assert np.abs(plain.astype(int) - moved).mean() < 0.5 and not np.array_equal(moved, render(two, 100, VIEW))
