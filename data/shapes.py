@@ -265,9 +265,10 @@ class Layout:
 
     def existing(self, x: Tensor) -> np.ndarray:
         """Which parts of a sample (L, F) its shape has, by number."""
-        exists = (x[:, 0] > 0).cpu()
-        exists[x[:, 0].argmax()] = True
-        return np.flatnonzero(exists.numpy())
+        existence = x[:, 0].double().cpu().numpy()
+        exists = existence > 0
+        exists[existence.argmax()] = True
+        return np.flatnonzero(exists)
 
     def decode(self, x: Tensor) -> Shape:
         """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes.
