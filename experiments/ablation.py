@@ -36,7 +36,7 @@ from data.latents import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset, native_channels
 from data.shapes import open_shapes
 from evaluation.shapes import ShapeJudge
-from experiments.judge import Judge, judge_samples
+from experiments.judge import Judge, judge_samples, unguided
 from experiments.judge_shapes import judge_shapes, make_shape_judge
 from experiments.measurements import (
     CURVES,
@@ -53,7 +53,6 @@ from experiments.variants import TABLES
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
-from sampling.arguments import sampling_parser
 from sampling.network import load_network
 from train_utils import are_shapes
 
@@ -166,9 +165,7 @@ def log_of(folder: Path) -> str:
 def measure(job: Job, row: Row) -> Row:
     """Sample a checkpoint and judge the samples."""
     sampler = ["--num-sampling-steps", str(row.sampling_steps), "--ckpt", str(job.checkpoint(row.step))]
-    parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
-    args = parser.parse_args(["SDE", *sampler])
-    args.cfg_scale = 1.0
+    args = unguided("SDE", *sampler)
     precision.setup(args.precision)
     network = load_network(args, distributed.single().device, default_vae="ema")
     if isinstance(row, ShapeRow):

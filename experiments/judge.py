@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from data.images import UnreadableImage
 from data.sets import ImageDataset
 from evaluation.metrics import frechet_distance, moments
+from sampling.arguments import sampling_parser
 from sampling.network import ImageNoise, Network, draw, guided_by
 
 SIDE = 32  # larger pictures are averaged down to this
@@ -96,6 +97,12 @@ def readable(dataset: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[Te
 def shrunk(images: Tensor) -> Tensor:
     """(N, C, H, W), at most `SIDE` wide."""
     return F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
+
+
+def unguided(mode: str, *flags: str) -> argparse.Namespace:
+    """The arguments of sample.py, without guidance."""
+    parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
+    return parser.parse_args([mode, *flags, "--cfg-scale", "1"])
 
 
 def judge_samples(args: argparse.Namespace, network: Network, judge: Judge, samples: int) -> tuple[float, float, int]:

@@ -19,13 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.latents import is_latents
 from data.sets import DIGITS, load_dataset
-from experiments.judge import Judge, judge_samples
+from experiments.judge import Judge, judge_samples, unguided
 from experiments.tables import read_rows, write_rows
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
-from sampling.arguments import sampling_parser
 from sampling.network import load_network
 from transport import ComboStocType
 
@@ -76,10 +75,7 @@ def sampling_args(args: argparse.Namespace, ckpt: str, method: Method, evaluatio
     if method.each:
         flags += ["--num-sampling-steps", str(evaluations // method.each + method.more)]
     flags += ["--vae", args.vae] if args.vae else []
-    parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
-    parsed = parser.parse_args([method.mode, *flags])
-    parsed.cfg_scale = 1.0
-    return parsed
+    return unguided(method.mode, *flags)
 
 
 def measure(args: argparse.Namespace, judge: Judge, row: Row) -> Row:

@@ -352,6 +352,10 @@ class Visit:
         while self.shown() == before:
             assert time.monotonic() < deadline, self.page.locator("#said").inner_text()
             self.page.wait_for_timeout(100)
+        self.page.wait_for_function(
+            "() => { const sheet = document.querySelector('#sheet img');"
+            " return sheet && sheet.complete && sheet.getBoundingClientRect().height > 0 }"
+        )
         return Image.open(io.BytesIO(urllib.request.urlopen(self.shown()).read()))
 
     def shown(self) -> str | None:

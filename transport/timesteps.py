@@ -73,7 +73,7 @@ def are_async(t: Tensor, async_fraction: float) -> Tensor:
     """Which samples of a half-mixed batch are asynchronous: (N, 1, ...)."""
     n = t.shape[0]
     if n == 1 and 0 < async_fraction < 1:
-        chosen = torch.rand(1, device=t.device) < async_fraction
+        chosen = torch.rand(1, device=t.device, dtype=t.dtype) < async_fraction
     else:
         chosen = torch.arange(n, device=t.device) < count_async(n, async_fraction)
     return chosen.reshape(one_each(t).shape)
@@ -107,13 +107,16 @@ def blend(t: Tensor) -> Tensor:
 
 def blend_lognormal(t: Tensor) -> Tensor:
     """The same of lognormal times: t_i = (1 - p) sigmoid(n) + p sigmoid(n_i)."""
-    p, n = torch.rand_like(one_each(t)), torch.randn_like(one_each(t))
-    return (1 - p) * torch.sigmoid(n) + p * torch.sigmoid(torch.randn_like(t))
+    return blended_lognormal(t, torch.rand_like(one_each(t)))
 
 
 def blend_lognormal_async(t: Tensor) -> Tensor:
     """The same, less synchronous: p is the square root of a uniform number, 2/3 in the mean."""
-    p, n = torch.rand_like(one_each(t)).sqrt(), torch.randn_like(one_each(t))
+    return blended_lognormal(t, torch.rand_like(one_each(t)).sqrt())
+
+
+def blended_lognormal(t: Tensor, p: Tensor) -> Tensor:
+    n = torch.randn_like(one_each(t))
     return (1 - p) * torch.sigmoid(n) + p * torch.sigmoid(torch.randn_like(t))
 
 
@@ -238,10 +241,5 @@ def _draw(
         p = torch.rand(p_shape, device=device, dtype=dtype)
 
     if use_halfmixing:
-        n_async = count_async(n, async_fraction)
-        if n == 1 and 0 < async_fraction < 1:
-            is_async = torch.rand((), device=device, dtype=dtype) < async_fraction
-            t_async = torch.where(is_async, t_async, t_sync)
-        else:
-            t_async = torch.cat([t_async[:n_async], t_sync[n_async:].expand(n - n_async, *shape[1:])])
+        t_async = torch.where(are_async(t_async, async_fraction), t_async, t_sync)
     return t_async if p is None else (1 - p) * t_sync + p * t_async

@@ -16,7 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from .difficulty import call_with_log_variance, gaussian_nll
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import Sampler as Sampler  # SiT's programs look for it here, too
-from .timesteps import OF_SHAPES, TIMES, Attributes, Blend, ComboStocType, Draw, count_async, draw_timesteps
+from .timesteps import (
+    OF_SHAPES,
+    TIMES,
+    Attributes,
+    Blend,
+    ComboStocType,
+    Draw,
+    count_async,
+    draw_timesteps,
+    one_each,
+)
 from .utils import mean_flat, sum_flat
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
@@ -166,7 +176,7 @@ class Transport:
             return ut - (offset - along * ut)
         t = expand_t_like_x(t, x1)
         energy = ut * ut
-        t_first = t[(slice(None),) + (slice(0, 1),) * (t.ndim - 1)]  # subtracted, so that equal times cancel exactly
+        t_first = one_each(t)  # subtracted, so that equal times cancel exactly
         t_star = t_first + sum_flat((t - t_first) * energy) / sum_flat(energy).clamp_min(torch.finfo(ut.dtype).tiny)
         return ut - (xt - self.path_sampler.compute_xt(t_star, x0, x1))
 
@@ -218,8 +228,7 @@ class Transport:
         if not (varies and self.use_halfmixing) or n == 1:
             return [t]
         n_async = count_async(n, self.async_fraction)
-        one_each = t[(slice(n_async, None),) + (slice(0, 1),) * (t.ndim - 1)]
-        return [part for part in (t[:n_async], one_each) if len(part)]
+        return [part for part in (t[:n_async], one_each(t[n_async:])) if len(part)]
 
     def training_losses(
         self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None
