@@ -288,7 +288,7 @@ def model_config(state: StateDict, source: str) -> ModelConfig:
         out_channels = state["final_layer.linear.weight"].shape[0] // patch**2
         depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise DataError(f"checkpoint {source} holds no SiT or ComboStoc model: {error} is missing") from None
+        raise DataError(f"checkpoint {source} holds no SiT, ComboStoc or Parts model: {error} is missing") from None
     family = "Parts" if are_shapes else "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
     name = f"{family}-{size}" if are_shapes else f"{family}-{size}/{patch}"

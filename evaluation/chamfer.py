@@ -5,13 +5,10 @@ means added: that of PointFlow (arXiv 1906.12320) and of most tables of MMD and 
 of the coordinates. Two clouds drawn from one surface are not at 0 but at twice what the spacing of the points makes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
-from runtime import progress
+from runtime import precision, progress
 from runtime.errors import DataError
 
 CELLS = 2**18  # distances between points at a time: 1 MB, which stays in a core's cache
@@ -51,7 +48,7 @@ def chamfer_distances(a: Tensor, b: Tensor | None = None, desc: str | None = Non
     groups = [part.flatten(0, 1).T.contiguous() for part in right.split(group)]  # (5, group P) each
     space = a.new_empty(rows, group * points)  # made once: new memory costs more than what is computed in it
     found = a.new_zeros(len(a), len(b))
-    with exact_products():
+    with precision.exact():  # ten bits are too few for differences of squares
         for i, cloud in enumerate(progress.bar(left, desc=desc) if desc else left):
             for k in range((i + 1) // group if itself else 0, len(groups)):
                 found[i, k * group : (k + 1) * group] = to_each(cloud, groups[k], points, space)
@@ -85,17 +82,6 @@ def by_differences(x: Tensor, y: Tensor) -> Tensor:
         there.append(squares.amin(1))
         back.append(squares.amin(0))
     return torch.cat(there).mean() + torch.stack(back).amin(0).mean()
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """No TF32, whose ten bits are too few for differences of squares."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def check_clouds(*sets: Tensor) -> None:

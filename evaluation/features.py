@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from runtime import precision
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import other_than_weights
 
@@ -122,11 +123,7 @@ def in_float32(extract: Callable[[Tensor], Features]) -> Callable[[Tensor], Feat
     """The network in float32 whatever training uses, so that values do not depend on it."""
 
     def exact(images: Tensor) -> Features:
-        cudnn, matmul = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        try:
+        with precision.exact():
             return extract(images)
-        finally:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = cudnn, matmul
 
     return exact

@@ -22,12 +22,17 @@ from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, run_program
 from transport import ComboStocType, create_transport, draw_timesteps, expand_t_like_x
 
+TYPES = (
+    *(ComboStocType.UNSYNC_NONE, ComboStocType.UNSYNC_VEC),
+    *(ComboStocType.UNSYNC_PATCH, ComboStocType.UNSYNC_ALL),
+)
+
 
 def tiles(x1: Tensor, x0: Tensor, generator_seed: int) -> tuple[list[Tensor], list[str]]:
     """Pictures in [-1, 1] and captions, a row a type, two images (2, 3, H, W) side by side."""
     path = create_transport().path_sampler
     pictures, captions = [], []
-    for kind in ComboStocType:
+    for kind in TYPES:
         torch.manual_seed(generator_seed)
         t = draw_timesteps(x1, kind, use_halfmixing=False, use_blend=False)
         _, xt, _ = path.plan(t, x0, x1)

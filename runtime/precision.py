@@ -8,8 +8,10 @@ bf16  bfloat16 products under autocast; weights, norms, timestep features, resid
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from runtime.errors import UsageError
@@ -47,6 +49,22 @@ def setup(precision: str) -> None:
 
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """float32 where a program's own choice may be TF32: what is measured must not depend on that."""
+    import torch
+
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

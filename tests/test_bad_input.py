@@ -89,7 +89,7 @@ CASES = [
         "a.npz does not exist",
     ),
     ("train", "--ckpt {f}/truncated.pt", 1, "truncated.pt cannot be read"),
-    ("train", "--ckpt {f}/alien.pt", 1, "alien.pt holds no SiT or ComboStoc model"),
+    ("train", "--ckpt {f}/alien.pt", 1, "alien.pt holds no SiT, ComboStoc or Parts model"),
     ("train", "--ckpt {f}/sit.pt", 2, "sit.pt holds .*SiT-XS/4.*ComboStoc-XS/4"),
     ("train", "--ckpt {f}/good.pt --image-size 16", 2, "inputs of 1 x 8 x 8 .* describe .* 1 x 16 x 16"),
     ("train", "--ckpt {f}/partial.pt", 1, "partial.pt lacks blocks.0.mlp.fc1"),

@@ -66,7 +66,7 @@ def test_a_lightning_checkpoint_is_converted_and_what_is_left_over_is_named(tmp_
     ("ckpt", "out", "code", "line"),
     [
         ("{f}/absent.pt", "w.pt", 1, "absent.pt"),
-        ("{f}/alien.pt", "w.pt", 1, "alien.pt holds no SiT or ComboStoc model"),
+        ("{f}/alien.pt", "w.pt", 1, "alien.pt holds no SiT, ComboStoc or Parts model"),
         ("{f}/alien.pt", "w.ckpt", 2, "--out w.ckpt must end in .safetensors or .pt"),
         ("{f}/alien.pt", "absent/w.pt", 1, "folder absent does not exist"),
     ],

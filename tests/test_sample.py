@@ -137,7 +137,7 @@ def test_guidance_on_all_channels(tmp_path):
     x, t, y = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([1, 2])
     for flag, guides_fourth in (("3", False), ("all", True)):
         args = argparse.Namespace(cfg_scale=3.0, cfg_channels=flag, guidance_interval=[0.0, 1.0], precision="fp32")
-        output, plain = guided_by(args, SimpleNamespace(model=model.eval()))(x, t, y), model(x, t, y)
+        output, plain = guided_by(args, SimpleNamespace(model=model.eval(), layout=None))(x, t, y), model(x, t, y)
         assert not torch.allclose(output[:, :3], plain[:, :3])
         assert torch.allclose(output[:, 3], plain[:, 3]) is not guides_fourth
 

@@ -82,7 +82,7 @@ def test_a_state_dict_tells_its_model(name, learn_sigma, monkeypatch):
 
 
 def test_other_models_are_named():
-    with pytest.raises(DataError, match=r"x\.pt holds no SiT or ComboStoc model.*pos_embed"):
+    with pytest.raises(DataError, match=r"x\.pt holds no SiT, ComboStoc or Parts model: .x_embedder\.proj\.weight"):
         model_config({"w": torch.ones(1)}, "x.pt")
     state = SiT(input_size=8, hidden_size=48, depth=3, num_heads=3).state_dict()
     with pytest.raises(DataError, match=r"SiT of depth 3, width 48 and patch 2, which is none of ComboStoc-XL/2"):

@@ -137,9 +137,13 @@ def test_encoding_is_undone(some):
 
 def test_a_set_is_normalised(some):
     layout = Layout.of(some)
-    x = torch.cat([layout.encode(some[k])[: some.counts[k]] for k in range(len(some))]).double()[:, 1:]
-    torch.testing.assert_close(x.mean(0), torch.zeros(14).double(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(x.std(0, correction=0), torch.ones(14).double(), atol=1e-5, rtol=0)
+    x = torch.cat([layout.encode(some[k])[: some.counts[k]] for k in range(len(some))]).double()
+    torch.testing.assert_close(x[:, 1:].mean(0), torch.zeros(14).double(), atol=1e-5, rtol=0)
+    for name in layout.names:  # an attribute as a whole: its numbers keep their proportions
+        values = torch.from_numpy(some.attributes[name]).double()
+        seen = x[:, layout.slices[name]]
+        assert seen.var(0, correction=0).mean().item() == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(seen.std(0) / seen.std(), values.std(0) / (values - values.mean(0)).std())
 
 
 def test_what_never_changes_is_zero(some):

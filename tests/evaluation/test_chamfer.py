@@ -63,15 +63,6 @@ def test_copies_are_at_nothing_and_what_is_near_is_exact():
     torch.testing.assert_close(near.diagonal(5).double(), expected, rtol=1e-4, atol=0)
 
 
-def test_the_precision_of_products_is_as_before():
-    torch.set_float32_matmul_precision("high")
-    try:
-        chamfer_distances(clouds(2, 5))
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [

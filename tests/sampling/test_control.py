@@ -15,7 +15,7 @@ from sampling import control
 from sampling.arguments import preserve_spec
 from sampling.network import guided
 from tests.forked import run_forked
-from transport import ComboStocType, create_transport
+from transport import create_transport
 
 
 def maps(text, size=8):
@@ -39,13 +39,17 @@ def test_numbers_regions_and_boxes():
     [
         ("1.5", r"1.5 is not in \[0, 1\]"),
         ("left:2", r"2 is not in \[0, 1\]"),
-        ("middle:1", "unknown region 'middle'; choose from all, left, right, top, bottom"),
         ("0.5,0,0.2,1:1", "box 0.5,0,0.2,1 is not x0,y0,x1,y1 with 0 <= x0 < x1 <= 1"),
     ],
 )
 def test_specs_that_are_refused(text, message):
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         preserve_spec(text)
+
+
+def test_an_unknown_region_is_refused():
+    with pytest.raises(UsageError, match="middle:1: unknown region 'middle'; choose from all, left"):
+        maps("middle:1")
 
 
 def test_a_mask_is_cropped_as_its_reference_is(tmp_path):
@@ -69,7 +73,7 @@ def test_a_mask_is_cropped_as_its_reference_is(tmp_path):
 def network(name="ComboStoc-XS/4", channels=4, factor=2, trained="UNSYNC_ALL"):
     config = SimpleNamespace(name=name, in_channels=channels, input_size=8, num_classes=10)
     autoencoder = SimpleNamespace(factor=factor, channels=channels)
-    return SimpleNamespace(config=config, autoencoder=autoencoder, transport=create_transport(combostoc_type=trained))
+    return SimpleNamespace(config=config, images=autoencoder, transport=create_transport(combostoc_type=trained))
 
 
 def test_a_latent_keeps_the_mean_of_its_pixels_times_its_channels_factor():
@@ -92,7 +96,7 @@ def test_a_sit_takes_one_number():
 def test_a_model_that_was_not_trained_for_a_map_is_named():
     rows = torch.rand(1, 1, 8, 8)
     channels = torch.rand(1, 4, 1, 1).expand(1, 4, 8, 8)
-    for trained in ComboStocType.__members__:
+    for trained in ("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL"):
         told = [control.untrained_times(m, network(trained=trained)) for m in (rows, channels, rows[:, :, :1, :1])]
         expected = {"UNSYNC_NONE": [1, 1, 0], "UNSYNC_VEC": [1, 0, 0], "UNSYNC_PATCH": [0, 1, 0]}
         assert [t is not None for t in told] == [bool(e) for e in expected.get(trained, [0, 0, 0])]
