@@ -24,6 +24,9 @@ from typing import Any
 
 from PIL import Image
 
+from data.meshes import write_glb
+from data.shapes import furniture
+
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path("results/ComboStoc-XS-2-demo")
 LIMIT = 600  # seconds a command
@@ -37,17 +40,20 @@ STAND_INS = {
     "a.png": "pictures/0.png",
     "b.png": "pictures/1.png",
     "mask.png": "mask.png",
+    "/path/to/meshes": "meshes",
     "samples/NAME.npz": "samples/*.npz",
     "0.9,0.9,0.2,0.2": "0.9",  # the demo's pictures have one channel
     "207": "7",  # and ten classes
     "ComboStoc-S/2": "ComboStoc-XS/2",  # as fast as a check should be
+    "Parts-S": "Parts-XS",
 }
 
 # How the commands begin that run here, and what is added to them.
 EFFICIENTNET = "--features efficientnet-lite0"  # the weights of FID's network would be fetched
 RUNS = {
     r"python sample\.py (ODE|SDE) --ckpt ": "",
-    r"python train\.py --data-path digits ": "--max-steps 20",
+    r"python train\.py --data-path (digits|shapes|my-shapes\.npz) ": "--max-steps 20",
+    r"python import_shapes\.py ": "",
     r"torchrun --standalone --nproc_per_node=2 sample_ddp\.py ": "",
     r"python evaluate\.py \S+ digits --features efficientnet-lite0": "",
     r"python evaluate\.py /path/to/pictures ": EFFICIENTNET,
@@ -59,7 +65,7 @@ RUNS = {
 # How the others begin, and why they do not run here.
 CANNOT_RUN = {
     r"make (demo|test)$": "the one comes before this check, the other is the suite",
-    r"make study": "an hour",
+    r"make (study|shapes)": "minutes to hours",
     r"\. \.venv/bin/activate": "this check runs with the interpreter that it was started with",
     r"pip install ": "changes the environment",
     r"python app\.py ": "serves until stopped",
@@ -198,7 +204,7 @@ def copy_tree(to: Path) -> None:
 
 
 def make_files(folder: Path) -> None:
-    """Eight pictures of 16 x 16 in grey, and a mask whose left half keeps."""
+    """Eight pictures of 16 x 16 in grey, a mask whose left half keeps, and six meshes."""
     (folder / "pictures").mkdir()
     for k in range(8):
         picture = Image.radial_gradient("L").rotate(45 * k).crop((16 * k, 0, 16 * k + 128, 128))
@@ -206,6 +212,10 @@ def make_files(folder: Path) -> None:
     mask = Image.new("L", (16, 16))
     mask.paste(255, (0, 0, 8, 16))
     mask.save(folder / "mask.png")
+    (folder / "meshes").mkdir()
+    pieces = furniture(count=6)
+    for k in range(6):
+        write_glb([pieces[k]], folder / "meshes" / f"{k}.glb")
 
 
 def python_blocks() -> str:
