@@ -4,7 +4,7 @@
 # make test-fast      between two edits: the linter and the tests that start no process, in less than a minute
 # make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes
 # make smoke          what users do, in short, with another Python: make smoke PYTHON=python3.13; a minute, in .venv-3.13
-# make drill          longer checks: faults, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
+# make drill          longer checks: faults, kills, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # make graded         the study of graded control on digits and on coloured digits, after make demo; 90 minutes
 # make study          the paper's claim: SiT and the types on digits, three seeds; 31 minutes
 # make study-choices  the same for what the paper leaves open; 38 minutes, after make study

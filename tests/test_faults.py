@@ -1,3 +1,4 @@
+import itertools
 import os
 import re
 import signal
@@ -34,9 +35,14 @@ def uninterrupted(tmp_path_factory):
 # ---- killed and continued ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["SIGKILL", "SIGTERM"])
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("world_size", [1, 2])
+RUNS = list(itertools.product((1, 2), ("0", "2"), ("SIGKILL", "SIGTERM")))
+IN_SUITE = [(1, "0", "SIGTERM"), (1, "2", "SIGKILL"), (2, "0", "SIGKILL"), (2, "2", "SIGTERM")]  # pairs of all choices
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers", "what"),
+    [pytest.param(*run, marks=() if run in IN_SUITE else pytest.mark.drill) for run in RUNS],  # the others: make drill
+)
 def test_a_run_that_is_killed_ten_times_is_the_same_run(uninterrupted, tmp_path, world_size, workers, what):
     """In steps, in the middle of saving, between epochs: model, average, optimiser and log, bit for bit."""
     argv = [*RUN, "--num-workers", workers, "--results-dir", str(tmp_path)]
