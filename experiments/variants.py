@@ -47,10 +47,14 @@ TABLES = {
         },
     },
     "marginals": {  # the same distribution of one entry's time: one a sample, a position, an entry
-        name: variant
-        for draw in ("uniform", "two", "blend", "blend-lognormal", "blend-lognormal-async", "spread", "below")
-        for kind in ("NONE", "PATCH", "ALL")
-        for name, variant in drawn(draw, kind, compensation=kind == "NONE").items()
+        "UNSYNC_NONE": PUBLISHED["UNSYNC_NONE"],  # uniform, as an entry's is by the draws uniform and two
+        **{
+            name: variant
+            for draw in ("uniform", "two", "blend", "blend-lognormal", "blend-lognormal-async", "spread", "below")
+            for kind in ("NONE", "PATCH", "ALL")
+            if kind != "NONE" or draw not in ("uniform", "two")
+            for name, variant in drawn(draw, kind, compensation=kind == "NONE").items()
+        },
     },
     "best": {  # for other data
         "SiT": PUBLISHED["SiT"],
