@@ -22,6 +22,13 @@ from runtime.errors import begin
 from train_utils import EXTRACTORS
 
 
+def two_or_more(text: str) -> int:
+    number = positive_int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{text} is less than 2, between which there are distances")
+    return number
+
+
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("samples", metavar="SAMPLES", help="what is evaluated")
@@ -37,7 +44,7 @@ def make_parser() -> Parser:
     parser.add_argument("--points", type=positive_int, default=2048, help="of each shape, on its surface")
     parser.add_argument(
         "--compared",
-        type=positive_int,
+        type=two_or_more,
         default=500,
         help="shapes of each set, at most, between which distances are taken",
     )
