@@ -124,8 +124,12 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
             images, nfe = draw(args, network, noise, y, model)
-            pictures.append(pictures_of(images, network.autoencoder, network.image_size))
-            samples += [images] * (args.glb is not None)
+            if network.layout is None:
+                pictures.append(pictures_of(images, network.autoencoder))
+            else:
+                samples.append(images)
+        if samples:  # shapes are seen in one view, which depends on all of them
+            pictures.append(pictures_of(torch.cat(samples), network.autoencoder, network.image_size))
         finished = np.concatenate([wait() for wait in pictures])
         rate = len(finished) / (time.time() - start_time)
     captions = [network.class_name(k) for k in labels]
