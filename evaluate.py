@@ -123,6 +123,10 @@ def evaluate_shapes(args: argparse.Namespace) -> None:
     """
     if args.save_stats or not args.reference:
         raise UsageError(f"{args.samples} holds shapes, which have no statistics to save: give a REFERENCE")
+    features = None if args.features == EXTRACTORS[0] else args.features
+    for flag, value in (("image-size", args.image_size), ("features", features), ("weights", args.weights)):
+        if value is not None:
+            raise UsageError(f"--{flag} {value} is for images, and {args.samples} is compared with shapes")
     real = open_shapes(args.reference)
     reference = next((part for name in ("test", "val") if len(part := real.of_split(name))), real)
     training = real.of_split("train") if reference is not real and len(real.of_split("train")) else None

@@ -260,6 +260,8 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         (evaluate, "{o}/images.npz {set}", 1, "images.npz is not an .npz of shapes: it lacks"),
         (evaluate, "{set} {o}/images.npz", 1, "images.npz is not an .npz of shapes: it lacks"),
         (evaluate, "{set} {o}/one.npz", 1, "reference: 1 shapes; two or more are needed"),
+        (evaluate, "{set} {set} --image-size 8", 2, "--image-size 8 is for images"),
+        (evaluate, "{set} shapes --features efficientnet-lite0", 2, "--features efficientnet-lite0 is for images"),
         (evaluate, "{set} {set} --compared 1", 2, "--compared: 1 is less than 2"),
         (evaluate, "{set} digits", 1, "digits"),
         (evaluate, "{set} --save-stats {f}/s.npz", 2, "give a REFERENCE"),
