@@ -71,9 +71,9 @@ def judged(monkeypatch, judge, made: torch.Tensor, layout: Layout, names: list[s
 
 
 def test_real_shapes_are_better_than_noised_ones_and_the_row_is_complete(some, monkeypatch):
-    shapes = with_split(some, "train", "test")
+    shapes = with_split(some, *["train"] * (COUNT // 2), *["test"] * (COUNT // 2))  # both of all classes
     judge, layout = make_shape_judge(shapes), Layout.of(shapes)
-    numbers = torch.stack([layout.encode(shapes[k]) for k in range(0, COUNT, 2)])  # of those that are not held out
+    numbers = torch.stack([layout.encode(shapes[k]) for k in range(COUNT // 2)])  # of those that are not held out
     noise = torch.randn(numbers.shape, generator=torch.Generator().manual_seed(0))
     noise[..., 0] = 0  # of as many parts
     real = judged(monkeypatch, judge, numbers, layout, shapes.class_names)
@@ -81,7 +81,7 @@ def test_real_shapes_are_better_than_noised_ones_and_the_row_is_complete(some, m
     assert real.accuracy > 0.9 > noised.accuracy and real.fd < noised.fd
     assert real.test_to_samples < noised.test_to_samples and real.samples_to_test < noised.samples_to_test
     assert real.nearest < noised.nearest
-    assert real.parts == noised.parts == pytest.approx(shapes.counts[::2].mean())
+    assert real.parts == noised.parts == pytest.approx(shapes.counts[: COUNT // 2].mean())
     values = {name: value for name, value in asdict(real).items() if isinstance(value, float) and name != "seconds"}
     assert len(values) == 7 and all(np.isfinite(value) and value > 0 for value in values.values()), values
     assert real.accuracy <= 1 and real.coverage <= 100 and real.nearest <= 100
