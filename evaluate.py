@@ -22,6 +22,13 @@ from runtime.errors import begin
 from train_utils import EXTRACTORS
 
 
+def two_or_more(text: str) -> int:
+    number = positive_int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"{text} is less than 2, between which there are distances")
+    return number
+
+
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("samples", metavar="SAMPLES", help="what is evaluated")
@@ -37,7 +44,7 @@ def make_parser() -> Parser:
     parser.add_argument("--points", type=positive_int, default=2048, help="of each shape, on its surface")
     parser.add_argument(
         "--compared",
-        type=positive_int,
+        type=two_or_more,
         default=500,
         help="shapes of each set, at most, between which distances are taken",
     )
@@ -116,6 +123,10 @@ def evaluate_shapes(args: argparse.Namespace) -> None:
     """
     if args.save_stats or not args.reference:
         raise UsageError(f"{args.samples} holds shapes, which have no statistics to save: give a REFERENCE")
+    features = None if args.features == EXTRACTORS[0] else args.features
+    for flag, value in (("image-size", args.image_size), ("features", features), ("weights", args.weights)):
+        if value is not None:
+            raise UsageError(f"--{flag} {value} is for images, and {args.samples} is compared with shapes")
     real = open_shapes(args.reference)
     reference = next((part for name in ("test", "val") if len(part := real.of_split(name))), real)
     training = real.of_split("train") if reference is not real and len(real.of_split("train")) else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from runtime.command_line import Parser, positive_int
 from runtime.errors import begin
 from runtime.precision import PRECISIONS
-from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg
+from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg, are_shapes
 
 
 def make_parser() -> Parser:
@@ -92,6 +92,8 @@ def collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None,
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    if are_shapes(args.data_path):
+        raise UsageError(f"--data-path {args.data_path} holds shapes, which are not encoded: train.py takes them as is")
     process = distributed.setup()
     precision.setup(args.precision)
     autoencoder = load_autoencoder(args.vae, process.device)

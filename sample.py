@@ -51,7 +51,7 @@ from sampling.network import (
     say,
     with_progress,
 )
-from train_utils import build_graded_sampler, build_sampler
+from train_utils import are_shapes, build_graded_sampler, build_sampler
 
 REVERSED_IMAGES = 8
 UNCONDITIONAL = 8  # pictures without a class
@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--cfg-scale {args.cfg_scale:g} guides towards a class: give --class-labels of classes")
     if args.glb is not None and not args.glb.parent.is_dir():
         raise UsageError(f"--glb {args.glb}: folder {args.glb.parent} does not exist")
+    if args.glb is not None and args.glb.suffix.lower() != ".glb":
+        raise UsageError(f"--glb {args.glb} must end in .glb")
 
     process = distributed.single()
     precision.setup(args.precision)
@@ -91,6 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.cfg_scale = 1.0 if without_class or network.layout is not None else CFG_SCALE
     if args.glb is not None and network.layout is None:
         raise UsageError(f"--glb {args.glb} is for shapes; {network.config.name} makes images")
+    if network.layout is None:
+        for word in args.reference or []:
+            if are_shapes(parts.place(word)[0]) and not Path(word).is_file():
+                raise UsageError(f"--reference {word} is a shape; {network.config.name} makes images")
     build_sampler(args, network.transport)  # complains about bad settings before a bar appears
     say(ignore_what_has_no_effect(args, parser, argv))
     if args.likelihood:
@@ -118,8 +124,12 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
             images, nfe = draw(args, network, noise, y, model)
-            pictures.append(pictures_of(images, network.autoencoder, network.image_size))
-            samples += [images] * (args.glb is not None)
+            if network.layout is None:
+                pictures.append(pictures_of(images, network.autoencoder))
+            else:
+                samples.append(images)
+        if samples:  # shapes are seen in one view, which depends on all of them
+            pictures.append(pictures_of(torch.cat(samples), network.autoencoder, network.image_size))
         finished = np.concatenate([wait() for wait in pictures])
         rate = len(finished) / (time.time() - start_time)
     captions = [network.class_name(k) for k in labels]

@@ -45,6 +45,8 @@ from training.preview import preview
 from training.step import build_optimizer, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
 
+NOT_OF_SHAPES = {"image_size", "vae", "encode_bf16", "flip", "max_bad_images"}  # of the arguments
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     # What is asked, and what there is to continue.
@@ -73,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [*start.lines, *(f"Warning: {note}" for note in dataset.notes)]
     if from_latents := [resume.as_typed(k, v) for k, v in supplied.items() if getattr(args, k) == v]:
         lines.append(f"From the latents: {', '.join(from_latents)}")
+    if shapes and (unused := sorted(typed_arguments(parser, argv) & NOT_OF_SHAPES)):
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        lines.append(f"Warning: no effect on shapes: {flags}")
     lines += resume.check_classes(dataset.class_names, args, start)
     if args.loss_weight and args.prediction == "velocity":
         lines.append(f"Warning: --loss-weight {args.loss_weight} has no effect on --prediction velocity")

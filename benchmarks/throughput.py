@@ -40,8 +40,9 @@ from runtime import distributed, precision
 from runtime.command_line import Parser, count, positive_int
 from runtime.errors import DataError, first_line, run_program
 from runtime.files import replacing
-from train_utils import MODEL_NAMES, guidance_scale, model_name
+from train_utils import MODEL_NAMES, guidance_scale, model_name, of_shapes
 from transport import ComboStocType
+from transport.timesteps import OF_SHAPES
 
 SIZES = ("ComboStoc-S/2", "ComboStoc-B/2", "ComboStoc-L/2", "ComboStoc-XL/2")
 GIB = 2**30
@@ -235,6 +236,12 @@ def meta_model(row: dict[str, Any]) -> SiT:
 # ---- the program ---------------------------------------------------------------------------------------------------
 
 
+def image_model(value: str) -> str:
+    if of_shapes(model_name(value)):
+        raise argparse.ArgumentTypeError(f"{value} is a model of shapes; images are measured")
+    return value
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     parser = Parser(description=__doc__)
@@ -247,12 +254,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         sub = tasks.add_parser(what, help=title, description=title)
         if what != "sizes":
-            sub.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
+            sub.add_argument("--model", type=image_model, default="ComboStoc-XL/2", help=MODEL_NAMES)
         default = {"sizes": 2, "batches": 8}.get(what, 32)
         help = "images at a time" if what != "batches" else "the smallest"
         sub.add_argument("--batch-size", type=positive_int, default=default, help=help)
         if what in ("train", "batches"):
-            names = [c.name for c in ComboStocType]
+            names = [c.name for c in ComboStocType if c.name not in OF_SHAPES]
             several = {"nargs": "+", "metavar": "TYPE"} if what == "train" else {"nargs": 1}
             sub.add_argument("--combostoc-type", choices=names, help=", ".join(names), **several)
             sub.add_argument("--grad-checkpointing", type=count, metavar="K", help="recompute every K-th block")

@@ -85,7 +85,10 @@ def load_shape_data(args: argparse.Namespace, known: dict[str, Any], source: str
         raise DataError(f"--data-path {args.data_path} holds no shapes for training: none is of the split 'train'")
     layout = Layout.load(known["layout"], source) if "layout" in known else Layout.of(shapes)
     dataset = ShapeData(shapes, layout)
-    dataset.check()
+    try:
+        dataset.check()
+    except DataError as error:
+        raise DataError(f"--data-path {args.data_path} does not fit checkpoint {source}: {error}") from None
     return Data(dataset, lambda x: x, layout.shape, ShapeSpace(layout), {"layout": layout.content()})
 
 

@@ -35,6 +35,7 @@ from runtime.files import NPZ, describe, replacing
 SHAPES = "shapes"  # the name of the embedded set
 BOX = {"box.center": 3, "box.size": 3, "box.axes": 6}
 EXPONENTS = "code.exponents"
+EXISTS = "exists"  # what a model calls its first number of a part
 OTHERS = ("counts", "labels", "class_names", "split", "ids")
 MIN_SIZE = 1e-3  # of an edge that a model made
 
@@ -54,7 +55,7 @@ class ShapeSet:
     starts: np.ndarray = field(init=False, repr=False)  # (N + 1,)
 
     def __post_init__(self) -> None:
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.starts = np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -112,7 +113,7 @@ def load_shapes(path: str | Path) -> ShapeSet:
         raise DataError(f"{path} is not an .npz of shapes, but {what or 'damaged'}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: np.asarray(file[name]) for name in file.files}  # what is no array comes as bytes
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is damaged: {first_line(error)}") from None
     if missing := [name for name in ("counts", *BOX, "labels", "class_names") if name not in arrays]:
@@ -126,8 +127,10 @@ def load_shapes(path: str | Path) -> ShapeSet:
 
     check(counts.ndim == 1 and counts.dtype.kind in "iu" and len(counts), "counts is not a list of whole numbers")
     check((counts > 0).all(), f"shape {int(np.argmin(counts > 0))} has no parts")
+    check(EXISTS not in attributes, f"no attribute may be called {EXISTS}")
     for name, values in attributes.items():
         check(values.ndim == 2 and values.dtype.kind == "f", f"{name} is not of shape (parts, width)")
+        check(values.shape[1], f"{name} has no numbers")
         check(len(values) == counts.sum(), f"{name} has {len(values):,} parts, counts {counts.sum():,}")
         check(name not in BOX or values.shape[1] == BOX[name], f"{name} has {values.shape[1]} numbers a part")
         check(np.isfinite(values).all(), f"{name} is not finite")
@@ -136,9 +139,11 @@ def load_shapes(path: str | Path) -> ShapeSet:
     check(np.abs(orthonormal(axes) - axes).max() < 1e-3, "box.axes are no rows of rotations")
     for name in ("labels", "split", "ids"):
         check(name not in arrays or arrays[name].shape == counts.shape, f"{name} are not one for each shape")
+        check(name not in arrays or name == "labels" or arrays[name].dtype.kind == "U", f"{name} are not words")
     check(labels.dtype.kind in "iu", "labels are not whole numbers")
     check((labels >= 0).all() and (labels < len(names)).all(), f"a label is none of its {len(names)} classes")
     attributes = {name: values.astype(np.float32) for name, values in attributes.items()}
+    counts, labels = counts.astype(np.int64), labels.astype(np.int64)
     return ShapeSet(attributes, counts, labels, names, arrays.get("split"), arrays.get("ids"))
 
 
@@ -229,7 +234,7 @@ class Layout:
     @property
     def attributes(self) -> dict[str, int]:
         """All attributes and their widths, existence first: F numbers."""
-        return {"exists": 1, **dict(zip(self.names, self.widths, strict=True))}
+        return {EXISTS: 1, **dict(zip(self.names, self.widths, strict=True))}
 
     @property
     def widths_of_all(self) -> tuple[int, ...]:
@@ -253,10 +258,11 @@ class Layout:
         """
         there = {name: values.shape[1] for name, values in shape.items()}
         if there != dict(zip(self.names, self.widths, strict=True)):
-            raise DataError(f"a shape has the attributes {there}, not {self.attributes}")
+            known = dict(zip(self.names, self.widths, strict=True))
+            raise DataError(f"a shape has the attributes {in_words(there)}, not {in_words(known)}")
         values = np.concatenate([shape[name] for name in self.names], axis=1)
         if len(values) > self.max_parts:
-            raise DataError(f"a shape has {len(values)} parts, more than {self.max_parts}")
+            raise DataError(f"a shape has {len(values)} parts, more than the model's {self.max_parts}")
         x = np.zeros((self.max_parts, 1 + values.shape[1]), np.float32)
         x[:, 0] = -1
         x[: len(values), 0] = 1
@@ -287,6 +293,11 @@ class Layout:
         shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE)
         shape["box.axes"] = orthonormal(shape["box.axes"])
         return {name: part.astype(np.float32) for name, part in shape.items()}
+
+
+def in_words(widths: Mapping[str, int]) -> str:
+    """Attributes and their widths: box.center (3), box.size (3)."""
+    return ", ".join(f"{name} ({width})" for name, width in widths.items())
 
 
 def orthonormal(axes: np.ndarray) -> np.ndarray:

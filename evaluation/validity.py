@@ -72,7 +72,8 @@ def stands(shape: Shape, ground: tuple[float, float], tolerance: float = TOLERAN
     """
     points = corners(shape)
     slack = tolerance * diagonal(points)
-    volume = shape["box.size"].astype(np.float64).prod(1)
+    edges = np.maximum(shape["box.size"].astype(np.float64), 1e-6 * diagonal(points) + 1e-12)  # so that panels weigh
+    volume = edges.prod(1)
     mass = np.average(shape["box.center"].astype(np.float64), axis=0, weights=volume)
     points = points.reshape(-1, 3)
     lowest = points[:, 1].min()

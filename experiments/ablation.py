@@ -54,7 +54,7 @@ from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import load_network
-from train_utils import are_shapes
+from train_utils import MODEL_NAMES, MODELS, SHAPE_MODELS, are_shapes, of_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -204,8 +204,8 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="of NAME.csv and NAME-<table>.png")
     parser.add_argument("--table", choices=list(TABLES), default="types", help="what is compared")
-    parser.add_argument("--data-path", default=DIGITS, help="folder of images, a sub-folder a class, or 'digits'")
-    parser.add_argument("--size", default="XS/2", help="of the models: XL/2, ..., XS/4")
+    parser.add_argument("--data-path", default=DIGITS, help="folder of images, 'digits', or a set of shapes")
+    parser.add_argument("--size", default="XS/2", help="of the models: XL/2, ..., XS/4; of shapes XS, S, B")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
     parser.add_argument("--max-steps", type=positive_int, default=1000, help="training steps")
     parser.add_argument("--every", type=positive_int, default=250, help="steps between measurements")
@@ -227,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError(f"--data-path {args.data_path} holds cached latents; images are needed")
     if args.max_steps % args.every:
         raise UsageError(f"--max-steps {args.max_steps} is not a multiple of --every {args.every}")
+    check_model(args)
     steps = list(range(args.every, args.max_steps + 1, args.every))
     variants = list(TABLES[args.table])
     if args.data_path == DIGITS:  # one channel: a time a position is one an entry
@@ -252,6 +253,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(args, shown, variants)
     if failure is not None:
         raise failure
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: there is no model of the table's families and the size, or it is not for these data.
+    """
+    for family in dict.fromkeys(family for family, _ in TABLES[args.table].values()):
+        model = f"{family}-{args.size}"
+        if model not in MODELS + SHAPE_MODELS:
+            raise UsageError(f"--size {args.size}: there is no {model}; the models are {MODEL_NAMES}")
+        if of_shapes(model) != are_shapes(args.data_path):
+            what = "shapes" if of_shapes(model) else "images"
+            raise UsageError(f"--table {args.table} is of models of {what}, not for --data-path {args.data_path}")
 
 
 def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]) -> None:

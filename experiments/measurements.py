@@ -50,13 +50,13 @@ def by_variant(rows: Sequence[Row], measure: str) -> dict[str, dict[int, list[fl
 
 
 CURVES = 8  # variants in a figure, at most; more are dots
-TITLES = {"fd": "Frechet distance / variance of the data", "accuracy": "share in the class asked for"}
+MEASURES = ("fd", "accuracy")  # of a figure
 
 
 def draw_curves(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
     """Frechet distance and class accuracy against training steps: means over seeds, and the range between them."""
-    with panels(path, (10, 4)) as axes:
-        for axis, name in zip(axes, TITLES, strict=True):
+    with panels(path, (10, 4), rows) as axes:
+        for axis, name in zip(axes, MEASURES, strict=True):
             values = by_variant(rows, name)
             for variant in (v for v in variants if v in values):
                 steps = sorted(values[variant])
@@ -72,8 +72,8 @@ def draw_curves(rows: Sequence[Row], variants: Sequence[str], path: Path) -> Non
 def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
     """Frechet distance and class accuracy of many variants: a line each, a dot a seed, a colour a step."""
     there = [v for v in variants if v in {row.variant for row in rows}]
-    with panels(path, (11, 1 + 0.22 * len(there)), sharey=True) as axes:
-        for axis, name in zip(axes, TITLES, strict=True):
+    with panels(path, (11, 1 + 0.22 * len(there)), rows, sharey=True) as axes:
+        for axis, name in zip(axes, MEASURES, strict=True):
             for step in sorted({row.step for row in rows}):
                 points = [(getattr(r, name), there.index(r.variant)) for r in rows if r.step == step]
                 axis.plot(*zip(*points, strict=True), "o", markersize=4, alpha=0.8, label=f"{step} steps")
@@ -84,15 +84,16 @@ def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
 
 
 @contextmanager
-def panels(path: Path, size: tuple[float, float], **shared: bool) -> Iterator[Any]:
-    """Two axes for the two measures, written to a file at the end."""
+def panels(path: Path, size: tuple[float, float], rows: Sequence[Row], **shared: bool) -> Iterator[Any]:
+    """Two axes for the two measures of the rows, written to a file at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=size, **shared)
-    for axis, title in zip(axes, TITLES.values(), strict=True):
+    share = "share of valid shapes" if isinstance(rows[0], ShapeRow) else "share in the class asked for"
+    for axis, title in zip(axes, ("Frechet distance / variance of the data", share), strict=True):
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     yield axes

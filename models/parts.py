@@ -26,7 +26,8 @@ class Parts(ComboStoc):
 
     def embed(self, x: Tensor) -> Tensor:
         """(N, L, F) -> (N, L, D)."""
-        return self.x_embedder.proj(as_map(x)).flatten(2).transpose(1, 2).contiguous()
+        tokens = self.x_embedder.proj(as_map(x)).flatten(2).transpose(1, 2)
+        return tokens.to(x.dtype).contiguous()  # also under autocast: the residual stream is not rounded
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """(N, L, F), which it is already."""

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, their checksums, and what a file is when it is not what was expected."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; flushed to disk and renamed at the end, removed if anything goes wrong."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         yield beside

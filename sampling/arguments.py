@@ -15,6 +15,7 @@ from train_utils import (
     SCHEDULES,
     add_preset_arg,
     model_name,
+    of_shapes,
     parse_ode_args,
     parse_sde_args,
     parse_transport_args,
@@ -117,9 +118,13 @@ def ignore_what_has_no_effect(args: argparse.Namespace, parser: Parser, argv: Se
         A line for each reason that concerns arguments that were typed.
     """
     method, defaults = args.sampling_method, parser.parse_args([args.mode])
+    shapes = args.model is not None and of_shapes(args.model)
     rules: list[tuple[bool, str, tuple[str, ...]]] = [
         (True, "in sampling, only in training", ("loss_weight", "train_eps")),
         (args.cfg_scale in (0, 1), "without guidance", ("cfg_channels", "guidance_interval")),
+        (shapes and args.cfg_scale not in (0, 1), "on shapes, which are guided in all numbers", ("cfg_channels",)),
+        (shapes, "on shapes, which are not encoded", ("vae",)),
+        (shapes and "num_fid_samples" in args, "on shapes, which are no pictures", ("image_size",)),
         (args.cfg_scale == 0, "without a class", ("balanced_labels",)),
         (args.likelihood, "on --likelihood", ("num_fid_samples", "sample_dir", "balanced_labels", "out")),
         ("reverse" in args and args.reverse, "on --reverse", ("seed", "batch_size")),

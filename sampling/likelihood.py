@@ -14,7 +14,7 @@ from data.sets import ImageDataset, check_same_everywhere, load_dataset
 from runtime import distributed, progress
 from runtime.errors import UsageError
 from sampling.network import ImageNoise, Network
-from train_utils import build_sampler
+from train_utils import are_shapes, build_sampler
 
 
 def check_arguments(args: argparse.Namespace, job: str) -> None:
@@ -32,6 +32,8 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
         raise UsageError(f"{job} needs more digits than --precision bf16 has; give tf32 or fp32")
     if is_latents(args.data_path):
         raise UsageError(f"{job} takes images; --data-path {args.data_path} holds cached latents")
+    if are_shapes(args.data_path):
+        raise UsageError(f"{job} takes images; --data-path {args.data_path} holds shapes")
 
 
 def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:

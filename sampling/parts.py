@@ -24,6 +24,7 @@ from data.shapes import SHAPES, Layout, Shape, ShapeSet, open_shapes
 from runtime.errors import DataError, UsageError
 from sampling.arguments import NUMBER
 from sampling.network import ImageNoise, Network, draw
+from train_utils import are_shapes
 from transport.graded import preservation_map
 
 ITEM = rf"(?:parts:(\d+(?:,\d+)*)|([A-Za-z_][\w.]*)):({NUMBER})"
@@ -47,7 +48,7 @@ def load_control(args: argparse.Namespace, network: Network) -> Control:
     if args.preserve is None or args.preserve_channels or args.preserve_pixels:
         raise UsageError("of a shape --preserve says how much is kept: 0.9, parts:0,2:0.9 or box.size:0.9")
     layout = layout_of(network)
-    shapes = [reference(word) for word in args.reference]
+    shapes = [reference(word, layout) for word in args.reference]
     return make_control(shapes, [keep_map(args.preserve.text, shape, layout) for shape in shapes], layout)
 
 
@@ -76,19 +77,27 @@ def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
     return shapes[index]
 
 
-def reference(word: str) -> Shape:
+def reference(word: str, layout: Layout) -> Shape:
     """A shape of a set: FILE.npz:3 or shapes:3; without a number the first.
 
     Raises:
-        UsageError, DataError: there is none.
+        UsageError, DataError: there is none, or it is not of the layout.
     """
-    name, _, index = word.rpartition(":") if re.search(r":\d+$", word) else (word, "", "0")
-    if name != SHAPES and not name.endswith(".npz"):
+    name, index = place(word)
+    if not are_shapes(name):
         raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {SHAPES}:3")
     try:
-        return pick(open_shapes(name), int(index), name)
+        shape = pick(open_shapes(name), index, name)
+        layout.encode(shape)
+        return shape
     except DataError as error:
         raise DataError(f"--reference {word}: {error}") from None
+
+
+def place(word: str) -> tuple[str, int]:
+    """The set and the number in FILE.npz:3; without one it is 0."""
+    name, _, index = word.rpartition(":") if re.search(r":\d+$", word) else (word, "", "0")
+    return name, int(index)
 
 
 def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from PIL import Image
 
 import evaluate
 import export
+import extract_latents
 import sample
 import sample_ddp
 import train
 from data.shapes import furniture, load_shapes, save_shapes
 from runtime import checkpoint
 from runtime.errors import run_program
+from tests.conftest import DIGITS_ARGS
 from tests.faults import tensors_of
 from tests.forked import run_forked
 
@@ -62,6 +65,31 @@ def test_a_run_continues_as_if_never_stopped(tmp_path, chairs, kind):
     parts = run(tmp_path, chairs, exp="parts")  # without being told again
     a, b = (tensors_of(folder / "ckpt.pt") for folder in (whole, parts))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("path", ["Linear", "GVP", "VP"])
+@pytest.mark.parametrize("prediction", ["data", "velocity"])
+@pytest.mark.parametrize("kind", ["NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL"])
+def test_every_choice_of_the_transport_flags_trains(tmp_path, chairs, path, prediction, kind):
+    flags = ["--path-type", path, "--prediction", prediction, "--combostoc-type", f"UNSYNC_{kind}"]
+    folder = run(tmp_path, chairs, *flags, "--log-every", "1", steps=2)
+    losses = [float(line.split(",")[2]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    content = checkpoint.load(folder / "ckpt.pt")
+    assert all(v.isfinite().all() for v in content["model"].values())
+    said = {name: content["args"][name] for name in ("path_type", "prediction", "combostoc_type")}
+    assert said == {"path_type": path, "prediction": prediction, "combostoc_type": f"UNSYNC_{kind}"}
+
+
+def test_bf16_trains_and_samples(tmp_path, chairs):
+    folder = run(tmp_path, chairs, "--precision", "bf16", "--lr", "1e-2")
+    flags = ["SDE", "--ckpt", str(folder / "ckpt.pt"), "--num-sampling-steps", "5", "--num-fid-samples", "2"]
+    made = []
+    for precision in ("bf16", "fp32"):
+        sample_ddp.main([*flags, "--precision", precision, "--sample-dir", str(tmp_path / precision)])
+        (npz,) = (tmp_path / precision).glob("*.npz")
+        made.append(torch.from_numpy(np.load(npz.with_suffix("") / "000000.npy")))
+    assert not torch.equal(*made) and (made[0] - made[1]).norm() < 0.1 * made[1].norm()
 
 
 def test_a_run_on_other_shapes_keeps_the_layout_that_it_was_trained_with(tmp_path, chairs):
@@ -112,6 +140,41 @@ def test_parts_and_attributes_are_kept(tmp_path, trained, chairs, monkeypatch):
         assert np.allclose(made["box.size"][:count], np.maximum(shape["box.size"], 1e-3), atol=1e-5)
         assert not np.allclose(made["box.center"][:count], shape["box.center"], atol=1e-2)
     assert set(kept["keep"].unique().tolist()) == {0.0, 0.5, 1.0}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, trained, chairs):
+    """Files that do not fit: an image model and its samples, shapes without codes, a model of few parts."""
+    folder = tmp_path_factory.mktemp("others")
+    digits = [*DIGITS_ARGS, "--max-steps", "1", "--results-dir", str(folder), "--exp", "x", "--sample-every", "0"]
+    train.main(digits)
+    np.savez(folder / "images.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
+    shapes = load_shapes(chairs)
+    boxes = {name: values for name, values in shapes.attributes.items() if name.startswith("box")}
+    save_shapes(replace(shapes, attributes=boxes), folder / "boxes.npz")
+    save_shapes(replace(shapes.select([0]), split=None), folder / "one.npz")
+    content = checkpoint.load(trained)
+    content["layout"]["max_parts"] = 2
+    torch.save(content, folder / "two.pt")
+    return folder
+
+
+def test_what_has_no_effect_on_shapes_is_said(tmp_path, trained, chairs, capsys):
+    flags = ["ODE", "--ckpt", str(trained), *STEPS, "--num-fid-samples", "1", "--cfg-scale", "2"]
+    flags += ["--sample-dir", str(tmp_path)]
+    sample_ddp.main(flags)
+    capsys.readouterr()
+    for typed, line in {
+        "--cfg-channels all": "--cfg-channels has no effect on shapes, which are guided in all numbers",
+        "--vae mse": "--vae has no effect on shapes, which are not encoded",
+        "--image-size 256": "--image-size has no effect on shapes, which are no pictures",
+    }.items():
+        sample_ddp.main([*flags, *typed.split()])
+        assert line in capsys.readouterr().err
+    assert len(list(tmp_path.glob("*.npz"))) == 1  # all the same
+    folder = run(tmp_path, chairs, "--vae", "none", "--image-size", "8", "--no-flip", "--encode-bf16", steps=1)
+    line = "Warning: no effect on shapes: --encode-bf16, --flip, --image-size, --vae"
+    assert line in (folder / "log.txt").read_text()
 
 
 def test_many_samples_are_the_same_by_any_number_of_processes_and_continue(tmp_path, trained, capsys):
@@ -169,14 +232,48 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         (sample, "ODE --ckpt {ckpt} --reference {set}:0 --preserve x.png", 2, "neither a number nor items"),
         (sample, "ODE --ckpt {ckpt} --likelihood --data-path digits", 2, "Parts-XS is a model of shapes"),
         (sample, "ODE --ckpt {ckpt} --glb {f}/none/a.glb", 2, "--glb .*does not exist"),
+        (sample, "ODE --ckpt {ckpt} --class-labels 99", 2, "99 is out of range: the model has 0 to 5"),
+        (sample, "ODE --ckpt {ckpt} --glb {f}/a.png", 2, "a.png must end in .glb"),
+        (sample, "ODE --ckpt {ckpt} --glb .", 2, "--glb . must end in .glb"),
+        (sample, "ODE --ckpt {ckpt} --reference {set}:0 --preserve left:0.9", 2, "a part has exists, .* not left"),
+        (sample, "ODE --ckpt {ckpt} --reference {set}:0 --preserve 1 --preserve-channels 1,1", 2, "how much is kept"),
+        (sample, "ODE --ckpt {ckpt} --reference {o}/images.npz:0 --preserve 1", 1, "images.npz is not an .npz of sha"),
+        (
+            sample,
+            "ODE --ckpt {ckpt} --reference {o}/boxes.npz:3 --preserve 1",
+            1,
+            r"--reference .*boxes.npz:3: a shape has the attributes box.center \(3\), .*, not .*code.exponents \(2\)",
+        ),
+        (sample, "ODE --ckpt {o}/two.pt --reference {set}:5 --preserve 1", 1, "few.npz:5: .* more than the model's 2"),
+        (sample, "ODE --ckpt {image} --reference shapes:3 --preserve 0.5", 2, "shapes:3 is a shape; .* makes images"),
+        (sample, "ODE --ckpt {image} --glb {f}/a.glb", 2, "a.glb is for shapes; ComboStoc-XS/4 makes images"),
+        (sample, "ODE --ckpt {image} --likelihood --data-path {set}", 2, "takes images; .*few.npz holds shapes"),
+        (sample_ddp, "ODE --ckpt {ckpt} --likelihood --data-path shapes", 2, "takes images; .*shapes holds shapes"),
+        (train, "--data-path {set} --ckpt {image}", 2, "ComboStoc-XS/4 does not fit --data-path .*of shapes"),
+        (train, "--data-path digits --ckpt {ckpt}", 2, "Parts-XS does not fit --data-path digits"),
+        (train, "--data-path {set} --ckpt {o}/two.pt", 1, "few.npz does not fit checkpoint .*two.pt: .* the model's 2"),
+        (train, "--data-path {o}/boxes.npz --ckpt {ckpt}", 1, "boxes.npz does not fit checkpoint .*: a shape has the"),
+        (train, "--data-path {set} --model Parts-XS --num-classes 5", 2, "5 is less than the data's 6 classes"),
+        (train, "--data-path {o}/images.npz --model Parts-XS", 1, "images.npz is not an .npz of shapes: it lacks"),
+        (train, "--data-path {o}/one.npz --model Parts-XS --num-classes 6", 1, "fewer than one global batch of 256"),
+        (extract_latents, "--data-path {set} --out {f}/latents", 2, "few.npz holds shapes, which are not encoded"),
+        (evaluate, "{o}/images.npz {set}", 1, "images.npz is not an .npz of shapes: it lacks"),
+        (evaluate, "{set} {o}/images.npz", 1, "images.npz is not an .npz of shapes: it lacks"),
+        (evaluate, "{set} {o}/one.npz", 1, "reference: 1 shapes; two or more are needed"),
+        (evaluate, "{set} {set} --image-size 8", 2, "--image-size 8 is for images"),
+        (evaluate, "{set} shapes --features efficientnet-lite0", 2, "--features efficientnet-lite0 is for images"),
+        (evaluate, "{set} {set} --compared 1", 2, "--compared: 1 is less than 2"),
         (evaluate, "{set} digits", 1, "digits"),
         (evaluate, "{set} --save-stats {f}/s.npz", 2, "give a REFERENCE"),
     ],
 )
-def test_mistakes_end_in_one_line(program, arguments, code, line, tmp_path, trained, chairs, monkeypatch, capsys):
+def test_mistakes_end_in_one_line(
+    program, arguments, code, line, tmp_path, trained, chairs, others, monkeypatch, capsys
+):
     monkeypatch.setattr("sys.argv", [f"{program.__name__}.py"])
     monkeypatch.chdir(tmp_path)
-    words = arguments.format(f=tmp_path, set=chairs, ckpt=trained).split()
+    image = others / "ComboStoc-XS-4-x" / "ckpt.pt"
+    words = arguments.format(f=tmp_path, set=chairs, ckpt=trained, o=others, image=image).split()
     with pytest.raises(SystemExit) as ended:
         run_program(lambda: program.main(words))
     message = capsys.readouterr().err.strip().splitlines()[-1]

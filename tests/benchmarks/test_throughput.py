@@ -98,6 +98,8 @@ def test_one_case_alone_tells_its_memory(tmp_path):
     [
         ("train --image-size 100", "--image-size 100 is not a multiple of 16"),
         ("sample --model ComboStoc-XS/3", "unknown model"),
+        ("train --model Parts-XS", "Parts-XS is a model of shapes"),
+        ("train --combostoc-type UNSYNC_PART", "invalid choice: 'UNSYNC_PART'"),
         ("train --data-path absent --model SiT-XS/4 --rounds 1 --num-workers 0", "absent does not exist"),
     ],
 )

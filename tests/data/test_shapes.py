@@ -1,4 +1,5 @@
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,11 +88,31 @@ def test_a_damaged_array_is_named(some, tmp_path):
     assert line(box__axes=of("box.axes", 4, 0.5)) == "damaged: box.axes are no rows of rotations"
     assert line(labels=some.labels[:-1]) == "damaged: labels are not one for each shape"
     assert line(split=some.split[:-1]) == "damaged: split are not one for each shape"
+    assert line(split=some.labels) == "damaged: split are not words"
+    assert line(code__exponents=np.zeros((parts, 0), np.float32)) == "damaged: code.exponents has no numbers"
+    assert line(exists=np.ones((parts, 1), np.float32)) == "damaged: no attribute may be called exists"
     for wrong in (-1, 6):
         assert line(labels=some.labels * 0 + wrong) == "damaged: a label is none of its 6 classes"
     assert line(labels=some.labels * 1.0) == "damaged: labels are not whole numbers"
     assert line(class_names=np.array("chair")) == "damaged: a label is none of its 1 classes"
     assert line(box__center=np.array([[None]], object)).startswith("damaged: Object arrays cannot be loaded")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+def test_whole_numbers_may_be_of_any_kind(some, tmp_path, kind):
+    save_shapes(replace(some, counts=some.counts.astype(kind), labels=some.labels.astype(kind)), tmp_path / "a.npz")
+    again = load_shapes(tmp_path / "a.npz")
+    for k in (0, len(some) - 1):
+        assert all(np.array_equal(again[k][name], values) for name, values in some[k].items())
+    assert again.labels.tolist() == some.labels.tolist()
+
+
+def test_what_is_no_array_is_named(some, tmp_path):
+    save_shapes(some, tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("note.npy", b"no array")
+    with pytest.raises(DataError, match=r"a\.npz is damaged: note is not of shape"):
+        load_shapes(tmp_path / "a.npz")
 
 
 def test_a_file_of_another_kind_is_named(some, tmp_path):
@@ -202,7 +223,9 @@ def test_axes_are_orthonormal_whatever_they_were():
 def test_a_shape_that_does_not_fit_is_refused(some):
     layout = Layout.of(some)
     long = {name: np.concatenate([values] * 30) for name, values in some[0].items()}
-    with pytest.raises(DataError, match=f"^a shape has {30 * some.counts[0]} parts, more than {layout.max_parts}$"):
+    with pytest.raises(
+        DataError, match=f"^a shape has {30 * some.counts[0]} parts, more than the model's {layout.max_parts}$"
+    ):
         layout.encode(long)
     boxes = {name: values for name, values in some[0].items() if name.startswith("box")}
     with pytest.raises(DataError, match=r"^a shape has the attributes .*, not .*exponents"):

@@ -156,6 +156,15 @@ def test_what_falls_over_does_not_stand():
     assert not stands(longer, GROUND), "one leg is longer"
 
 
+def test_what_is_flat_is_judged():
+    """Whose boxes have no volume."""
+    assert stands(boxes((0, 0, 0, 1, 0, 1)), GROUND)
+    assert stands(boxes((0, 0.5, 0, 1, 1, 0)), GROUND)
+    upright = boxes((0, 0, 0, 0.1, 0, 0.1), (2, 1, 0, 1, 0, 1))
+    assert not stands(upright, GROUND)  # a large panel beside a small foot
+    assert not stands(boxes((0, 0, 0, 0, 0, 0)), GROUND)
+
+
 def test_a_thin_foot_is_enough_below_the_middle():
     assert stands(boxes((0, 0.5, 0, 1, 1, 0.01)), GROUND)
     assert stands(boxes((0, 0.05, 0, 0.02, 0.1, 0.02), (0, 0.6, 0, 1, 1, 1)), GROUND)

@@ -2,20 +2,25 @@
 
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from PIL import Image
 
 import train
 from data.sets import Digits
-from experiments import ablation
+from data.shapes import furniture, save_shapes
+from evaluation import point_network
+from experiments import ablation, judge_shapes
 from experiments.judge import Judge
+from experiments.judge_shapes import make_shape_judge
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
 from runtime.errors import run_program
 from training.arguments import check_arguments
 from transport import TIMES
+
+PARTS = ("--table", "parts", "--size", "XS", "--data-path", "shapes")
 
 
 def job(tmp_path, variant="UNSYNC_ALL", *args: str) -> ablation.Job:
@@ -30,7 +35,7 @@ def test_runs_differ_by_what_they_are_named_for(tmp_path):
     published = vars(parser.parse_args(job(tmp_path).train_args()))
     differences = {}
     for table, variants in TABLES.items():
-        for variant in variants:
+        for variant in variants if table != "parts" else ():
             args = parser.parse_args(job(tmp_path, variant, "--table", table).train_args())
             difference = {k: v for k, v in vars(args).items() if v != published[k]}
             assert differences.setdefault(variant, difference) == difference  # of one name, whatever the table
@@ -54,6 +59,20 @@ def test_runs_differ_by_what_they_are_named_for(tmp_path):
     assert {d["times"] for d in of_times.values() if "times" in d} == TIMES.keys() - {"combostoc"}
     assert published["data_path"] == "digits" and published["combostoc_type"] == "UNSYNC_ALL"
     assert job(tmp_path).folder != job(tmp_path, "UNSYNC_ALL", "--", "--lr", "1").folder
+
+
+def test_runs_of_shapes_differ_by_their_type(tmp_path):
+    parser, differences = train.make_parser(), {}
+    published = vars(parser.parse_args(job(tmp_path, "UNSYNC_ATT_PART", *PARTS).train_args()))
+    for variant in TABLES["parts"]:
+        args = parser.parse_args(job(tmp_path, variant, *PARTS).train_args())
+        differences[variant] = {k: v for k, v in vars(args).items() if v != published[k]}
+        check_arguments(args, 1)
+        assert args.prediction == "data" and args.times == "uniform"
+    kinds = [f"UNSYNC_{kind}" for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")]
+    assert differences == {kind: {"combostoc_type": kind} if kind != "UNSYNC_ATT_PART" else {} for kind in kinds}
+    assert published["model"] == "Parts-XS" and published["data_path"] == "shapes"
+    assert len({job(tmp_path, variant, *PARTS).folder for variant in TABLES["parts"]}) == 6
 
 
 def what_a_name_says(name: str) -> dict[str, object]:
@@ -88,6 +107,59 @@ def test_a_run_is_trained_once_and_judged(tmp_path, monkeypatch):
     # real digits are at no distance and of their class
     images = ablation.JUDGE.distance(Digits(8, 1).images.contiguous())
     assert images < 1e-6
+
+
+def test_a_run_of_shapes_is_trained_once_and_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(point_network, "STEPS", 20)
+    monkeypatch.setattr(judge_shapes, "POINTS", 64)
+    monkeypatch.setattr(judge_shapes, "COMPARED", 8)
+    shapes = furniture(count=60)
+    save_shapes(shapes, tmp_path / "few.npz")
+    monkeypatch.setattr(ablation, "JUDGE", make_shape_judge(shapes), raising=False)
+    of_data = ["--num-classes", "6", "--global-batch-size", "8", "--num-workers", "0"]
+    one = job(
+        tmp_path, "UNSYNC_PART", *PARTS, "--data-path", str(tmp_path / "few.npz"), "--samples", "6", "--", *of_data
+    )
+    rows = [ablation.carry_out(one), ablation.carry_out(replace(one, steps=one.steps[1:]))]
+    assert [(r.variant, r.step, r.samples) for r in rows] == [("UNSYNC_PART", 2, 6), ("UNSYNC_PART", 4, 6)]
+    for row in rows:
+        assert isinstance(row, ablation.ShapeRow)
+        assert row.fd > 0.1 and 0 <= row.accuracy <= 1 and row.seconds > 0  # nothing is learned in four steps
+        assert row.test_to_samples > 0 and row.samples_to_test > 0 and row.parts >= 1
+    write_rows(rows, tmp_path / "study.csv")
+    again = read_rows(tmp_path / "study.csv", ablation.ShapeRow)
+    assert [row.key for row in again] == [row.key for row in rows]
+    for row, other in zip(rows, again, strict=True):
+        for name, value in asdict(row).items():
+            assert getattr(other, name) == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value)
+    monkeypatch.setattr(ablation, "train", None)  # is not called again
+    assert ablation.carry_out(one) == rows[0]
+
+
+def test_a_table_of_shapes_is_shown(tmp_path, monkeypatch, capsys):
+    flags = ["--out", str(tmp_path / "study"), *PARTS, "--max-steps", "4", "--every", "2", "--seeds", "0", "1"]
+    args, rows = ablation.make_parser().parse_args(flags), []
+    for k, variant in enumerate(TABLES["parts"]):
+        for seed in range(2):
+            for step in (2, 4):
+                row = ablation.Job(args, variant, seed, []).row(step)
+                row.fd, row.accuracy = round(0.5 - 0.05 * k + 0.01 * seed, 5), round(0.1 * k, 5)
+                row.seconds, row.parts = 10.0 * step, 8.0
+                row.test_to_samples, row.samples_to_test, row.coverage, row.nearest = 0.01, 0.02, 50.0 + k, 60.0 + k
+                rows.append(row)
+    write_rows(rows, tmp_path / "study.csv")
+    assert read_rows(tmp_path / "study.csv", ablation.ShapeRow) == rows
+    monkeypatch.setattr(ablation, "run", None)  # is not called
+    ablation.main(flags)
+    printed = capsys.readouterr().out
+    assert "| valid at the end |" in printed
+    assert "| UNSYNC_PART (2) | 455.0 +- 7.1 | 455.0 +- 7.1 | 10.0 +- 0.0 % | 40 +- 0 |" in printed
+    assert "UNSYNC_PART is closer to the data than UNSYNC_NONE in this many seeds: 2 of 2 at 2, 2 of 2 at 4" in printed
+    cells = "10.00 +- 0.00 | 20.00 +- 0.00 | 51.00 +- 0.00 | 61.00 +- 0.00 | 8.00 +- 0.00"
+    assert f"| UNSYNC_PART | {cells} |" in printed
+    assert all(f"| {variant} (2) |" in printed for variant in TABLES["parts"])
+    with Image.open(tmp_path / "study-parts.png") as figure:
+        assert figure.width > 800 and len(figure.convert("RGB").getcolors(10**6)) > 50
 
 
 def test_seconds_are_the_logs_and_what_was_done_again_counts_once(tmp_path):
@@ -152,6 +224,9 @@ def test_a_table_comes_back_as_it_was(tmp_path):
         ("--out {f}/other", 1, "other.csv is not a table of this program"),
         ("--out {f}/x --table all", 2, "'all'.*types.*choices"),
         ("--out {f}/x --data-path {f}/none", 1, "none does not exist"),
+        ("--out {f}/x --table parts", 2, "--size XS/2: there is no Parts-XS/2; the models are .*Parts-"),
+        ("--out {f}/x --table parts --size XS", 2, "--table parts is of models of shapes, not for --data-path digits"),
+        ("--out {f}/x --data-path shapes", 2, "--table types is of models of images, not for --data-path shapes"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, code, line, tmp_path, monkeypatch, capsys):

@@ -75,6 +75,17 @@ def test_guidance_is_of_all_numbers(model, batch):
     torch.testing.assert_close(both[:4], uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-4)
 
 
+def test_bf16_keeps_the_residual_stream_in_float32(model, batch):
+    x, y = batch
+    t = torch.rand(4, L, F)
+    exact = model(x, t, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(x, t, y)
+        assert model.embed(x).dtype == torch.float32
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+
+
 @pytest.mark.parametrize("kind", ["NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL"])
 @pytest.mark.parametrize("prediction", ["data", "velocity"])
 @pytest.mark.parametrize("half", [False, True])

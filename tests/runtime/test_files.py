@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from runtime.files import link, replacing
@@ -14,6 +16,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         beside.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("path", [".", "/"])
+def test_what_has_no_name_is_a_folder(path):
+    with pytest.raises(IsADirectoryError), replacing(Path(path)):
+        pass
 
 
 def test_a_second_name_survives_the_replacement_of_the_first(tmp_path):
