@@ -57,7 +57,7 @@ import torch
 
 from data.shapes import holds_shapes, open_shapes
 from evaluation.features import load_extractor
-from evaluation.shapes import ShapeJudge
+from evaluation.shapes import ShapeJudge, held_out
 from evaluation.statistics import (
     Source,
     Statistics,
@@ -116,9 +116,7 @@ def evaluate_shapes(args: argparse.Namespace) -> None:
     """
     if args.save_stats or not args.reference:
         raise UsageError(f"{args.samples} holds shapes, which have no statistics to save: give a REFERENCE")
-    real = open_shapes(args.reference)
-    reference = next((part for name in ("test", "val") if len(part := real.of_split(name))), real)
-    training = real.of_split("train") if reference is not real and len(real.of_split("train")) else None
+    reference, training = held_out(open_shapes(args.reference))
     samples = open_shapes(args.samples)
     device = distributed.single().device
     judge = ShapeJudge(reference, training, points=args.points, compared=args.compared, device=device)
