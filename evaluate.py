@@ -64,7 +64,7 @@ import torch
 
 from data.shapes import holds_shapes, open_shapes
 from evaluation.features import load_extractor
-from evaluation.shapes import ShapeJudge
+from evaluation.shapes import ShapeJudge, held_out
 from evaluation.statistics import (
     Source,
     Statistics,
@@ -127,9 +127,7 @@ def evaluate_shapes(args: argparse.Namespace) -> None:
     for flag, value in (("image-size", args.image_size), ("features", features), ("weights", args.weights)):
         if value is not None:
             raise UsageError(f"--{flag} {value} is for images, and {args.samples} is compared with shapes")
-    real = open_shapes(args.reference)
-    reference = next((part for name in ("test", "val") if len(part := real.of_split(name))), real)
-    training = real.of_split("train") if reference is not real and len(real.of_split("train")) else None
+    reference, training = held_out(open_shapes(args.reference))
     samples = open_shapes(args.samples)
     device = distributed.single().device
     judge = ShapeJudge(reference, training, points=args.points, compared=args.compared, device=device)

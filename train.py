@@ -19,7 +19,7 @@ if __name__ == "__main__":
     begin(make_parser(__doc__))
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -40,8 +40,9 @@ from train_utils import ModelConfig, are_shapes, build_transport, method_setting
 from training import resume
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
-from training.monitor import Monitor
+from training.monitor import Evaluator, Monitor, report
 from training.preview import preview
+from training.shape_monitor import ShapeMonitor
 from training.step import build_optimizer, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
 
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines += resume.initialize_from(args.init_from, model, ema)
     saved = start.saved.get("progress", {})
     books = Bookkeeping(process, dataset, max_bad_steps=args.max_bad_steps, saved=saved, source=start.source)
-    monitor = Monitor(args, process, data) if args.eval_every else None
+    evaluator: Callable[..., Evaluator] = ShapeMonitor if shapes else Monitor
+    monitor = evaluator(args, process, data) if args.eval_every else None
     check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
     seen, warnings = resume.images_seen(start, step, dataset, args)
     lines += warnings
@@ -173,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 # Evaluate. A run that continues begins with what a signal has ended.
                 if monitor is not None and due(args.eval_every, step) and not experiment.has_evaluation(step):
                     with books.window.paused():
-                        signum = monitor.report(step, ema, transport, request, experiment)
+                        signum = report(monitor, step, ema, transport, request, experiment)
                     if signum and saved_step != step:
                         save(rolling=True, kept=False, is_end=True)
                 if signum or step == total_steps:

@@ -15,8 +15,24 @@ from runtime.errors import DataError
 
 POINTS = 2048  # of a shape
 COMPARED = 500  # shapes of each set, at most, between which distances are taken
+OFTEN_POINTS, OFTEN_COMPARED = 1024, 200  # where sets are judged often: half a minute of a core
 MAX_SHAPES = 10_000  # of each set, for all else
+LARGEST = 1e15  # of a box's numbers: squares of distances are float32
 SAMPLES, REFERENCE, TRAINING = range(3)  # have points of their own
+NUMBERS = (  # of a set, in their order
+    *("test_to_samples", "samples_to_test", "coverage_percent", "1NN_accuracy_percent", "FD-points"),
+    *("connected_percent", "standing_percent", "valid_percent", "compared"),
+)
+
+
+def held_out(shapes: ShapeSet) -> tuple[ShapeSet, ShapeSet | None]:
+    """What samples are compared with, and what the point network is trained on: reference and training of a ShapeJudge.
+
+    The first is the test split, or where there is none that of validation, or all; then there is no second.
+    """
+    reference = next((part for name in ("test", "val") if len(part := shapes.of_split(name))), shapes)
+    training = shapes.of_split("train")
+    return reference, training if reference is not shapes and len(training) else None
 
 
 class ShapeJudge:
@@ -31,7 +47,7 @@ class ShapeJudge:
         seed: of the points, the choice of shapes and the network.
 
     Raises:
-        DataError: a set has fewer than two shapes, or one whose box is not finite.
+        DataError: a set has fewer than two shapes, or one whose box is not finite, or beyond 1e15.
     """
 
     def __init__(
@@ -60,7 +76,7 @@ class ShapeJudge:
         Distances of Chamfer are test_to_samples and samples_to_test; compared is between how many shapes of each set.
 
         Raises:
-            DataError: there are fewer than two samples, or one whose box is not finite.
+            DataError: there are fewer than two samples, or one whose box is not finite, or beyond 1e15.
         """
         samples = self._some(samples, "samples")
         clouds = self._clouds(samples, SAMPLES)
@@ -88,10 +104,10 @@ class ShapeJudge:
         if len(shapes) < 2:
             raise DataError(f"{what}: {len(shapes)} shapes; two or more are needed")
         for name in BOX:
-            finite = np.isfinite(shapes.attributes[name]).all(1)
-            if not finite.all():
-                shape = int(np.searchsorted(shapes.starts, finite.argmin(), side="right")) - 1
-                raise DataError(f"{what}: {name} of shape {shape} is not finite")
+            usable = (np.abs(shapes.attributes[name]) <= LARGEST).all(1)  # nan is not
+            if not usable.all():
+                shape = int(np.searchsorted(shapes.starts, usable.argmin(), side="right")) - 1
+                raise DataError(f"{what}: {name} of shape {shape} is not finite, or beyond {LARGEST:g}")
         return shapes.select(np.random.default_rng(self.seed).permutation(len(shapes))[:MAX_SHAPES])
 
     def _clouds(self, shapes: ShapeSet, which: int) -> Tensor:

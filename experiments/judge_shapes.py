@@ -5,18 +5,15 @@ import argparse
 import torch
 
 from data.shapes import ShapeSet, from_shapes
-from evaluation.shapes import ShapeJudge
+from evaluation.shapes import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
 from experiments.judge import BATCH
 from experiments.measurements import ShapeRow
 from sampling.network import ImageNoise, Network, draw, guided_by
 
-POINTS, COMPARED = 1024, 200  # of a shape; shapes between which distances are taken: half a minute a measurement
-
 
 def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
-    """Samples are compared with the test split, or where there is none with that of validation, or with all."""
-    held_out = next((part for name in ("test", "val") if len(part := shapes.of_split(name))), shapes)
-    return ShapeJudge(held_out, shapes.of_split("train"), points=POINTS, compared=COMPARED)
+    """Samples are compared with what is held out."""
+    return ShapeJudge(*held_out(shapes), points=OFTEN_POINTS, compared=OFTEN_COMPARED)
 
 
 def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:

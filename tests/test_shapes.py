@@ -1,8 +1,12 @@
 """Structured shapes through the programs: what holds for images holds for them."""
 
+import csv
 import json
+import os
 import re
+import signal
 from dataclasses import replace
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -15,12 +19,16 @@ import extract_latents
 import sample
 import sample_ddp
 import train
-from data.shapes import furniture, load_shapes, save_shapes
+from data.shapes import Layout, furniture, load_shapes, save_shapes
+from evaluation import point_network
+from evaluation.shapes import NUMBERS
 from runtime import checkpoint
 from runtime.errors import run_program
+from sampling.network import ImageNoise
 from tests.conftest import DIGITS_ARGS
 from tests.faults import tensors_of
 from tests.forked import run_forked
+from training import shape_monitor
 
 STEPS = ("--sampling-method", "euler", "--num-sampling-steps", "6")
 
@@ -201,6 +209,94 @@ def test_many_samples_are_the_same_by_any_number_of_processes_and_continue(tmp_p
     assert before and all(np.allclose(after.attributes[n], a.attributes[n], atol=1e-3) for n in a.attributes)
 
 
+EVALUATED = ("--eval-every", "2", "--eval-samples", "13", "--eval-sampling-steps", "5")
+
+
+def judge_hastily(rank: int = 0) -> None:
+    """Fewer points and pairs, and a point network that has hardly been trained."""
+    shape_monitor.OFTEN_POINTS, shape_monitor.OFTEN_COMPARED, point_network.STEPS = 64, 10, 5
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    for module, name in ((shape_monitor, "OFTEN_POINTS"), (shape_monitor, "OFTEN_COMPARED"), (point_network, "STEPS")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # to be put back
+    judge_hastily()
+
+
+def rows(folder) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "evaluations.csv").read_text().splitlines()))
+
+
+def test_numbers_during_training_are_those_of_sample_ddp_and_evaluate(tmp_path, chairs, trained, hasty):
+    """By one process, or by two that make up for them; and the training is what it is without."""
+    folder = run(tmp_path, chairs, "--lr", "1e-2", "--ema-decay", "0.5", *EVALUATED)
+    first, last = rows(folder)
+    assert (first["step"], last["step"], last["samples"]) == ("2", "4", "13")
+    assert first["FD-points"] != last["FD-points"]
+    log = (folder / "log.txt").read_text()
+    assert f"against 12 shapes of {chairs}, as evaluate.py --points 64 --compared 10" in log
+    assert f"FD-points {float(last['FD-points']):.5g}, connected_percent" in log and "(13 samples, " in log
+    a, b = (tensors_of(path) for path in (trained, folder / "ckpt.pt"))
+    assert all(torch.equal(a[k], b[k]) for k in a if not k.startswith("ema."))
+
+    flags = ["SDE", "--ckpt", str(folder / "ckpt.pt"), "--num-fid-samples", "13", "--num-sampling-steps", "5"]
+    sample_ddp.main([*flags, "--balanced-labels", "--sample-dir", str(tmp_path / "samples")])
+    (npz,) = (tmp_path / "samples").glob("*.npz")
+    few = ["--points", "64", "--compared", "10"]
+    evaluate.main([str(npz), str(chairs), *few, "--out", str(tmp_path / "numbers.json")])
+    expected = json.loads((tmp_path / "numbers.json").read_text())
+    assert list(last)[4:] == list(NUMBERS) == [name for name in expected if name in NUMBERS]
+    for name in NUMBERS:
+        assert float(last[name]) == pytest.approx(expected[name], rel=1e-3) and np.isfinite(expected[name])
+
+    (folder / "evaluations.csv").unlink()
+    flags = ["--data-path", chairs, "--model", "Parts-XS", "--num-classes", "6", "--exp", "x"]
+    flags += ["--results-dir", tmp_path, "--max-steps", "4", "--num-workers", "0", "--sample-every", "0", *EVALUATED]
+    run_forked("train.py", *flags, processes=2, cwd=tmp_path, before=judge_hastily)
+    (again,) = rows(folder)
+    assert again.keys() == last.keys() and again["step"] == "4"
+    for name in NUMBERS:
+        assert float(again[name]) == pytest.approx(float(last[name]), rel=1e-3)
+
+
+def test_a_signal_ends_an_evaluation_which_the_run_that_continues_makes_up_for(tmp_path, chairs, hasty, monkeypatch):
+    """Against another set."""
+    save_shapes(furniture(seed=1, count=30), tmp_path / "others.npz")
+    flags = (*EVALUATED, "--eval-reference", str(tmp_path / "others.npz"))
+    labels = ImageNoise.labels
+
+    def interrupted(self, classes):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return labels(self, classes)
+
+    monkeypatch.setattr(ImageNoise, "labels", interrupted)
+    with pytest.raises(SystemExit, match="143"):
+        run(tmp_path, chairs, *flags, steps=2)
+    folder = tmp_path / "Parts-XS-x"
+    assert not (folder / "evaluations.csv").exists() and checkpoint.load(folder / "ckpt.pt")["step"] == 2
+    monkeypatch.setattr(ImageNoise, "labels", labels)
+    run(tmp_path, chairs, *flags, steps=2)
+    (row,) = rows(folder)
+    assert (row["step"], row["reference"]) == ("2", str(tmp_path / "others.npz"))
+
+
+def test_samples_that_cannot_be_judged_are_warnings_and_training_goes_on(tmp_path, chairs, hasty, monkeypatch):
+    """Not finite at one step, too large at the next."""
+    decode, factors = Layout.decode, {2: np.nan, 4: 1e20}
+    step = chain([2], repeat(4))  # the first shape ends the first evaluation
+
+    def spoilt(self, x):
+        return decode(self, x * factors[next(step)])
+
+    monkeypatch.setattr(Layout, "decode", spoilt)
+    folder = run(tmp_path, chairs, *EVALUATED)
+    log = (folder / "log.txt").read_text()
+    assert "Warning: no evaluation at step 2: a shape is not finite" in log
+    assert re.search(r"no evaluation at step 4: samples: box\.\w+ of shape \d+ is not finite, or beyond 1e\+15", log)
+    assert "Done" in log and not (folder / "evaluations.csv").exists()
+
+
 def test_sets_are_evaluated(tmp_path, chairs, capsys):
     few = ["--points", "64", "--compared", "10"]
     evaluate.main([str(chairs), str(chairs), *few, "--out", str(tmp_path / "numbers.json")])
@@ -215,7 +311,20 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         (train, "--data-path {set} --model SiT-S/2", 2, "SiT-S/2 does not fit --data-path .*give --model Parts-B"),
         (train, "--data-path digits --model Parts-S", 2, "Parts-S does not fit --data-path digits"),
         (train, "--data-path {f}/none.npz --model Parts-S", 1, "none.npz does not exist"),
-        (train, "--data-path {set} --model Parts-S --eval-every 5", 2, "--eval-every 5 is for images"),
+        (
+            train,
+            "--data-path {set} --model Parts-S --eval-features inception",
+            2,
+            "--eval-features inception is for images, not for shapes",
+        ),
+        (train, "--data-path {set} --model Parts-S --eval-weights {f}/w.pt", 2, "--eval-weights .*w.pt is for images"),
+        (train, "--data-path {set} --model Parts-S --eval-every 5 --eval-samples 1", 2, "--eval-samples 1 is too few"),
+        (
+            train,
+            "--data-path {set} --model Parts-XS --global-batch-size 8 --eval-every 5 --eval-reference digits",
+            1,
+            "file of shapes digits does not exist",
+        ),
         (train, "--data-path {set} --model Parts-S --combostoc-type UNSYNC_PATCH", 2, "UNSYNC_PATCH is for images"),
         (
             train,

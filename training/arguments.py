@@ -25,6 +25,7 @@ from train_utils import (
     parse_transport_args,
 )
 
+DEFAULT_EXTRACTOR = "inception"
 MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 
 
@@ -161,12 +162,15 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
     )
-    parser.add_argument("--eval-features", choices=EXTRACTORS, default="inception", help="network that sees the images")
+    parser.add_argument(
+        "--eval-features", choices=EXTRACTORS, help=f"network that sees the images (default: {DEFAULT_EXTRACTOR})"
+    )
     parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
     parser.add_argument(
         "--eval-reference",
         metavar="FILE",
-        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}",
+        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}, or the "
+        "shapes that are held out",
     )
 
 
@@ -181,8 +185,13 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
         names = f"shapes: give --model {', '.join(SHAPE_MODELS)}" if shapes else "images or latents"
         raise UsageError(f"--model {args.model} does not fit --data-path {args.data_path}, which is of {names}")
     usual = default_method(args.model, args.times) | {"blend": "batch", "compensation": "on"}
-    if shapes and args.eval_every:
-        raise UsageError(f"--eval-every {args.eval_every} is for images; evaluate.py compares sets of shapes")
+    for name in ("eval_features", "eval_weights"):
+        if shapes and (value := getattr(args, name)) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is for images, not for shapes")
+    if not shapes:
+        args.eval_features = args.eval_features or DEFAULT_EXTRACTOR
+    if args.eval_every and args.eval_samples < 2:
+        raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
     args.cfg_scale = args.cfg_scale or (1.0 if shapes else 4.0)
     for name in ("combostoc_type", "times", "halfmixing", "prediction"):
         setattr(args, name, getattr(args, name) or usual[name])

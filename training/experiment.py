@@ -19,10 +19,12 @@ from PIL import Image
 
 import wandb_utils
 from data.pictures import save_image
+from evaluation.shapes import NUMBERS
 from evaluation.statistics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.files import flush, link, replacing
+from train_utils import of_shapes
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
 COLUMNS = {  # of the tables
@@ -32,6 +34,7 @@ COLUMNS = {  # of the tables
         *("FD", "sFD", "IS", "KD", "precision", "recall"),
     ),
 }
+OF_SHAPES = {"evaluations": ("step", "reference", "samples", "sampling_steps", *NUMBERS)}
 Stamps = dict[str, int]
 
 
@@ -87,6 +90,7 @@ class Experiment:
 
     def __init__(self, args: argparse.Namespace, process: distributed.Process) -> None:
         self.folder = folder_for(args)
+        self.columns = COLUMNS | (OF_SHAPES if of_shapes(args.model) else {})
         self.is_main = process.is_main
         self.logger = logging.getLogger("train")
         self.logger.handlers.clear()
@@ -122,7 +126,7 @@ class Experiment:
             self.logger.addHandler(handler)
         with replacing(self.folder / "args.json") as beside:
             beside.write_text(json.dumps(plain(args), indent=1) + "\n")
-        for name in COLUMNS:
+        for name in self.columns:
             self._cut_table(name, start_step)
 
     def start_wandb(self, args: argparse.Namespace, is_new: bool) -> None:
@@ -136,7 +140,7 @@ class Experiment:
         table = self.folder / f"{name}.csv"
         if table.is_file():
             header, *rows = table.read_text().splitlines(keepends=True) or [""]
-            if rows and header.strip() != ",".join(COLUMNS[name]):
+            if rows and header.strip() != ",".join(self.columns[name]):
                 os.replace(table, table.with_name(f"{name}-of-an-older-version.csv"))
                 return
             steps = [(row.partition(",")[0], row) for row in rows if row.endswith("\n")]  # a crash may cut the last
@@ -181,15 +185,18 @@ class Experiment:
 
     def log_evaluation(self, about: dict[str, Any], results: dict[str, float], seconds: float) -> None:
         """One log line, and one row of evaluations.csv: what the numbers are of, and the numbers."""
+
+        def shown_name(name: str) -> str:  # of images it says by which network
+            return report_name(name, about["features"]) if "features" in about else name
+
         row = about | results
         numbers = {k: v for k, v in row.items() if isinstance(v, float) and not k.endswith("_std")}
-        text = ", ".join(f"{report_name(k, row['features'])} {v:.5g}" for k, v in numbers.items())
+        text = ", ".join(f"{shown_name(k)} {v:.5g}" for k, v in numbers.items())
         self.logger.info(f"(step={row['step']:07d}) {text} ({row['samples']:,} samples, {seconds:.0f} s)")
         shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        self._append("evaluations", {k: v for k, v in shown.items() if k in COLUMNS["evaluations"]})
+        self._append("evaluations", {k: v for k, v in shown.items() if k in self.columns["evaluations"]})
         if self.on_wandb:
-            names = {report_name(k, row["features"]): v for k, v in results.items()}
-            wandb_utils.log(names, step=row["step"])
+            wandb_utils.log({shown_name(k): v for k, v in results.items()}, step=row["step"])
 
     def _append(self, name: str, row: Mapping[str, object]) -> None:
         """One row of a table."""
@@ -197,7 +204,7 @@ class Experiment:
         is_new = not table.is_file()
         try:
             with open(table, "a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS[name], lineterminator="\n")
+                writer = csv.DictWriter(file, self.columns[name], lineterminator="\n")
                 if is_new:
                     writer.writeheader()
                 writer.writerow(row)

@@ -2,8 +2,8 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,110 @@ from transport import Sampler, Transport
 
 BATCH = 64  # images at a time for the network that sees them
 
+T = TypeVar("T")
+
+
+# ---- of images and of shapes ---------------------------------------------------------------------------------------
+
+
+class Evaluator(Protocol):
+    """What judges samples. All processes must call the same methods at the same time."""
+
+    def prepare(self) -> list[str]:
+        """Look at the reference; returns lines to log."""
+        ...
+
+    def about(self, step: int) -> dict[str, Any]:
+        """What the numbers of a step are of, for evaluations.csv."""
+        ...
+
+    def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
+        """The numbers, in the first process; {} in the others, or if asked to stop.
+
+        Args:
+            stop: asked between batches, in all processes at the same time, and answered alike in all.
+
+        Raises:
+            FloatingPointError: in all processes, if samples of any are not finite; in the first, if what becomes of
+                them cannot be judged.
+        """
+        ...
+
+
+@torch.no_grad()
+def samples(
+    args: argparse.Namespace,
+    process: distributed.Process,
+    data: Data,
+    model: SiT,
+    transport: Transport,
+    decode: Callable[[Tensor], T],
+    stop: Callable[[], bool],
+) -> Iterator[tuple[Sequence[int], T]]:
+    """This process's share of the samples and their indices, until all processes are asked to stop.
+
+    Args:
+        decode: what is to become of a batch of the model's outputs.
+
+    Raises:
+        FloatingPointError: in all processes, if samples of any are not finite.
+    """
+    field = guided(model, 1.0, precision_name=args.precision)
+    classes = len(data.dataset.class_names)
+    for start in progress.bar(range(0, args.eval_samples, args.global_batch_size), desc="samples"):
+        if stop():  # as often in every process
+            return
+        in_round = range(start, min(start + args.global_batch_size, args.eval_samples))
+        indices = in_round[process.rank :: process.world_size]
+        trouble = ""
+        if indices:
+            noise = ImageNoise(args.global_seed, indices)
+            noise.labels(classes)  # drawn first by sample_ddp.py
+            y = torch.tensor([i % classes for i in indices], device=process.device)
+            z = noise.randn(data.input_shape, process.device)
+            sample = Sampler(transport).sample_sde(
+                diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
+            )
+            try:
+                decoded = decode(sample(z, field, y=y)[-1])
+            except FloatingPointError as error:
+                trouble = str(error)
+        if any(found := distributed.gather(trouble)):
+            raise FloatingPointError(next(filter(None, found)))
+        if indices:
+            yield indices, decoded
+
+
+def report(
+    evaluator: Evaluator, step: int, model: SiT, transport: Transport, request: StopRequest, experiment: Experiment
+) -> int:
+    """Evaluate, and write the numbers to log.txt, evaluations.csv and Weights & Biases.
+
+    Samples that are not finite are a warning in place of numbers.
+
+    Returns:
+        The number of a signal that asked any of the processes to stop, and so ended it without numbers, or 0.
+    """
+    start_time = time.monotonic()
+    signum = 0
+
+    def stop() -> bool:
+        nonlocal signum
+        signum = distributed.greatest([request.signum])[0]
+        return bool(signum)
+
+    try:
+        results = evaluator.evaluate(model, transport, stop)
+    except FloatingPointError as error:
+        experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
+        results = {}
+    if results:
+        experiment.log_evaluation(evaluator.about(step), results, time.monotonic() - start_time)
+    return signum
+
+
+# ---- of images -----------------------------------------------------------------------------------------------------
+
 
 class Monitor:
     """Evaluates a model as `sample_ddp.py SDE --balanced-labels` and `evaluate.py` would.
@@ -47,7 +151,7 @@ class Monitor:
     must call the same methods at the same time.
 
     Raises:
-        UsageError: cached latents without a reference, or too few samples.
+        UsageError: cached latents without a reference.
         DataError: weights or reference cannot be read.
     """
 
@@ -57,8 +161,6 @@ class Monitor:
             raise UsageError(
                 f"--eval-every {args.eval_every} with cached latents needs --eval-reference: images or statistics"
             )
-        if args.eval_samples < 2:
-            raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
         name, device = args.eval_features, process.device
         self.source = open_source(args.eval_reference, name, args.image_size) if args.eval_reference else None
         # The first process fetches what has to be fetched.
@@ -66,7 +168,6 @@ class Monitor:
         self.reference: Statistics | None = None  # in the first process
 
     def prepare(self) -> list[str]:
-        """Look at the reference; returns lines to log."""
         if self.source is None:
             count = min(len(self.data.dataset), MAX_REFERENCE)
             self.reference = statistics_of(self.training_images(), count, self.extractor)
@@ -91,57 +192,22 @@ class Monitor:
             if images:
                 yield list(images), as_bytes(torch.stack(list(images.values())))
 
-    @torch.no_grad()
     def samples(
         self, model: SiT, transport: Transport, autoencoder: Autoencoder, stop: Callable[[], bool]
     ) -> Iterator[Batch]:
-        """This process's share of the samples, until all processes are asked to stop.
-
-        Raises:
-            FloatingPointError: in all processes, if samples of any are not finite.
-        """
-        args, process, data = self.args, self.process, self.data
-        field = guided(model, 1.0, precision_name=args.precision)
-        classes = len(data.dataset.class_names)
-        for start in progress.bar(range(0, args.eval_samples, args.global_batch_size), desc="samples"):
-            if stop():  # as often in every process
-                return
-            in_round = range(start, min(start + args.global_batch_size, args.eval_samples))
-            indices = in_round[process.rank :: process.world_size]
-            trouble = ""
-            if indices:
-                noise = ImageNoise(args.global_seed, indices)
-                noise.labels(classes)  # drawn first by sample_ddp.py
-                y = torch.tensor([i % classes for i in indices], device=process.device)
-                z = noise.randn(data.input_shape, process.device)
-                sample = Sampler(transport).sample_sde(
-                    diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
-                )
-                try:
-                    images = as_bytes(autoencoder.decode(sample(z, field, y=y)[-1]))
-                except FloatingPointError as error:
-                    trouble = str(error)
-            if any(found := distributed.gather(trouble)):
-                raise FloatingPointError(next(filter(None, found)))
-            if indices:
-                yield indices, images
+        """This process's share of the samples as images, see `samples`."""
+        return samples(
+            self.args, self.process, self.data, model, transport, lambda x: as_bytes(autoencoder.decode(x)), stop
+        )
 
     def about(self, step: int) -> dict[str, Any]:
-        """What the numbers of a step are of, for evaluations.csv."""
         args = self.args
         reference = args.eval_reference or args.data_path
         about = {"features": args.eval_features, "reference": reference, "samples": args.eval_samples}
         return {"step": step, **about, "sampling_steps": args.eval_sampling_steps}
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
-        """The numbers of `evaluation.statistics.compare`, in the first process; {} in the others, or if asked to stop.
-
-        Args:
-            stop: asked between batches, in all processes at the same time, and answered alike in all.
-
-        Raises:
-            FloatingPointError: in all processes, if samples of any are not finite.
-        """
+        """The numbers of `evaluation.statistics.compare`; see `Evaluator`."""
         autoencoder = self.data.autoencoder
         assert isinstance(autoencoder, Autoencoder)
         seen = look(self.samples(model, transport, autoencoder, stop), self.args.eval_samples, self.extractor)
@@ -151,31 +217,6 @@ class Monitor:
         if found is None or self.reference is None:
             return {}
         return compare(found, self.reference, self.process.device)
-
-    def report(self, step: int, model: SiT, transport: Transport, request: StopRequest, experiment: Experiment) -> int:
-        """Evaluate, and write the numbers to log.txt, evaluations.csv and Weights & Biases.
-
-        Samples that are not finite are a warning in place of numbers.
-
-        Returns:
-            The number of a signal that asked any of the processes to stop, and so ended it without numbers, or 0.
-        """
-        start_time = time.monotonic()
-        signum = 0
-
-        def stop() -> bool:
-            nonlocal signum
-            signum = distributed.greatest([request.signum])[0]
-            return bool(signum)
-
-        try:
-            results = self.evaluate(model, transport, stop)
-        except FloatingPointError as error:  # in all processes
-            experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
-            results = {}
-        if results:
-            experiment.log_evaluation(self.about(step), results, time.monotonic() - start_time)
-        return signum
 
 
 def as_bytes(images: Tensor) -> Tensor:

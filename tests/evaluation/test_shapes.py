@@ -108,9 +108,12 @@ def test_bad_sets_are_one_line(judge, reference):
             judge.evaluate(bad)
         with pytest.raises(DataError, match=f"^reference: {said}"):
             ShapeJudge(bad)
-    for name, row, shape in (("box.center", 5, 1), ("box.size", 4, 0), ("box.axes", 399, 79)):
+    for name, row, shape, value in (
+        *(("box.center", 5, 1, torch.inf), ("box.size", 4, 0, torch.nan), ("box.axes", 399, 79, torch.inf)),
+        *(("box.center", 399, 79, -1e20), ("box.size", 5, 1, 1e20)),  # whose squares are infinite
+    ):
         values = reference.attributes[name].copy()
-        values[row, 1] = torch.inf
+        values[row, 1] = value
         broken = ShapeSet({**reference.attributes, name: values}, reference.counts, reference.labels, ["table"])
-        with pytest.raises(DataError, match=f"^samples: {name} of shape {shape} is not finite$"):
+        with pytest.raises(DataError, match=rf"^samples: {name} of shape {shape} is not finite, or beyond 1e\+15$"):
             judge.evaluate(broken)

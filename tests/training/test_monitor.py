@@ -150,7 +150,7 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
     from training import monitor
 
     dataset = ImageFolder(image_folder, 8)
-    data = Data(dataset, lambda x: x, 3, 8, None)
+    data = Data(dataset, lambda x: x, (3, 8, 8), None)
     for most, expected in ((50, 12), (5, 5)):
         monkeypatch.setattr(monitor, "MAX_REFERENCE", most)
         seen = []
@@ -197,7 +197,7 @@ def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     drawn, asked = [], []
     for rank in range(2):
         watcher = object.__new__(monitor.Monitor)
-        watcher.data = Data(ImageFolder(image_folder, 8), lambda x: x, 3, 8, autoencoder)
+        watcher.data = Data(ImageFolder(image_folder, 8), lambda x: x, (3, 8, 8), autoencoder)
         watcher.process = Process(rank, rank, 2, cpu)
         settings = {"eval_sampling_steps": 3, "global_batch_size": 8, "global_seed": 0, "precision": "fp32"}
         watcher.args = Namespace(eval_samples=17, **settings)
