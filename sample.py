@@ -51,7 +51,7 @@ from sampling.network import (
     say,
     with_progress,
 )
-from train_utils import are_shapes, build_graded_sampler, build_sampler
+from train_utils import are_shapes, build_graded_sampler, build_sampler, things
 
 REVERSED_IMAGES = 8
 UNCONDITIONAL = 8  # pictures without a class
@@ -136,7 +136,7 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
     save_image(grid(finished, captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
     write_scene(args, network, samples)
-    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} images/s")
+    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} {things(args.model)}/s")
 
 
 def sample_graded(args: argparse.Namespace, network: Network, device: torch.device) -> None:

@@ -60,7 +60,7 @@ from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
 from sampling.files import Files, files_of
 from sampling.network import ImageNoise, Network, draw, guided_by, load_network, say
-from train_utils import build_sampler
+from train_utils import build_sampler, things
 
 SETTINGS = "settings.json"
 WRITERS = 4  # threads that encode pictures, or look at them
@@ -110,11 +110,12 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
         files, npz = files_of(network), folder.with_name(folder.name + ".npz")
         files.pack([files.path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
         drawn, evaluations = map(int, work.tolist())
+        what = things(network.config.name)
         run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
-            print(f"{evaluations / drawn:g} model evaluations an image, {drawn / seconds:.2f} images/s")
+            print(f"{evaluations / drawn:g} model evaluations each, {drawn / seconds:.2f} {what}/s")
         manifest.write(args, network, process, run, json.loads((folder / SETTINGS).read_text()), npz)
-        print(f"{args.num_fid_samples} images in {folder} and in {npz}")
+        print(f"{args.num_fid_samples} {what} in {folder} and in {npz}")
 
 
 def sample_images(args: argparse.Namespace, network: Network, folder: Path, process: distributed.Process) -> Tensor:
@@ -123,7 +124,7 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     Returns:
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
-    everything, files = range(args.num_fid_samples), files_of(network)
+    everything, files, what = range(args.num_fid_samples), files_of(network), things(network.config.name)
     there = distributed.from_main(lambda: [i for i in everything if files.path(folder, i).is_file()])
     faults = faults_in(folder, there, files, process)
     if process.is_main:
@@ -132,11 +133,11 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     missing = sorted(set(everything) - set(there) | faults.keys())
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
-        print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} images are there")
+        print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} {what} are there")
     model = guided_by(args, network)
     writing: list[Future[None]] = []
     evaluations = 0
-    with progress.bar(total=len(missing), desc="images") as bar, ThreadPoolExecutor(WRITERS) as pool:
+    with progress.bar(total=len(missing), desc=what) as bar, ThreadPoolExecutor(WRITERS) as pool:
         for indices in batches(mine, args.per_proc_batch_size):
             noise = ImageNoise(args.global_seed, indices)
             y = torch.tensor(labels_of(args, network, indices, noise), device=process.device)

@@ -13,7 +13,7 @@ so that a continued run is the run it would have been.
 """
 
 from runtime.errors import begin
-from training.arguments import check_arguments, make_parser
+from training.arguments import check_arguments, make_parser, without_effect
 
 if __name__ == "__main__":
     begin(make_parser(__doc__))
@@ -36,7 +36,7 @@ from data.sets import check_same_everywhere
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
-from train_utils import ModelConfig, are_shapes, build_transport, method_settings, typed_arguments
+from train_utils import ModelConfig, are_shapes, build_transport, method_settings, things, typed_arguments
 from training import resume
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
@@ -45,8 +45,6 @@ from training.preview import preview
 from training.shape_monitor import ShapeMonitor
 from training.step import build_optimizer, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
-
-NOT_OF_SHAPES = {"image_size", "vae", "encode_bf16", "flip", "max_bad_images"}  # of the arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,12 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = [*start.lines, *(f"Warning: {note}" for note in dataset.notes)]
     if from_latents := [resume.as_typed(k, v) for k, v in supplied.items() if getattr(args, k) == v]:
         lines.append(f"From the latents: {', '.join(from_latents)}")
-    if shapes and (unused := sorted(typed_arguments(parser, argv) & NOT_OF_SHAPES)):
-        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
-        lines.append(f"Warning: no effect on shapes: {flags}")
+    lines += without_effect(args, typed_arguments(parser, argv))
     lines += resume.check_classes(dataset.class_names, args, start)
-    if args.loss_weight and args.prediction == "velocity":
-        lines.append(f"Warning: --loss-weight {args.loss_weight} has no effect on --prediction velocity")
 
     # Transport, model, moving average, optimiser.
     transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)), attributes=data.attributes)
@@ -132,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
         if args.compile:
             log("Compiling: the first step takes a minute or so")
-        log(f"{len(dataset):,} images in {len(dataset.class_names)} classes, {order.steps_per_epoch} steps an epoch")
+        counted = f"{len(dataset):,} {things(args.model)} in {len(dataset.class_names)} classes"
+        log(f"{counted}, {order.steps_per_epoch} steps an epoch")
         begun = f"Continuing {start.source} from step {step} to {total_steps}"
         log(begun if start.source else f"Training for {total_steps} steps")
         if args.wandb and process.is_main:

@@ -94,6 +94,11 @@ def of_shapes(model: str) -> bool:
     return model in SHAPE_MODELS
 
 
+def things(model: str) -> str:
+    """What a model makes, in words."""
+    return "shapes" if of_shapes(model) else "images"
+
+
 def default_combostoc_type(model: str) -> str:
     """What a model is trained with unless it is said otherwise."""
     return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ATT_PART" if of_shapes(model) else "UNSYNC_ALL"

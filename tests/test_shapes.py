@@ -62,7 +62,7 @@ def test_training_leaves_what_it_should(trained, chairs):
     assert content["layout"]["names"] == ["box.center", "box.size", "box.axes", "code.exponents"]
     with Image.open(trained.parent / "samples" / "0000004.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 50
-    assert "102 images in 6 classes" in (trained.parent / "log.txt").read_text()  # of 120 those that are for training
+    assert "102 shapes in 6 classes" in (trained.parent / "log.txt").read_text()  # of 120 those that are for training
 
 
 @pytest.mark.parametrize("kind", ["UNSYNC_NONE", "UNSYNC_PART", "UNSYNC_ALL"])
@@ -204,7 +204,7 @@ def test_many_samples_are_the_same_by_any_number_of_processes_and_continue(tmp_p
     capsys.readouterr()
     sample_ddp.main([*flags, "--per-proc-batch-size", "4", "--sample-dir", str(tmp_path / "one")])
     said = capsys.readouterr()
-    assert "000003.npy is damaged" in said.err and "8 of 10 images are there" in said.out
+    assert "000003.npy is damaged" in said.err and "8 of 10 shapes are there" in said.out
     after = load_shapes(one)
     assert before and all(np.allclose(after.attributes[n], a.attributes[n], atol=1e-3) for n in a.attributes)
 

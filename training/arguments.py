@@ -26,6 +26,7 @@ from train_utils import (
 )
 
 DEFAULT_EXTRACTOR = "inception"
+NOT_OF_SHAPES = {"image_size", "vae", "encode_bf16", "flip", "max_bad_images"}  # of the arguments
 MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 
 
@@ -172,6 +173,17 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
         help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}, or the "
         "shapes that are held out",
     )
+
+
+def without_effect(args: argparse.Namespace, typed: set[str]) -> list[str]:
+    """What to say of arguments that were typed and change nothing."""
+    lines = []
+    if are_shapes(args.data_path) and (unused := sorted(typed & NOT_OF_SHAPES)):
+        flags = ", ".join("--" + name.replace("_", "-") for name in unused)
+        lines.append(f"Warning: no effect on shapes: {flags}")
+    if args.loss_weight and args.prediction == "velocity":
+        lines.append(f"Warning: --loss-weight {args.loss_weight} has no effect on --prediction velocity")
+    return lines
 
 
 def check_arguments(args: argparse.Namespace, world_size: int) -> None:

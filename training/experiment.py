@@ -24,7 +24,7 @@ from evaluation.statistics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.files import flush, link, replacing
-from train_utils import of_shapes
+from train_utils import of_shapes, things
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
 COLUMNS = {  # of the tables
@@ -90,6 +90,7 @@ class Experiment:
 
     def __init__(self, args: argparse.Namespace, process: distributed.Process) -> None:
         self.folder = folder_for(args)
+        self.things = things(args.model)
         self.columns = COLUMNS | (OF_SHAPES if of_shapes(args.model) else {})
         self.is_main = process.is_main
         self.logger = logging.getLogger("train")
@@ -171,7 +172,7 @@ class Experiment:
         skipped = f", {row['bad_steps']} bad steps skipped" if row["bad_steps"] else ""
         self.logger.info(
             f"(step={row['step']:07d}) loss {row['loss']:.4f}, {speed['steps_per_sec']:.2f} steps/s, "
-            f"{speed['images_per_sec']:.1f} images/s{skipped}"
+            f"{speed['images_per_sec']:.1f} {self.things}/s{skipped}"
         )
         if self.is_main:
             self._append("metrics", row)

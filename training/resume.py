@@ -15,7 +15,7 @@ from data.sets import Items
 from models import SiT
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
-from train_utils import ModelConfig, default_method, load_weights, model_config, of_shapes, typed_arguments
+from train_utils import ModelConfig, default_method, load_weights, model_config, of_shapes, things, typed_arguments
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -210,8 +210,8 @@ def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespac
     if data["sha256"] == dataset.digest:
         return seen, []
     return seen * length // data["images"], [
-        f"Warning: the data have changed: {start.source} was trained on {data['images']:,} images, --data-path "
-        f"{args.data_path} has {length:,} and another listing; its passes over the data count on"
+        f"Warning: the data have changed: {start.source} was trained on {data['images']:,} {things(args.model)}, "
+        f"--data-path {args.data_path} has {length:,} and another listing; its passes over the data count on"
     ]
 
 
