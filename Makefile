@@ -77,13 +77,13 @@ shapes: export OMP_NUM_THREADS = 1
 shapes: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train.py --data-path shapes --model Parts-XS --num-classes 6 \
 	  --num-workers 0 --global-batch-size 64 --lr 2e-3 --ema-decay 0.995 --max-steps 2500 --reckpt-every 500 \
-	  --sample-every 500 --exp furniture
+	  --sample-every 500 --times blend --exp furniture
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(FURNITURE)/ckpt.pt --out $(FURNITURE)/sheet.png \
 	  --glb $(FURNITURE)/sheet.glb
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(FURNITURE)/ckpt.pt --out $(FURNITURE)/completed.png \
-	  --reference shapes:0 shapes:3 --preserve parts:0,1,2:0.9
+	  --reference shapes:0 shapes:3 --class-labels chair bed --preserve parts:0,1,2:0.9
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(FURNITURE)/ckpt.pt --out $(FURNITURE)/assembled.png \
-	  --reference shapes:0 shapes:3 --preserve box.size:0.9,code:0.9
+	  --reference shapes:0 shapes:3 --class-labels chair bed --preserve box.size:0.9,code:0.9
 	$(BIN)/torchrun --standalone --nproc_per_node=2 sample_ddp.py ODE --ckpt $(FURNITURE)/ckpt.pt --balanced-labels \
 	  --num-fid-samples 200 --per-proc-batch-size 100 --sample-dir $(FURNITURE)/samples
 	OMP_NUM_THREADS=2 $(BIN)/python evaluate.py $(FURNITURE)/samples/*.npz shapes --points 512 --compared 200

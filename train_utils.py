@@ -105,13 +105,13 @@ def default_combostoc_type(model: str) -> str:
 
 
 def default_method(model: str, times: str | None = None) -> dict[str, str]:
-    """What a model is trained with unless it is said otherwise: the paper's setting for images, or for shapes. A
-    published draw of images is half-mixed, all others are of the whole batch."""
-    times = times or ("uniform" if of_shapes(model) else "combostoc")
+    """What a model is trained with unless it is said otherwise: the paper's setting for images, or for shapes. The
+    published draw is half-mixed for images, all others are of the whole batch."""
+    times = times or "combostoc"
     return {
         "combostoc_type": default_combostoc_type(model),
         "times": times,
-        "halfmixing": "on" if times == "combostoc" else "off",
+        "halfmixing": "on" if times == "combostoc" and not of_shapes(model) else "off",
         "prediction": "data" if of_shapes(model) else "velocity",
     }
 

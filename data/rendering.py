@@ -45,13 +45,14 @@ class View:
         return cls(tuple(center.tolist()), 1.08 * float((high - low)[:2].max()))
 
     @classmethod
-    def typical(cls, shapes: Iterable[Shape]) -> "View":
-        """Where nine in ten of these fit: what a model makes of noise may be anywhere."""
-        corners = [shape_mesh(shape)[0] @ camera().T for shape in shapes]
+    def typical(cls, shapes: Sequence[Shape], whole: Sequence[Shape] = ()) -> "View":
+        """Where nine in ten of these fit, for what a model makes of noise may be anywhere, and all of `whole`."""
+        corners = [shape_mesh(shape)[0] @ camera().T for shape in (*whole, *shapes)]
         low, high = np.stack([c.min(0) for c in corners]), np.stack([c.max(0) for c in corners])
         middle = np.median((low + high) / 2, axis=0)
         reach = np.maximum(high - middle, middle - low)[:, :2].max(1)  # of each shape, from the middle
-        return cls(tuple((middle @ camera()).tolist()), 2.16 * float(np.quantile(reach, 0.9)))
+        extent = max(np.quantile(reach, 0.9), *reach[: len(whole)], 0)
+        return cls(tuple((middle @ camera()).tolist()), 2.16 * float(extent))
 
 
 FURNITURE = View((0.0, 0.5, 0.0), 1.46)  # where the embedded set fits

@@ -193,7 +193,7 @@ def sheet(
             pale.
     """
     each = len(samples) // len(control.shapes)
-    view = View.typical([*control.shapes, *samples])
+    view = View.typical(samples, whole=control.shapes)
     tiles, texts = [], []
     for k, (shape, keep, caption) in enumerate(zip(control.shapes, control.keep, captions, strict=True)):
         parts = keep[: len(shape["box.center"])]

@@ -57,7 +57,7 @@ def trained(tmp_path_factory, chairs):
 def test_training_leaves_what_it_should(trained, chairs):
     content = checkpoint.load(trained)
     args = content["args"]
-    assert (args["combostoc_type"], args["times"], args["halfmixing"]) == ("UNSYNC_ATT_PART", "uniform", "off")
+    assert (args["combostoc_type"], args["times"], args["halfmixing"]) == ("UNSYNC_ATT_PART", "combostoc", "off")
     assert args["prediction"] == "data" and content["class_names"] == load_shapes(chairs).class_names
     assert content["layout"]["names"] == ["box.center", "box.size", "box.axes", "code.exponents"]
     with Image.open(trained.parent / "samples" / "0000004.png") as picture:

@@ -128,12 +128,12 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--times",
         choices=TIMES,
-        help="how times are drawn, see docs/training.md#timesteps; default: combostoc, for shapes uniform",
+        help="how times are drawn, see docs/training.md#timesteps; default: combostoc",
     )
     parser.add_argument(
         "--halfmixing",
         choices=switch,
-        help="asynchronous times in half of each batch; off: in all of it; default: on for combostoc, else off",
+        help="asynchronous times in half of each batch or all; default: on for combostoc and images, else off",
     )
     parser.add_argument(
         "--blend",

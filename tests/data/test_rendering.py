@@ -120,6 +120,14 @@ def test_a_view_holds_its_shapes_at_one_scale():
     assert columns[-1] - columns[0] > 120 and found[1].sum() < 0.1 * found[0].sum()
 
 
+def test_a_typical_view_is_of_most_and_all_of_what_must_be_whole():
+    usual, far, tall = boxes((0.0, 0, 0)), boxes((0.0, 0, 0), (30, 0, 0)), boxes((0.0, 0, 0), (0, 4, 0))
+    view = View.typical([usual] * 11 + [far])
+    assert view.extent < 1.2 * View.of([usual]).extent
+    for picture in (render(usual, 100, view), render(tall, 100, View.typical([usual] * 11, whole=[tall]))):
+        assert coloured(picture).any() and not coloured(picture)[[0, -1]].any()
+
+
 def test_pictures_are_the_same_each_time():
     whole = furniture(count=6)
     for k in range(6):

@@ -68,7 +68,7 @@ def test_runs_of_shapes_differ_by_their_type(tmp_path):
         args = parser.parse_args(job(tmp_path, variant, *PARTS).train_args())
         differences[variant] = {k: v for k, v in vars(args).items() if v != published[k]}
         check_arguments(args, 1)
-        assert args.prediction == "data" and args.times == "uniform"
+        assert args.prediction == "data" and (args.times, args.halfmixing) == ("combostoc", "off")
     kinds = [f"UNSYNC_{kind}" for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")]
     assert differences == {kind: {"combostoc_type": kind} if kind != "UNSYNC_ATT_PART" else {} for kind in kinds}
     assert published["model"] == "Parts-XS" and published["data_path"] == "shapes"
