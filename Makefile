@@ -1,5 +1,5 @@
 # make demo           train on the embedded digits, sample, count: a few minutes on any CPU
-# make shapes         structured shapes: train on the embedded furniture, sample, complete, assemble; NNN minutes
+# make shapes         structured shapes: train on the embedded furniture, sample, complete, assemble; 4 to 6 minutes
 # make test           linters, types and the whole test suite
 # make test-fast      between two edits: the linter and the tests that start no process, in less than a minute
 # make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes

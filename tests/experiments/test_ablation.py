@@ -111,8 +111,8 @@ def test_a_run_is_trained_once_and_judged(tmp_path, monkeypatch):
 
 def test_a_run_of_shapes_is_trained_once_and_judged(tmp_path, monkeypatch):
     monkeypatch.setattr(point_network, "STEPS", 20)
-    monkeypatch.setattr(judge_shapes, "POINTS", 64)
-    monkeypatch.setattr(judge_shapes, "COMPARED", 8)
+    monkeypatch.setattr(judge_shapes, "OFTEN_POINTS", 64)
+    monkeypatch.setattr(judge_shapes, "OFTEN_COMPARED", 8)
     shapes = furniture(count=60)
     save_shapes(shapes, tmp_path / "few.npz")
     monkeypatch.setattr(ablation, "JUDGE", make_shape_judge(shapes), raising=False)

@@ -20,8 +20,8 @@ COUNT = 60
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(point_network, "STEPS", 20)
-    monkeypatch.setattr(module, "POINTS", 64)
-    monkeypatch.setattr(module, "COMPARED", 20)
+    monkeypatch.setattr(module, "OFTEN_POINTS", 64)
+    monkeypatch.setattr(module, "OFTEN_COMPARED", 20)
 
 
 @pytest.fixture(scope="module")
