@@ -25,7 +25,8 @@ def pytest_configure() -> None:
 
 # What takes longest, in this order, so that the workers of pytest-xdist end together.
 LONG = (
-    *("test_faults.py", "test_app.py", "test_train.py", "test_graded.py", "test_sampler.py", "test_imports.py"),
+    *("test_faults.py", "test_app.py", "test_train.py", "test_graded.py", "test_sampler.py"),
+    *("test_app_shapes.py", "test_shapes.py", "test_imports.py"),
     *("test_monitor.py", "test_evaluate.py", "test_bad_input.py", "test_sample.py", "test_sample_ddp.py"),
     *("test_extract_latents.py", "test_resume.py", "test_throughput.py", "test_ablation.py", "test_images.py"),
     *("test_wandb_utils.py", "test_experiment.py", "test_pictures.py"),
