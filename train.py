@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 # Evaluate. A run that continues begins with what a signal has ended.
                 if monitor is not None and due(args.eval_every, step) and not experiment.has_evaluation(step):
                     with books.window.paused():
-                        signum = report(monitor, step, ema, transport, request, experiment)
+                        signum = report(monitor, args, step, ema, transport, request, experiment)
                     if signum and saved_step != step:
                         save(rolling=True, kept=False, is_end=True)
                 if signum or step == total_steps:

@@ -257,8 +257,7 @@ class Layout:
             DataError: it has other attributes, or more parts.
         """
         there = {name: values.shape[1] for name, values in shape.items()}
-        if there != dict(zip(self.names, self.widths, strict=True)):
-            known = dict(zip(self.names, self.widths, strict=True))
+        if there != (known := dict(zip(self.names, self.widths, strict=True))):
             raise DataError(f"a shape has the attributes {in_words(there)}, not {in_words(known)}")
         values = np.concatenate([shape[name] for name in self.names], axis=1)
         if len(values) > self.max_parts:

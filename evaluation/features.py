@@ -30,7 +30,7 @@ class Features(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """A network ready to use: images (N, 3, H, W) uint8 -> Features."""
+    """A network ready to use: images (N, 3, H, W) uint8 -> Features; in float32 whatever training uses."""
 
     name: str
     extract: Callable[[Tensor], Features]  # of images anywhere
@@ -47,10 +47,10 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         DataError: the weights cannot be fetched or are those of another network.
     """
     if name == "inception":
-        return Extractor(name, in_float32(inception(weights, device)))
+        return Extractor(name, precision.exact()(inception(weights, device)))
     if weights is not None:
         raise UsageError(f"weights {weights} are for the features inception; {name} brings its own")
-    return Extractor(name, in_float32(efficientnet_lite0(device)))
+    return Extractor(name, precision.exact()(efficientnet_lite0(device)))
 
 
 def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], Features]:
@@ -117,13 +117,3 @@ def efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Features]:
         return Features(pooled, None, model.get_classifier()(pooled))
 
     return extract
-
-
-def in_float32(extract: Callable[[Tensor], Features]) -> Callable[[Tensor], Features]:
-    """The network in float32 whatever training uses, so that values do not depend on it."""
-
-    def exact(images: Tensor) -> Features:
-        with precision.exact():
-            return extract(images)
-
-    return exact

@@ -11,6 +11,7 @@ from data.shapes import BOX, ShapeSet
 from evaluation.chamfer import chamfer_distances, coverage, nearest_means, nearest_neighbour_accuracy
 from evaluation.point_network import PointNetwork
 from evaluation.validity import ground_level, validity
+from runtime import precision
 from runtime.errors import DataError
 
 POINTS = 2048  # of a shape
@@ -50,6 +51,7 @@ class ShapeJudge:
         DataError: a set has fewer than two shapes, or one whose box is not finite, or beyond 1e15.
     """
 
+    @precision.exact()
     def __init__(
         self,
         reference: ShapeSet,
@@ -70,6 +72,7 @@ class ShapeJudge:
             clouds = self._clouds(seen, TRAINING)
         self.network = PointNetwork(clouds, torch.from_numpy(seen.labels), len(seen.class_names), seed)
 
+    @precision.exact()
     def evaluate(self, samples: ShapeSet) -> dict[str, float]:
         """All numbers of samples, by name; see docs/evaluation.md.
 

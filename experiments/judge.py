@@ -105,13 +105,24 @@ def unguided(mode: str, *flags: str) -> argparse.Namespace:
     return parser.parse_args([mode, *flags, "--cfg-scale", "1"])
 
 
+def labels_of(network: Network, samples: int) -> Tensor:
+    """The classes alike often: (samples,)."""
+    return torch.arange(samples) % network.num_labels
+
+
+def drawn(args: argparse.Namespace, network: Network, labels: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """Batches of samples from the noise of seed 0, and how many evaluations each took."""
+    device, model = next(network.model.parameters()).device, guided_by(args, network)
+    for part in torch.arange(len(labels)).split(BATCH):
+        yield draw(args, network, ImageNoise(0, part.tolist()), labels[part].to(device), model)
+
+
 def judge_samples(args: argparse.Namespace, network: Network, judge: Judge, samples: int) -> tuple[float, float, int]:
     """Samples of the classes alike often, by the arguments of sample.py and from the noise of seed 0: their distance,
     the share in the class asked for, and the evaluations it took."""
-    device, model = next(network.model.parameters()).device, guided_by(args, network)
-    images, labels, evaluations = [], torch.arange(samples) % network.num_labels, 0
-    for part in torch.arange(samples).split(BATCH):
-        x, evaluations = draw(args, network, ImageNoise(0, part.tolist()), labels[part].to(device), model)
+    images, labels, evaluations = [], labels_of(network, samples), 0
+    for x, taken in drawn(args, network, labels):
         images.append(shrunk(x.clamp(-1, 1)).cpu())
+        evaluations = taken
     x = torch.cat(images)
     return judge.distance(x), (judge.classes(x) == labels).double().mean().item(), evaluations

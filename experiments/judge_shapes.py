@@ -2,13 +2,11 @@
 
 import argparse
 
-import torch
-
 from data.shapes import ShapeSet, from_shapes
 from evaluation.shapes import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
-from experiments.judge import BATCH
+from experiments.judge import drawn, labels_of
 from experiments.measurements import ShapeRow
-from sampling.network import ImageNoise, Network, draw, guided_by
+from sampling.network import Network
 
 
 def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
@@ -19,11 +17,8 @@ def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
 def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:
     """Fill in the row, from samples of the classes alike often, from the noise of seed 0."""
     assert network.layout is not None
-    device, model = next(network.model.parameters()).device, guided_by(args, network)
-    labels, made = torch.arange(row.samples) % network.num_labels, []
-    for part in torch.arange(row.samples).split(BATCH):
-        x, _ = draw(args, network, ImageNoise(0, part.tolist()), labels[part].to(device), model)
-        made += [network.layout.decode(numbers) for numbers in x]
+    labels = labels_of(network, row.samples)
+    made = [network.layout.decode(numbers) for x, _ in drawn(args, network, labels) for numbers in x]
     names = network.class_names or [str(k) for k in range(network.num_labels)]
     samples = from_shapes(made, labels.tolist(), names)
     found = judge.evaluate(samples)

@@ -12,8 +12,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from sklearn.datasets import load_digits
 
-from tests.conftest import ROOT
-from tests.test_app import Visit, chromium, serving
+from tests.conftest import ROOT, chromium
+from tests.test_app import Visit, serving
 
 
 def main(ckpt: Path) -> None:

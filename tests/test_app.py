@@ -7,7 +7,6 @@ import importlib.util
 import io
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -36,7 +35,6 @@ from sampling.studio import TILE, Choices, Studio, brush_colour, enlarged, paint
 from tests.conftest import ROOT
 from train_utils import parse_transport_args
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SIDE = 384
 
 
@@ -269,22 +267,6 @@ def answers(port: int) -> bool:
 def server(files):
     with serving(files / "ckpt.pt", files / "log.txt") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        yield chromium(p)
-
-
-def chromium(playwright):
-    """The browser, drawing on the CPU as fast as it can, and without a sandbox, for root."""
-    args = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-    return playwright.chromium.launch(executable_path=CHROMIUM, args=args)
 
 
 class Visit:

@@ -18,7 +18,7 @@ from models import Parts_models
 from runtime.errors import DataError, UsageError
 from sampling import parts
 from sampling.shape_studio import COLOURS, ShapeChoices, ShapeStudio
-from tests.test_app import CHROMIUM, Visit, chromium, serving, studio_of
+from tests.test_app import Visit, serving, studio_of
 
 FEW = 60
 STEPS = ("--sampling-method", "euler", "--num-sampling-steps", "3")
@@ -181,17 +181,6 @@ def test_a_model_of_other_attributes_does_not_offer_the_embedded_set(files, tmp_
 def server(files):
     with serving(files / "ckpt.pt", files / "log.txt") as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    from playwright.sync_api import expect, sync_playwright
-
-    expect.set_options(timeout=30_000)
-    with sync_playwright() as p:
-        yield chromium(p)
 
 
 class ShapeVisit(Visit):

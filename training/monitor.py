@@ -52,10 +52,6 @@ class Evaluator(Protocol):
         """Look at the reference; returns lines to log."""
         ...
 
-    def about(self, step: int) -> dict[str, Any]:
-        """What the numbers of a step are of, for evaluations.csv."""
-        ...
-
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
         """The numbers, in the first process; {} in the others, or if asked to stop.
 
@@ -113,8 +109,22 @@ def samples(
             yield indices, decoded
 
 
+def about(args: argparse.Namespace, step: int) -> dict[str, Any]:
+    """What the numbers of a step are of, for evaluations.csv; no network of features sees shapes."""
+    features = {"features": args.eval_features} if args.eval_features else {}
+    reference = args.eval_reference or args.data_path
+    counts = {"samples": args.eval_samples, "sampling_steps": args.eval_sampling_steps}
+    return {"step": step, **features, "reference": reference, **counts}
+
+
 def report(
-    evaluator: Evaluator, step: int, model: SiT, transport: Transport, request: StopRequest, experiment: Experiment
+    evaluator: Evaluator,
+    args: argparse.Namespace,
+    step: int,
+    model: SiT,
+    transport: Transport,
+    request: StopRequest,
+    experiment: Experiment,
 ) -> int:
     """Evaluate, and write the numbers to log.txt, evaluations.csv and Weights & Biases.
 
@@ -137,7 +147,7 @@ def report(
         experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
         results = {}
     if results:
-        experiment.log_evaluation(evaluator.about(step), results, time.monotonic() - start_time)
+        experiment.log_evaluation(about(args, step), results, time.monotonic() - start_time)
     return signum
 
 
@@ -199,12 +209,6 @@ class Monitor:
         return samples(
             self.args, self.process, self.data, model, transport, lambda x: as_bytes(autoencoder.decode(x)), stop
         )
-
-    def about(self, step: int) -> dict[str, Any]:
-        args = self.args
-        reference = args.eval_reference or args.data_path
-        about = {"features": args.eval_features, "reference": reference, "samples": args.eval_samples}
-        return {"step": step, **about, "sampling_steps": args.eval_sampling_steps}
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
         """The numbers of `evaluation.statistics.compare`; see `Evaluator`."""

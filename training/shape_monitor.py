@@ -10,7 +10,7 @@ from data.feed import Data
 from data.shapes import Shape, ShapeSpace, from_shapes, open_shapes
 from evaluation.shapes import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
 from models import SiT
-from runtime import distributed, precision
+from runtime import distributed
 from runtime.errors import DataError
 from training.monitor import samples
 from transport import Transport
@@ -37,15 +37,9 @@ class ShapeMonitor:
     def _make_judge(self) -> list[str]:
         reference, training = held_out(open_shapes(self.reference))
         settings: dict[str, Any] = {"points": OFTEN_POINTS, "compared": OFTEN_COMPARED}
-        with precision.exact():
-            self.judge = ShapeJudge(reference, training, **settings, device=self.process.device)
+        self.judge = ShapeJudge(reference, training, **settings, device=self.process.device)
         flags = " ".join(f"--{name} {value}" for name, value in settings.items())
         return [f"Evaluating: against {len(reference):,} shapes of {self.reference}, as evaluate.py {flags}"]
-
-    def about(self, step: int) -> dict[str, Any]:
-        args = self.args
-        about = {"reference": self.reference, "samples": args.eval_samples}
-        return {"step": step, **about, "sampling_steps": args.eval_sampling_steps}
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
         """The numbers of `ShapeJudge.evaluate`; see `training.monitor.Evaluator`."""
@@ -68,7 +62,6 @@ class ShapeMonitor:
         labels = [i % len(names) for i in range(len(found))]
         sampled = from_shapes([found[i] for i in range(len(found))], labels, names)
         try:
-            with precision.exact():
-                return self.judge.evaluate(sampled)
+            return self.judge.evaluate(sampled)
         except DataError as error:  # as large as a diverging model makes them
             raise FloatingPointError(str(error)) from None

@@ -9,6 +9,7 @@ import torch
 
 from data.shapes import Layout, ShapeSet, furniture
 from evaluation import point_network
+from experiments import judge as drawing
 from experiments import judge_shapes as module
 from experiments.judge import unguided
 from experiments.judge_shapes import judge_shapes, make_shape_judge
@@ -62,8 +63,8 @@ def judged(monkeypatch, judge, made: torch.Tensor, layout: Layout, names: list[s
     def draw(args, network, noise, y, model):
         return torch.stack([next(given) for _ in y]), 5
 
-    monkeypatch.setattr(module, "draw", draw)
-    monkeypatch.setattr(module, "guided_by", lambda args, network: network.model)
+    monkeypatch.setattr(drawing, "draw", draw)
+    monkeypatch.setattr(drawing, "guided_by", lambda args, network: network.model)
     network = SimpleNamespace(layout=layout, model=torch.nn.Linear(1, 1), num_labels=len(names), class_names=names)
     row = ShapeRow("x", 0, 1, "digest", len(made), 5)
     judge_shapes(unguided("SDE"), network, judge, row)
