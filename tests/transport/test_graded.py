@@ -135,8 +135,8 @@ def test_on_curved_paths_the_error_is_that_of_the_integrator(path, schedule, see
 
 # ---- nothing kept, all kept ----------------------------------------------------------------------------------------
 
-MODES = [("ODE", {"sampling_method": m, "num_steps": 9}) for m in SOLVERS] + [
-    ("SDE", {"sampling_method": method, "diffusion_form": "sigma", "last_step": last, "num_steps": 9})
+MODES = [("ODE", {"sampling_method": m, "num_steps": 5}) for m in SOLVERS] + [
+    ("SDE", {"sampling_method": method, "diffusion_form": "sigma", "last_step": last, "num_steps": 5})
     for method in ("Euler", "Heun")
     for form in DIFFUSION_FORMS
     for last in LAST_STEPS
