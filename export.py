@@ -6,6 +6,7 @@
 
 CKPT is whatever sample.py takes: a checkpoint of train.py or of the official SiT or ComboStoc code, weights alone, a
 published name, or hf://owner/repo/file. Both kinds of file are read by sample.py; the official programs read the .pt.
+A model of shapes needs .safetensors, which keeps what its numbers mean.
 """
 
 import argparse
@@ -32,7 +33,7 @@ import torch
 import download
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError, run_program
-from train_utils import check_weights, model_config
+from train_utils import check_weights, model_config, of_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -47,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     content = checkpoint.load(path)
     weights = checkpoint.weights(content, args.ckpt)
     config = model_config(weights, args.ckpt)
+    if args.out.suffix == ".pt" and of_shapes(config.name):
+        raise UsageError(
+            f"--out {args.out}: of a model of shapes it must end in .safetensors, which keeps their layout"
+        )
     with torch.device("meta"):  # without memory
         check_weights(config.build(), weights, args.ckpt)
     if args.out.suffix == ".pt":

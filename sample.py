@@ -177,9 +177,10 @@ def sample_parts(args: argparse.Namespace, network: Network, device: torch.devic
         model = with_progress(guided_by(args, network), bar)
         settings = {"seed": args.seed, "variations": variations, "batch_size": args.batch_size}
         finished, nfe = parts.generate(args, network, keep, labels, model, device, **settings)
-    shapes = [parts.layout_of(network).decode(x) for x in finished]
+    layout = parts.layout_of(network)
+    shapes, numbers = [layout.decode(x) for x in finished], [layout.existing(x) for x in finished]
     captions = [network.class_name(k) for k in labels] if args.class_labels else ["sample"] * len(args.reference)
-    save_image(parts.sheet(keep, shapes, captions, network.image_size), args.out)
+    save_image(parts.sheet(keep, shapes, numbers, captions, network.image_size), args.out)
     print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
     write_scene(args, network, [finished])
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")

@@ -169,7 +169,7 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
     group.add_argument("--path-type", choices=PATHS, default=path, help="interpolant" + source)
     group.add_argument("--prediction", choices=PREDICTIONS, default=prediction, help="what the model predicts" + source)
     group.add_argument(
-        "--loss-weight", type=none_or_str, choices=WEIGHTS, help="weight of score and noise losses" + unused
+        "--loss-weight", type=none_or_str, choices=WEIGHTS, help="weight of all losses but the velocity's" + unused
     )
     group.add_argument("--sample-eps", type=float, help="distance from t = 0 and 1 in sampling; default: the path's")
     group.add_argument(

@@ -45,7 +45,7 @@ class BatchOrder(Sampler[list[Key]]):
         flip: bool = True,
     ) -> None:
         if length < global_batch_size:
-            raise DataError(f"the data set has {length} images, fewer than one global batch of {global_batch_size}")
+            raise DataError(f"the data set has {length} samples, fewer than one global batch of {global_batch_size}")
         self.length = length
         self.global_batch_size = global_batch_size
         self.local_batch_size = global_batch_size // world_size

@@ -15,10 +15,9 @@ A set of shapes is one .npz. Parts of all shapes follow one another, an array an
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,14 @@ from torch.utils.data import Dataset
 from data.furniture import CLASSES, pieces
 from data.order import Key
 from runtime.errors import DataError, first_line
-from runtime.files import NPZ, describe, replacing
+from runtime.files import DAMAGE, NPZ, describe, replacing
 
 SHAPES = "shapes"  # the name of the embedded set
 BOX = {"box.center": 3, "box.size": 3, "box.axes": 6}
 EXPONENTS = "code.exponents"
 EXISTS = "exists"  # what a model calls its first number of a part
 OTHERS = ("counts", "labels", "class_names", "split", "ids")
-MIN_SIZE = 1e-3  # of an edge that a model made
+MIN_SIZE = 1e-3  # of an edge that a model made, over the mean edge
 
 Shape = dict[str, np.ndarray]  # attribute -> (parts, width)
 
@@ -114,7 +113,7 @@ def load_shapes(path: str | Path) -> ShapeSet:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}  # what is no array comes as bytes
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGE as error:
         raise DataError(f"{path} is damaged: {first_line(error)}") from None
     if missing := [name for name in ("counts", *BOX, "labels", "class_names") if name not in arrays]:
         raise DataError(f"{path} is not an .npz of shapes: it lacks {', '.join(missing)}")
@@ -133,7 +132,9 @@ def load_shapes(path: str | Path) -> ShapeSet:
         check(values.shape[1], f"{name} has no numbers")
         check(len(values) == counts.sum(), f"{name} has {len(values):,} parts, counts {counts.sum():,}")
         check(name not in BOX or values.shape[1] == BOX[name], f"{name} has {values.shape[1]} numbers a part")
-        check(np.isfinite(values).all(), f"{name} is not finite")
+        with np.errstate(over="ignore"):
+            attributes[name] = values.astype(np.float32)
+        check(np.isfinite(attributes[name]).all(), f"{name} is not finite")
     check((attributes["box.size"] >= 0).all(), "box.size is negative")
     axes = attributes["box.axes"]
     check(np.abs(orthonormal(axes) - axes).max() < 1e-3, "box.axes are no rows of rotations")
@@ -142,13 +143,13 @@ def load_shapes(path: str | Path) -> ShapeSet:
         check(name not in arrays or name == "labels" or arrays[name].dtype.kind == "U", f"{name} are not words")
     check(labels.dtype.kind in "iu", "labels are not whole numbers")
     check((labels >= 0).all() and (labels < len(names)).all(), f"a label is none of its {len(names)} classes")
-    attributes = {name: values.astype(np.float32) for name, values in attributes.items()}
     counts, labels = counts.astype(np.int64), labels.astype(np.int64)
     return ShapeSet(attributes, counts, labels, names, arrays.get("split"), arrays.get("ids"))
 
 
+@cache
 def furniture(seed: int = 0, count: int = 4000) -> ShapeSet:
-    """The embedded set, see data/furniture.py; of fewer pieces it is the beginning of it."""
+    """The embedded set, see data/furniture; of fewer pieces it is the beginning of it."""
     shapes, labels, split = pieces(seed, count)
     return from_shapes(shapes, labels, CLASSES, split=split)
 
@@ -165,7 +166,7 @@ def holds_shapes(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return "counts.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGE:
         return False
 
 
@@ -192,11 +193,12 @@ class Layout:
         arrays = {name: values.astype(np.float64) for name, values in shapes.attributes.items()}
         widths = [values.shape[1] for values in arrays.values()]
         std = np.array([np.sqrt(values.var(0).mean()) for values in arrays.values()])
+        rounding = np.array([1e-6 * np.sqrt(np.square(values).mean()) for values in arrays.values()])
         return cls(
             names=tuple(arrays),
             widths=tuple(widths),
             mean=tuple(np.concatenate([values.mean(0) for values in arrays.values()]).tolist()),
-            std=tuple(np.repeat(np.where(std > 1e-6, std, 1.0), widths).tolist()),  # what never changes is 0
+            std=tuple(np.repeat(np.where(std > rounding, std, 1.0), widths).tolist()),  # what never changes is 0
             max_parts=int(shapes.counts.max()),
         )
 
@@ -289,7 +291,8 @@ class Layout:
         numbers = values[self.existing(x), 1:] * np.array(self.std) + np.array(self.mean)
         ends = np.cumsum(self.widths)[:-1]
         shape = dict(zip(self.names, np.split(numbers, ends, axis=1), strict=True))
-        shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE)
+        typical = np.mean([self.mean[k - 1] for k in range(*self.slices["box.size"].indices(self.shape[1]))])
+        shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE * typical)
         shape["box.axes"] = orthonormal(shape["box.axes"])
         return {name: part.astype(np.float32) for name, part in shape.items()}
 

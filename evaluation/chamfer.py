@@ -35,7 +35,7 @@ def chamfer_distances(a: Tensor, b: Tensor | None = None, desc: str | None = Non
     """
     itself, b = b is None, a if b is None else b
     check_clouds(a, b)
-    origin = (a.mean((0, 1)) + b.mean((0, 1))) / 2  # the smaller the numbers are, the less is lost
+    origin = torch.cat([a, b]).flatten(0, 1).median(0).values  # the smaller numbers are, the less is lost
     a, b = a - origin, b - origin
     square_a, square_b = a.square().sum(2, keepdim=True), b.square().sum(2, keepdim=True)
     left = torch.cat([a, square_a, torch.ones_like(square_a)], dim=2)  # (N, P, 5)
@@ -55,7 +55,7 @@ def chamfer_distances(a: Tensor, b: Tensor | None = None, desc: str | None = Non
 
     if itself:
         found = found.triu(1) + found.triu(1).T
-    lost = 64 * torch.finfo(a.dtype).eps * (square_a.mean() + square_b.mean())
+    lost = 64 * torch.finfo(a.dtype).eps * (square_a.mean((1, 2))[:, None] + square_b.mean((1, 2)))  # of each pair
     for i, j in (found < lost).nonzero().tolist():
         if not itself or i < j:
             found[i, j] = by_differences(a[i], b[j])

@@ -3,9 +3,7 @@
 Several processes read a set together: each takes every world_size-th batch.
 """
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +18,10 @@ from data.listing import image_files
 from data.pictures import to_uint8
 from data.sets import DIGITS, Digits
 from runtime.errors import DataError
-from runtime.files import describe
+from runtime.files import DAMAGE, describe
 
 IMAGES = "arr_0"
 SKIPPED = 1 << 24  # bytes at a time
-# What reading a damaged archive raises.
-DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, LookupError, RuntimeError)
 
 
 Batch = tuple[Sequence[int], Tensor]  # indices of images in their set, and the images, (n, 3, H, W) uint8

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluation.features import DIMENSIONS, Extractor
-from evaluation.image_sets import DAMAGE, IMAGES, Batch, ImageSet, array_names, open_images
+from evaluation.image_sets import IMAGES, Batch, ImageSet, array_names, open_images
 from evaluation.metrics import (
     Moments,
     RunningMoments,
@@ -21,7 +21,7 @@ from evaluation.metrics import (
 )
 from runtime import distributed, progress
 from runtime.errors import DataError
-from runtime.files import replacing
+from runtime.files import DAMAGE, replacing
 
 MAX_KEPT = 50_000  # images of a set whose features are kept for KID, precision and recall; moments are of all
 MAX_FEATURES = 10_000  # of these in a file of statistics, as many as ADM's reference batches have images

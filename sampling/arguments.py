@@ -56,7 +56,8 @@ def sampling_parser(
         group.add_argument(
             "--cfg-scale",
             type=sampling_scale,
-            help=f"classifier-free guidance, 1 for none, 0 for samples without a class; default: {cfg_scale}",
+            help="classifier-free guidance, 1 for none, 0 for samples without a class; default: "
+            + (f"{cfg_scale}" if cfg_scale == 1 else f"{cfg_scale}, and 1 for shapes"),
         )
         group.add_argument(
             "--cfg-channels",
@@ -104,7 +105,11 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
         "--vae",
         help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
     )
-    group.add_argument("--image-size", type=positive_int, help="default: read from the checkpoint")
+    group.add_argument(
+        "--image-size",
+        type=positive_int,
+        help="default: read from the checkpoint; of shapes the side of a picture, default: 192",
+    )
     group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
 
 

@@ -6,6 +6,7 @@ A spec says how much is kept, from 0 (regenerate) to 1 (keep); what it does not 
     parts:0,2:0.9                parts, by their number in the picture of the reference: completion
     box.size:0.9,code:0.9        an attribute of all parts there are, or several that begin so: assembly
     parts:0:1,box.center:0.5     both
+    exists:1,box.size:0.9        with 1 of existence there are these parts and no others
 """
 
 import argparse
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from data.pictures import grid
 from data.rendering import View, render
-from data.shapes import SHAPES, Layout, Shape, ShapeSet, open_shapes
+from data.shapes import EXISTS, SHAPES, Layout, Shape, ShapeSet, open_shapes
 from runtime.errors import DataError, UsageError
 from sampling.arguments import NUMBER
 from sampling.network import ImageNoise, Network, draw
@@ -123,15 +124,19 @@ def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:
         if not named:
             raise UsageError(f"--preserve {spec}: a part has {', '.join(layout.attributes)}, not {name}")
         for where in named:
-            m[:parts, where] = checked(value, spec)
+            m[: None if name == EXISTS else parts, where] = checked(value, spec)
     return m
 
 
-def ticked_map(parts: Sequence[int], attributes: Sequence[str], kept: float, layout: Layout) -> Tensor:
-    """How much of each number is kept, (L, F), where it is so much of these attributes of these parts."""
+def ticked_map(parts: Sequence[int], count: int, attributes: Sequence[str], kept: float, layout: Layout) -> Tensor:
+    """How much of each number is kept, (L, F), where it is so much of these attributes of these of `count` parts.
+
+    Where the existence of all parts is kept, it is kept, too, that there are no others.
+    """
     m = torch.zeros(layout.shape)
     for attribute in attributes:
-        m[list(parts), layout.slices[attribute]] = kept
+        everywhere = attribute == EXISTS and len(parts) == count
+        m[slice(None) if everywhere else list(parts), layout.slices[attribute]] = kept
     return m
 
 
@@ -179,18 +184,17 @@ def generate(
 def sheet(
     control: Control,
     samples: Sequence[Shape],
+    numbers: Sequence[np.ndarray],
     captions: Sequence[str],
     size: int,
-    numbers: Sequence[np.ndarray] | None = None,
 ) -> Image.Image:
     """A row for each reference: itself, with what is kept in colour, and its samples.
 
     Args:
         control, samples: the references, and as many samples of each, one reference after the other.
+        numbers: of the parts of each sample; they have the colours of those of the reference, and new ones are pale.
         captions: one for each reference.
         size: side of a picture in pixels.
-        numbers: of the parts of each sample; then they have the colours of those of the reference, and new ones are
-            pale.
     """
     each = len(samples) // len(control.shapes)
     view = View.typical(samples, whole=control.shapes)
@@ -199,8 +203,7 @@ def sheet(
         parts = keep[: len(shape["box.center"])]
         tiles += [render(shape, size, view), render(shape, size, view, faded=(parts.amax(1) == 0).numpy())]
         for i in range(k * each, (k + 1) * each):
-            called = None if numbers is None else numbers[i]
-            tiles.append(render(samples[i], size, view, None if called is None else new_parts(keep, called), called))
+            tiles.append(render(samples[i], size, view, new_parts(keep, numbers[i]), numbers[i]))
         texts += [f"reference, parts 0 to {len(parts) - 1}", kept_words(parts)]
         texts += [f"{caption} ({i})" for i in range(1, each + 1)]
     return grid(np.stack(tiles), texts, columns=2 + each)

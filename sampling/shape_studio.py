@@ -150,9 +150,10 @@ class ShapeStudio(Service):
         args = self.parser().parse_args([*choices.as_arguments(), f"--precision={self.precision}"])
         control.check_arguments(args)
         _, shape = self.pick(choices.path, choices.number)
-        if choices.parts and max(choices.parts) >= len(shape["box.center"]):
+        count = len(shape["box.center"])
+        if choices.parts and max(choices.parts) >= count:
             raise UsageError("other parts are ticked than the reference has: choose it again")
-        ticked = parts.ticked_map(choices.parts, choices.attributes, choices.kept, self.layout)
+        ticked = parts.ticked_map(choices.parts, count, choices.attributes, choices.kept, self.layout)
         keep = parts.make_control([shape], [ticked], self.layout)
         build_graded_sampler(args, network.transport, keep.numbers, keep.keep)  # complains about bad settings
         model = self.model(args, tell)
@@ -162,7 +163,7 @@ class ShapeStudio(Service):
             x, nfe = parts.generate(args, network, keep, labels, model, self.device, **settings)
         samples, numbers = [self.layout.decode(one) for one in x], [self.layout.existing(one) for one in x]
         caption = "sample" if choices.label is None else network.class_name(choices.label)
-        sheet = parts.sheet(keep, samples, [caption], network.image_size, numbers)
+        sheet = parts.sheet(keep, samples, numbers, [caption], network.image_size)
         scenes = self.scenes(keep, samples, numbers)
         said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
         if warning := parts.untrained_times(keep.keep, network):

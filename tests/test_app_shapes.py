@@ -70,13 +70,18 @@ def choices(files: Path, **changes) -> ShapeChoices:
 def test_what_is_ticked_both_ways_is_kept(studio):
     layout, shape = studio.layout, furniture(count=2)[1]
     every = list(layout.attributes)
-    m = parts.ticked_map([0, 2], every, 0.9, layout)
+    count = len(shape["box.center"])
+    m = parts.ticked_map([0, 2], count, every, 0.9, layout)
     assert torch.equal(m, parts.keep_map("parts:0,2:0.9", shape, layout))
-    m = parts.ticked_map(range(len(shape["box.center"])), ["box.size", "code.exponents"], 0.7, layout)
+    m = parts.ticked_map(range(count), count, ["box.size", "code.exponents"], 0.7, layout)
     assert torch.equal(m, parts.keep_map("box.size:0.7,code:0.7", shape, layout))
-    m = parts.ticked_map([0, 2], [name for name in every if name != "box.center"], 1.0, layout)
+    m = parts.ticked_map([0, 2], count, [name for name in every if name != "box.center"], 1.0, layout)
     assert torch.equal(m, parts.keep_map("parts:0,2:1,box.center:0", shape, layout))
-    assert not parts.ticked_map([], every, 1.0, layout).any() and not parts.ticked_map([0], [], 1.0, layout).any()
+    assert not parts.ticked_map([], count, every, 1.0, layout).any()
+    assert not parts.ticked_map([0], count, [], 1.0, layout).any()
+    m = parts.ticked_map(range(count), count, ["exists", "box.size"], 0.7, layout)  # and there are no others
+    assert torch.equal(m, parts.keep_map("exists:0.7,box.size:0.7", shape, layout))
+    assert (m[:, 0] == torch.tensor(0.7)).all() and layout.max_parts > count and not m[count:, 1:].any()
 
 
 @pytest.mark.parametrize(
@@ -96,9 +101,10 @@ def test_the_samples_are_those_of_sample(changes, flags, files, studio, tmp_path
     words = ["--ckpt", str(files / "ckpt.pt"), "--reference", f"{files / 'few.npz'}:1", "--variations", "2"]
     steps = ("--sampling-method", changes.get("sampler", "ODE euler").split()[1], *STEPS[2:])
     sample.main([flags[0], *words, *flags[1:], *steps, "--out", str(tmp_path / "a.png")])
-    (page, page_samples, page_captions, *_), (program, samples, captions, *_) = found
+    (page, page_samples, page_numbers, page_captions, *_), (program, samples, numbers, captions, *_) = found
     assert torch.equal(page.keep, program.keep) and page_captions == captions
     assert len(samples) == len(page_samples) == 2
+    assert all(np.array_equal(a, b) for a, b in zip(page_numbers, numbers, strict=True))
     assert all(np.array_equal(a[n], b[n]) for a, b in zip(page_samples, samples, strict=True) for n in a)
 
 

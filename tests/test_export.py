@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import export
-from models import SiT_models
+from models import Parts_models, SiT_models
 from runtime import checkpoint
-from runtime.errors import DataError, run_program
+from runtime.errors import DataError, UsageError, run_program
 from sampling.arguments import sampling_parser
 from sampling.network import load_network
 
@@ -35,6 +35,13 @@ def test_a_plain_state_dict_is_what_the_official_programs_read(trained, tmp_path
     state = torch.load(tmp_path / "w.pt", weights_only=True)
     ema = checkpoint.load(trained / "ckpt.pt")["ema"]
     assert state.keys() == ema.keys() and all(torch.equal(state[k], ema[k]) for k in ema)
+
+
+def test_of_shapes_a_plain_state_dict_would_lack_the_layout(tmp_path):
+    checkpoint.save(tmp_path / "a.pt", Parts_models["Parts-XS"](in_channels=15, num_classes=6).state_dict())
+    with pytest.raises(UsageError, match=r"w\.pt: of a model of shapes it must end in \.safetensors"):
+        export.main([str(tmp_path / "a.pt"), "--out", str(tmp_path / "w.pt")])
+    assert not (tmp_path / "w.pt").exists()
 
 
 def test_an_official_checkpoint_is_converted(tmp_path):

@@ -207,6 +207,11 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
     args.cfg_scale = args.cfg_scale or (1.0 if shapes else 4.0)
     for name in ("combostoc_type", "times", "halfmixing", "prediction"):
         setattr(args, name, getattr(args, name) or usual[name])
+    if args.difficulty and args.prediction != "velocity":
+        raise UsageError(
+            f"--difficulty {args.difficulty:g}, which --preset fast has, too, is for --prediction velocity, "
+            f"not {args.prediction}"
+        )
     if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"

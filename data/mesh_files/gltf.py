@@ -123,7 +123,8 @@ def geometry_only(header: dict[str, Any], own: bool) -> dict[str, Any]:
         if "sparse" in accessors[k] or "bufferView" not in accessors[k] or accessors[k].get("normalized"):
             raise ValueError("its points are stored in a way that is not read (sparse, compressed or normalized)")
     unused = {"count": 0, "componentType": 5126, "type": "SCALAR"}
-    own_buffer = [{"uri": Buffers.OWN}] if own else []
+    buffers = header.get("buffers", [])
+    own_buffer = [{"uri": Buffers.OWN}] if own and buffers and "uri" not in buffers[0] else []
     placed = ("children", "matrix", "translation", "rotation", "scale")
     return {
         "asset": {"version": header["asset"]["version"]},
@@ -138,5 +139,5 @@ def geometry_only(header: dict[str, Any], own: bool) -> dict[str, Any]:
         "meshes": meshes,
         "accessors": [accessor if k in used else unused for k, accessor in enumerate(accessors)],
         "bufferViews": header.get("bufferViews", []),
-        "buffers": own_buffer + [{"uri": buffer["uri"]} for buffer in header.get("buffers", [])[len(own_buffer) :]],
+        "buffers": own_buffer + [{"uri": buffer["uri"]} for buffer in buffers[len(own_buffer) :]],
     }

@@ -223,7 +223,7 @@ def placed() -> list[np.ndarray]:
     return [first, second, TABLE[1] * [1, 1, -1] + [6, 2, 3]]
 
 
-@pytest.mark.parametrize("kind", ["glb", "gltf", "beside"])
+@pytest.mark.parametrize("kind", ["glb", "glb beside", "gltf", "beside"])
 def test_gltf_parts_are_nodes_where_the_scene_puts_them(tmp_path, kind):
     """Whatever their names, cameras, and numbers of materials; a node's mesh of several materials is one part."""
     header, body = gltf_file(
@@ -236,11 +236,13 @@ def test_gltf_parts_are_nodes_where_the_scene_puts_them(tmp_path, kind):
         path = write(tmp_path / "a.glb", glb(header, body))
     else:
         uri = "data:application/octet-stream;base64," + base64.b64encode(body).decode()
-        if kind == "beside":
+        if "beside" in kind:
             uri = "the%20numbers.bin"
             write(tmp_path / "the numbers.bin", body)
         header["buffers"][0]["uri"] = uri
         path = write(tmp_path / "a.gltf", json.dumps(header))
+        if kind == "glb beside":
+            path = write(tmp_path / "a.glb", glb(header, b""))
     found = as_is(path)
     expected = placed()
     apart = np.abs(corners(found)[:, :, None] - np.stack(expected)[:, None]).max(-1)

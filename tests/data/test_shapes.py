@@ -84,6 +84,9 @@ def test_a_damaged_array_is_named(some, tmp_path):
     assert line(code__exponents=np.ones((parts, 2), int)) == "damaged: code.exponents is not of shape (parts, width)"
     assert line(code__exponents=of("code.exponents", 9, np.nan)) == "damaged: code.exponents is not finite"
     assert line(box__center=of("box.center", 0, np.inf)) == "damaged: box.center is not finite"
+    far = some.attributes["box.center"].astype(float)
+    far[3, 1] = 1e300  # beyond float32
+    assert line(box__center=far) == "damaged: box.center is not finite"
     assert line(box__size=of("box.size", 4, -0.1)) == "damaged: box.size is negative"
     assert line(box__axes=of("box.axes", 4, 0.5)) == "damaged: box.axes are no rows of rotations"
     assert line(labels=some.labels[:-1]) == "damaged: labels are not one for each shape"
@@ -125,6 +128,12 @@ def test_a_file_of_another_kind_is_named(some, tmp_path):
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("box.size.npy").header_offset + 60
     middle[start : start + 40] = b"\xff" * 40
+    locked, unknown = bytearray(whole), bytearray(whole)
+    directory = whole.index(b"PK\x01\x02")
+    for at in (6, directory + 8):
+        locked[at] |= 1
+    for at in (8, directory + 10):
+        unknown[at] = 99
     contents = {
         "is not an .npz of shapes, but empty": b"",
         "is not an .npz of shapes, but damaged": whole[: len(whole) // 2],
@@ -132,6 +141,8 @@ def test_a_file_of_another_kind_is_named(some, tmp_path):
         "is not an .npz of shapes, but a NumPy array": b"\x93NUMPY\x01\x00",
         "is not an .npz of shapes, but text that begins with 'v 0 0 1'": b"v 0 0 1\nv 0 1 0\n",
         "is damaged: ": bytes(middle),
+        "is damaged: File": bytes(locked),
+        "is damaged: That compression method": bytes(unknown),
     }
     for line, content in contents.items():
         path.write_bytes(content)
@@ -165,6 +176,22 @@ def test_a_set_is_normalised(some):
         seen = x[:, layout.slices[name]]
         assert seen.var(0, correction=0).mean().item() == pytest.approx(1, abs=1e-5)
         torch.testing.assert_close(seen.std(0) / seen.std(), values.std(0) / (values - values.mean(0)).std())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_the_unit_of_length_does_not_matter(some, scale):
+    scaled = {n: v * np.float32(scale if n in ("box.center", "box.size") else 1) for n, v in some.attributes.items()}
+    layout, theirs = Layout.of(some), Layout.of(replace(some, attributes=scaled))
+    x = torch.randn(50, *layout.shape, generator=torch.Generator().manual_seed(0)) * 4
+    for one in x:
+        torch.testing.assert_close(
+            torch.from_numpy(theirs.decode(one)["box.size"] / scale),
+            torch.from_numpy(layout.decode(one)["box.size"]),
+            rtol=1e-4,
+            atol=1e-6,
+        )
+    thin = {**some[0], "box.size": np.full_like(some[0]["box.size"], 0.001)}
+    np.testing.assert_allclose(layout.decode(layout.encode(thin))["box.size"], 0.001, rtol=1e-3)
 
 
 def test_what_never_changes_is_zero(some):

@@ -63,6 +63,16 @@ def test_copies_are_at_nothing_and_what_is_near_is_exact():
     torch.testing.assert_close(near.diagonal(5).double(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("far", [1e5, 1e9])
+def test_one_cloud_far_away_changes_nothing_for_the_others(far):
+    a, b = clouds(6, dtype=torch.float32), clouds(5, seed=1, dtype=torch.float32)
+    expected = chamfer_distances(a, b)
+    a[2] *= far
+    found = chamfer_distances(a, b)
+    torch.testing.assert_close(found[[0, 1, 3, 4, 5]], expected[[0, 1, 3, 4, 5]], rtol=1e-4, atol=1e-5)
+    assert (found[2] > far).all()
+
+
 @pytest.mark.parametrize(
     ("a", "b", "said"),
     [
