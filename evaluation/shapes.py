@@ -118,16 +118,3 @@ class ShapeJudge:
         generators = (np.random.default_rng([self.seed, which, k]) for k in range(len(shapes)))
         clouds = [surface_points(shapes[k], self.points, rng) for k, rng in enumerate(generators)]
         return torch.from_numpy(np.stack(clouds).astype(np.float32)).to(self.device)
-
-
-def evaluate_shapes(
-    samples: ShapeSet,
-    reference: ShapeSet,
-    *,
-    points: int = POINTS,
-    compared: int = COMPARED,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> dict[str, float]:
-    """The numbers of one set of samples; a ShapeJudge is for several."""
-    return ShapeJudge(reference, points=points, compared=compared, seed=seed, device=device).evaluate(samples)

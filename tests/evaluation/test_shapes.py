@@ -7,7 +7,7 @@ import torch
 from data.shapes import ShapeSet, from_shapes
 from evaluation import point_network
 from evaluation import shapes as shapes_module
-from evaluation.shapes import ShapeJudge, evaluate_shapes
+from evaluation.shapes import ShapeJudge
 from runtime.errors import DataError
 from tests.evaluation.test_validity import table
 
@@ -80,9 +80,9 @@ def test_as_many_of_both_are_compared(judge):
 def test_one_call_is_the_same_and_a_seed_decides(monkeypatch, reference):
     monkeypatch.setattr(point_network, "STEPS", 2)
     samples = tables(20, 1)
-    once = evaluate_shapes(samples, reference, **FEW)
+    once = ShapeJudge(reference, **FEW).evaluate(samples)
     assert once == pytest.approx(ShapeJudge(reference, **FEW).evaluate(samples))
-    other = evaluate_shapes(samples, reference, **FEW, seed=1)
+    other = ShapeJudge(reference, **FEW, seed=1).evaluate(samples)
     assert all(other[name] != once[name] for name in ("test_to_samples", "samples_to_test", "FD-points"))
 
 
