@@ -13,6 +13,12 @@ def drawn(times: str, kind: str, compensation: bool = True) -> dict[str, tuple[s
     return {name: ("ComboStoc", flags)}
 
 
+def half_mixed(times: str, kind: str) -> dict[str, tuple[str, str]]:
+    """The same, with one time a sample in half of the batch."""
+    ((name, (family, flags)),) = drawn(times, kind).items()
+    return {f"{name}, half-mixed": (family, f"{flags} --halfmixing on")}
+
+
 PUBLISHED = {
     "SiT": ("SiT", ""),
     **{f"UNSYNC_{kind}": ("ComboStoc", f"--combostoc-type UNSYNC_{kind}") for kind in ("NONE", "VEC", "PATCH", "ALL")},
@@ -62,6 +68,8 @@ TABLES = {
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
         **drawn("blend-lognormal", "ALL"),
         **drawn("blend-lognormal-async", "ALL"),
+        **half_mixed("blend-lognormal", "ALL"),
+        **half_mixed("blend-lognormal-async", "ALL"),
     },
     "difficulty": {  # for the samplers that look at it, experiments/samplers.py
         f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")
