@@ -223,7 +223,8 @@ def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
         "--preset",
         action=Preset,
         of=of,
-        help=f"settings that a study supports, docs/study.md; fast: {fast}; what is given after it wins",
+        help=f"fast: {fast}, the fastest on small pictures in colour but not on all data, see docs/study.md; what is "
+        "given after it wins",
     )
 
 

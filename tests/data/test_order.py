@@ -62,5 +62,5 @@ def test_an_epoch_visits_every_image_once_and_epochs_differ():
 
 
 def test_fewer_images_than_a_batch():
-    with pytest.raises(DataError, match="5 images, fewer than one global batch of 8"):
+    with pytest.raises(DataError, match="5 samples, fewer than one global batch of 8"):
         BatchOrder(5, 8, 0, 1, seed=0)

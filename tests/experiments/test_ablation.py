@@ -75,6 +75,13 @@ def test_runs_of_shapes_differ_by_their_type(tmp_path):
     assert len({job(tmp_path, variant, *PARTS).folder for variant in TABLES["parts"]}) == 6
 
 
+WORDS = {
+    "no compensation": {"compensation": "off"},
+    "difficulty": {"difficulty": 0.01},
+    "half-mixed": {"halfmixing": "on"},
+}
+
+
 def what_a_name_says(name: str) -> dict[str, object]:
     """'blend, PATCH, no compensation' and the like, in train.py's arguments."""
     draw, *rest = name.split(", ")
@@ -82,10 +89,8 @@ def what_a_name_says(name: str) -> dict[str, object]:
         return {"model": "SiT-XS/2", "combostoc_type": None, "times": "lognormal"}
     says: dict[str, object] = {} if draw == "UNSYNC_ALL" else {"times": draw}
     for word in rest:
-        if word in ("no compensation", "difficulty"):
-            says |= {"compensation": "off"} if word == "no compensation" else {"difficulty": 0.01}
-        elif word != "ALL":
-            says["combostoc_type"] = f"UNSYNC_{word}"
+        if word != "ALL":
+            says |= WORDS.get(word, {"combostoc_type": f"UNSYNC_{word}"})
     return says
 
 
