@@ -366,6 +366,12 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         (train, "--data-path {set} --model Parts-XS --num-classes 5", 2, "5 is less than the data's 6 classes"),
         (train, "--data-path {o}/images.npz --model Parts-XS", 1, "images.npz is not an .npz of shapes: it lacks"),
         (train, "--data-path {o}/one.npz --model Parts-XS --num-classes 6", 1, "fewer than one global batch of 256"),
+        (
+            train,
+            "--data-path {o}/one.npz --model Parts-XS --preset fast",
+            2,
+            "--difficulty 0.01, which --preset fast has",
+        ),
         (extract_latents, "--data-path {set} --out {f}/latents", 2, "few.npz holds shapes, which are not encoded"),
         (evaluate, "{o}/images.npz {set}", 1, "images.npz is not an .npz of shapes: it lacks"),
         (evaluate, "{set} {o}/images.npz", 1, "images.npz is not an .npz of shapes: it lacks"),
