@@ -28,7 +28,7 @@ if __name__ == "__main__":
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ import torch
 from data.meshes import write_glb
 from data.pictures import columns_for, grid, save_image, to_uint8
 from data.rendering import pictures_of
+from data.shapes import Shape
 from runtime import distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing
@@ -135,7 +136,7 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
     captions = [network.class_name(k) for k in labels]
     save_image(grid(finished, captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
-    write_scene(args, network, samples)
+    write_scene(args, (parts.layout_of(network).decode(x) for batch in samples for x in batch))
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} {things(args.model)}/s")
 
 
@@ -182,14 +183,14 @@ def sample_parts(args: argparse.Namespace, network: Network, device: torch.devic
     captions = [network.class_name(k) for k in labels] if args.class_labels else ["sample"] * len(args.reference)
     save_image(parts.sheet(keep, shapes, numbers, captions, network.image_size), args.out)
     print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
-    write_scene(args, network, [finished])
+    write_scene(args, shapes)
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
 
 
-def write_scene(args: argparse.Namespace, network: Network, samples: Sequence[torch.Tensor]) -> None:
+def write_scene(args: argparse.Namespace, shapes: Iterable[Shape]) -> None:
     """--glb: shapes side by side."""
     if args.glb is not None:
-        write_glb([parts.layout_of(network).decode(x) for batch in samples for x in batch], args.glb)
+        write_glb(list(shapes), args.glb)
         print(f"the shapes in {args.glb}")
 
 

@@ -17,7 +17,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,6 @@ def load_shapes(path: str | Path) -> ShapeSet:
     return ShapeSet(attributes, counts, labels, names, arrays.get("split"), arrays.get("ids"))
 
 
-@cache
 def furniture(seed: int = 0, count: int = 4000) -> ShapeSet:
     """The embedded set, see data/furniture; of fewer pieces it is the beginning of it."""
     shapes, labels, split = pieces(seed, count)
@@ -277,6 +276,10 @@ class Layout:
         exists[existence.argmax()] = True
         return np.flatnonzero(exists)
 
+    def _by_attribute(self, numbers: np.ndarray) -> Shape:
+        """Numbers without existence, (..., F - 1), an array an attribute."""
+        return dict(zip(self.names, np.split(numbers, np.cumsum(self.widths)[:-1], axis=-1), strict=True))
+
     def decode(self, x: Tensor) -> Shape:
         """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes.
 
@@ -288,11 +291,9 @@ class Layout:
             raise FloatingPointError(
                 "a shape is not finite: the model's weights are not, or the sampler diverges with these settings"
             )
-        numbers = values[self.existing(x), 1:] * np.array(self.std) + np.array(self.mean)
-        ends = np.cumsum(self.widths)[:-1]
-        shape = dict(zip(self.names, np.split(numbers, ends, axis=1), strict=True))
-        typical = np.mean([self.mean[k - 1] for k in range(*self.slices["box.size"].indices(self.shape[1]))])
-        shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE * typical)
+        mean = np.array(self.mean)
+        shape = self._by_attribute(values[self.existing(x), 1:] * np.array(self.std) + mean)
+        shape["box.size"] = np.maximum(shape["box.size"], MIN_SIZE * self._by_attribute(mean)["box.size"].mean())
         shape["box.axes"] = orthonormal(shape["box.axes"])
         return {name: part.astype(np.float32) for name, part in shape.items()}
 

@@ -23,7 +23,6 @@ from runtime.files import DAMAGE, describe
 IMAGES = "arr_0"
 SKIPPED = 1 << 24  # bytes at a time
 
-
 Batch = tuple[Sequence[int], Tensor]  # indices of images in their set, and the images, (n, 3, H, W) uint8
 
 

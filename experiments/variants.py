@@ -6,17 +6,11 @@ A variant that stands in two tables has the same name in both, and is trained on
 DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean", "spread", "below", "two")
 
 
-def drawn(times: str, kind: str, compensation: bool = True) -> dict[str, tuple[str, str]]:
+def drawn(times: str, kind: str, compensation: bool = True, halfmixing: bool = False) -> dict[str, tuple[str, str]]:
     """The variant of one way of drawing times."""
-    name = f"{times}, {kind}" + ("" if compensation else ", no compensation")
+    name = f"{times}, {kind}" + ("" if compensation else ", no compensation") + (", half-mixed" if halfmixing else "")
     flags = f"--combostoc-type UNSYNC_{kind} --times {times}" + ("" if compensation else " --compensation off")
-    return {name: ("ComboStoc", flags)}
-
-
-def half_mixed(times: str, kind: str) -> dict[str, tuple[str, str]]:
-    """The same, with one time a sample in half of the batch."""
-    ((name, (family, flags)),) = drawn(times, kind).items()
-    return {f"{name}, half-mixed": (family, f"{flags} --halfmixing on")}
+    return {name: ("ComboStoc", flags + (" --halfmixing on" if halfmixing else ""))}
 
 
 PUBLISHED = {
@@ -68,8 +62,8 @@ TABLES = {
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
         **drawn("blend-lognormal", "ALL"),
         **drawn("blend-lognormal-async", "ALL"),
-        **half_mixed("blend-lognormal", "ALL"),
-        **half_mixed("blend-lognormal-async", "ALL"),
+        **drawn("blend-lognormal", "ALL", halfmixing=True),
+        **drawn("blend-lognormal-async", "ALL", halfmixing=True),
     },
     "difficulty": {  # for the samplers that look at it, experiments/samplers.py
         f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")

@@ -13,6 +13,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def load_control(args: argparse.Namespace, network: Network) -> Control:
     if args.preserve is None or args.preserve_channels or args.preserve_pixels:
         raise UsageError("of a shape --preserve says how much is kept: 0.9, parts:0,2:0.9 or box.size:0.9")
     layout = layout_of(network)
-    shapes = [reference(word, layout) for word in args.reference]
+    opened = cache(open_shapes)  # each set once
+    shapes = [reference(word, layout, opened) for word in args.reference]
     return make_control(shapes, [keep_map(args.preserve.text, shape, layout) for shape in shapes], layout)
 
 
@@ -78,8 +80,8 @@ def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
     return shapes[index]
 
 
-def reference(word: str, layout: Layout) -> Shape:
-    """A shape of a set: FILE.npz:3 or shapes:3; without a number the first.
+def reference(word: str, layout: Layout, opened: Callable[[str], ShapeSet]) -> Shape:
+    """A shape of a set that is opened by name: FILE.npz:3 or shapes:3; without a number the first.
 
     Raises:
         UsageError, DataError: there is none, or it is not of the layout.
@@ -88,7 +90,7 @@ def reference(word: str, layout: Layout) -> Shape:
     if not are_shapes(name):
         raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {SHAPES}:3")
     try:
-        shape = pick(open_shapes(name), index, name)
+        shape = pick(opened(name), index, name)
         layout.encode(shape)
         return shape
     except DataError as error:
