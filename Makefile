@@ -10,7 +10,7 @@
 # make study-choices  the same for what the paper leaves open; 38 minutes, after make study
 # make study-colour   the same for the types on three channels; 75 minutes
 # make study-times    the same for ways of drawing times, and samplers at equal evaluations; 8 hours, after study-colour
-# make study-fashion  the same for the best of them on Fashion-MNIST; 3 hours
+# make study-fashion  the same for the best of them on Fashion-MNIST; 4 hours
 # make timesteps      the picture of the types' timesteps
 # make help           this list
 #

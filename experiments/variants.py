@@ -38,6 +38,7 @@ TABLES = {
     "times": {  # every way of drawing them
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,
+        **drawn("blend-lognormal", "VEC"),
         **{
             name: variant
             for compensation in (True, False)
@@ -48,6 +49,7 @@ TABLES = {
     },
     "marginals": {  # the same distribution of one entry's time: one a sample, a position, an entry
         "UNSYNC_NONE": PUBLISHED["UNSYNC_NONE"],  # uniform, as an entry's is by the draws uniform and two
+        **drawn("lognormal", "NONE"),
         **{
             name: variant
             for draw in ("uniform", "two", "blend", "blend-lognormal", "blend-lognormal-async", "spread", "below")
@@ -60,6 +62,8 @@ TABLES = {
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
+        **drawn("lognormal", "NONE"),
+        **drawn("blend-lognormal", "NONE"),
         **drawn("blend-lognormal", "ALL"),
         **drawn("blend-lognormal-async", "ALL"),
         **drawn("blend-lognormal", "ALL", halfmixing=True),

@@ -368,9 +368,9 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         (train, "--data-path {o}/one.npz --model Parts-XS --num-classes 6", 1, "fewer than one global batch of 256"),
         (
             train,
-            "--data-path {o}/one.npz --model Parts-XS --preset fast",
+            "--data-path {o}/one.npz --model Parts-XS --preset fast-async",
             2,
-            "--difficulty 0.01, which --preset fast has",
+            "--difficulty 0.01, which --preset fast-async has",
         ),
         (extract_latents, "--data-path {set} --out {f}/latents", 2, "few.npz holds shapes, which are not encoded"),
         (evaluate, "{o}/images.npz {set}", 1, "images.npz is not an .npz of shapes: it lacks"),

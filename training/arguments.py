@@ -209,7 +209,7 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
         setattr(args, name, getattr(args, name) or usual[name])
     if args.difficulty and args.prediction != "velocity":
         raise UsageError(
-            f"--difficulty {args.difficulty:g}, which --preset fast has, too, is for --prediction velocity, "
+            f"--difficulty {args.difficulty:g}, which --preset fast-async has, too, is for --prediction velocity, "
             f"not {args.prediction}"
         )
     if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":

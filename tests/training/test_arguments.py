@@ -19,19 +19,25 @@ def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():
 
 
 def test_a_preset_is_what_it_stands_for_and_what_follows_it_wins():
-    fast = vars(checked("--combostoc-type UNSYNC_ALL --times blend-lognormal-async --difficulty 0.01"))
-    assert vars(checked("--preset fast")) == fast
-    assert vars(checked("--times uniform --preset fast")) == fast
-    assert vars(checked("--preset fast --combostoc-type UNSYNC_PATCH")) == fast | {"combostoc_type": "UNSYNC_PATCH"}
+    fast = vars(checked("--combostoc-type UNSYNC_NONE --times blend-lognormal"))
+    far = vars(checked("--combostoc-type UNSYNC_ALL --times blend-lognormal-async --difficulty 0.01"))
+    assert vars(checked("--preset fast")) == vars(checked("--times uniform --preset fast")) == fast
+    assert vars(checked("--preset fast-async")) == vars(checked("--preset fast --preset fast-async")) == far
+    assert vars(checked("--preset fast-async --combostoc-type UNSYNC_PATCH")) == far | {
+        "combostoc_type": "UNSYNC_PATCH"
+    }
+    assert checked("--model SiT-XL/2 --preset fast").times == "blend-lognormal"
     argv = ["--data-path", "digits", "--preset", "fast"]
     assert typed_arguments(make_parser(), argv) == {
         "data_path",
         *PRESETS["fast"]["training"],
     }  # a checkpoint's give way to them
-    (variant,) = (
-        flags for name, (_, flags) in TABLES["difficulty"].items() if name == "blend-lognormal-async, ALL, difficulty"
-    )
-    assert vars(checked(variant)) == fast
+
+
+def test_the_presets_are_in_the_study():
+    for name, preset in (("blend-lognormal, NONE", "fast"), ("blend-lognormal-async, ALL, difficulty", "fast-async")):
+        (flags,) = {flags for table in TABLES.values() for variant, (_, flags) in table.items() if variant == name}
+        assert checked(flags) == checked(f"--preset {preset}")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,7 @@ def test_a_preset_is_what_it_stands_for_and_what_follows_it_wins():
         ("--combostoc-type UNSYNC_NONE --halfmixing off", "--halfmixing off is for asynchronous times"),
         ("--model SiT-XL/2 --times lognormal --halfmixing on", "--halfmixing on is for asynchronous times"),
         ("--model SiT-XL/2 --compensation off", "--compensation off is for asynchronous times"),
-        ("--model SiT-XL/2 --preset fast", "--combostoc-type UNSYNC_ALL needs a ComboStoc model"),
+        ("--model SiT-XL/2 --preset fast-async", "--combostoc-type UNSYNC_ALL needs a ComboStoc model"),
         ("--times blend --blend sample", "--blend sample is for --times combostoc, not for blend"),
     ],
 )
