@@ -6,7 +6,7 @@ import torch
 
 from tests.conftest import GaussianModel, golden, relative_error
 from tests.transport.test_integrators import exact_moments_of_the_scheme
-from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, Sampler, create_transport
+from transport import DIFFUSION_FORMS, FIXED_STEP_METHODS, LAST_STEPS, SDE_METHODS, Sampler, create_transport
 from transport import sampler as sampler_module
 from transport.sampler import SOLVERS
 
@@ -281,6 +281,27 @@ def test_model_evaluations_are_counted(method, per_step):
         sampler(torch.randn(3, 2), counted)
         assert sampler.nfe == len(calls) == 10 * per_step
     assert all(t.shape == (3,) for t in calls)
+
+
+@pytest.mark.parametrize("method", FIXED_STEP_METHODS)
+@pytest.mark.parametrize("steps", [1, 4, 20])
+def test_a_predicted_image_is_where_fixed_steps_land(method, steps):
+    """The prediction wavers, as a network's does: near t = 1, velocities by it are as large as one likes."""
+    transport = create_transport("Linear", "data")
+    seen = []
+
+    def model(x, t):
+        seen.append(0.5 + 0.1 * torch.sin(30 * t)[:, None].expand_as(x))
+        return seen[-1]
+
+    z = torch.randn(3, 2)
+    sampler = Sampler(transport).sample_ode(sampling_method=method, num_steps=steps + 1)
+    states = Sampler(transport).sample_ode(sampling_method=method, num_steps=steps + 1, trajectory=True)(z, model)
+    (end,) = sampler(z, model)
+    assert len(states) == steps + 1 and torch.equal(states[0], z) and torch.equal(states[-1], end)
+    assert (end - 0.5).abs().max() < 0.5
+    if method != "midpoint":
+        torch.testing.assert_close(end, seen[-1], atol=1e-5, rtol=0)  # by Euler, from the last point before t = 1
 
 
 def test_sde_evaluates_the_model_once_for_velocity_and_score():
