@@ -341,11 +341,8 @@ def evaluations(args: argparse.Namespace) -> int | None:
     if args.mode == "SDE":
         last = args.last_step is not None and args.last_step_size > 0
         return steps * {"Euler": 1, "Heun": 2}[args.sampling_method] + last
-    return {
-        "euler": steps,
-        "dual-loop": steps,
-        "midpoint": 2 * steps,
-        "heun2": 2 * steps,
-        "heun3": 3 * steps,
-        "rk4": 4 * steps,
-    }.get(args.sampling_method)
+    a_step = {"euler": 1, "dual-loop": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}.get(args.sampling_method)
+    if a_step is None:
+        return None
+    euler_last = args.prediction == "data" and args.sampling_method in ("heun2", "heun3", "rk4")
+    return (steps - 1) * a_step + 1 if euler_last else steps * a_step

@@ -97,16 +97,19 @@ def test_bf16_sampling_is_close_and_keeps_the_state_in_float32(random_checkpoint
         {"mode": "SDE", "sampling_method": "Euler", "last_step": "Mean"},
         {"mode": "SDE", "sampling_method": "Heun", "last_step": None},
         {"mode": "ODE", "sampling_method": "euler"},
+        {"mode": "ODE", "sampling_method": "midpoint"},
         {"mode": "ODE", "sampling_method": "heun2"},
         {"mode": "ODE", "sampling_method": "heun3"},
         {"mode": "ODE", "sampling_method": "rk4"},
     ],
 )
-def test_the_progress_bars_total_is_what_the_sampler_does(settings):
+@pytest.mark.parametrize("prediction", ["velocity", "data"])
+def test_the_progress_bars_total_is_what_the_sampler_does(settings, prediction):
     rest = {"diffusion_form": "sigma", "diffusion_norm": 1.0, "last_step_size": 0.04, "likelihood": False}
-    args = argparse.Namespace(**(rest | settings), num_sampling_steps=9, atol=1e-6, rtol=1e-3)
-    transport = create_transport()
+    args = argparse.Namespace(**(rest | settings), prediction=prediction, num_sampling_steps=9, atol=1e-6, rtol=1e-3)
+    transport = create_transport(prediction=prediction)
     sampler = build_sampler(args, transport)
-    sampler(torch.randn(2, 3), GaussianModel(transport.path_sampler, "velocity", 0.0, 1.0))
+    sampler(torch.randn(2, 3), GaussianModel(transport.path_sampler, prediction, 0.0, 1.0))
     assert sampler.nfe == evaluations(args)
-    assert evaluations(argparse.Namespace(mode="ODE", sampling_method="dopri5", num_sampling_steps=9)) is None
+    adaptive = argparse.Namespace(mode="ODE", sampling_method="dopri5", num_sampling_steps=9, prediction=prediction)
+    assert evaluations(adaptive) is None
