@@ -146,7 +146,7 @@ def test_prior_logp_is_that_of_a_standard_normal(seeded):
 @paths
 @pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "rk4"])
 def test_a_model_that_knows_the_data_lands_on_them(path, method, seeded):
-    """Fixed steps do not evaluate t = 1, where the velocity is infinite, and go there; the others end 1e-3 short of it."""
+    """Fixed steps do not evaluate t = 1, where the velocity is infinite, and go there; others end 1e-3 short of it."""
     transport = create_transport(path, "data")
     x1, z = torch.randn(2, 3, 5, dtype=torch.float64)
     if path != "VP":
