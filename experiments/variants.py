@@ -35,6 +35,10 @@ TABLES = {
         f"UNSYNC_{kind}": ("Parts", f"--combostoc-type UNSYNC_{kind}")
         for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")
     },
+    "parts-blend": {  # the same with a blend for each sample
+        f"UNSYNC_{kind}, blend": ("Parts", f"--combostoc-type UNSYNC_{kind} --times blend")
+        for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")
+    },
     "times": {  # every way of drawing them
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,

@@ -75,7 +75,8 @@ CANNOT_RUN = {
     r"python evaluate\.py samples/NAME\.npz VIRTUAL_imagenet": "needs ADM's reference batch",
     r"bash benchmarks/run_gpu\.sh": "needs a GPU",
     r"python experiments/fashion_mnist\.py ": "needs Debian's dataset-fashion-mnist, or fetches it",
-    r"python experiments/ablation\.py ": "days; needs a GPU",
+    r"python experiments/ablation\.py ": "hours, or days of a GPU",
+    r"python experiments/partnet\.py ": "needs PartNet's cuboids",
 }
 
 

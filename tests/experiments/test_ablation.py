@@ -35,7 +35,7 @@ def test_runs_differ_by_what_they_are_named_for(tmp_path):
     published = vars(parser.parse_args(job(tmp_path).train_args()))
     differences = {}
     for table, variants in TABLES.items():
-        for variant in variants if table != "parts" else ():
+        for variant in variants if not table.startswith("parts") else ():
             args = parser.parse_args(job(tmp_path, variant, "--table", table).train_args())
             difference = {k: v for k, v in vars(args).items() if v != published[k]}
             assert differences.setdefault(variant, difference) == difference  # of one name, whatever the table
@@ -73,6 +73,9 @@ def test_runs_of_shapes_differ_by_their_type(tmp_path):
     assert differences == {kind: {"combostoc_type": kind} if kind != "UNSYNC_ATT_PART" else {} for kind in kinds}
     assert published["model"] == "Parts-XS" and published["data_path"] == "shapes"
     assert len({job(tmp_path, variant, *PARTS).folder for variant in TABLES["parts"]}) == 6
+    for variant, (family, flags) in TABLES["parts-blend"].items():
+        kind = variant.removesuffix(", blend")
+        assert (family, flags) == (TABLES["parts"][kind][0], f"{TABLES['parts'][kind][1]} --times blend")
 
 
 WORDS = {
