@@ -78,6 +78,7 @@ def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
                 points = [(getattr(r, name), there.index(r.variant)) for r in rows if r.step == step]
                 axis.plot(*zip(*points, strict=True), "o", markersize=4, alpha=0.8, label=f"{step} steps")
         axes[0].set_xscale("log")
+        axes[0].tick_params(axis="x", which="both", labelsize=7)
         axes[0].set_yticks(range(len(there)), there, fontsize=7)
         axes[0].invert_yaxis()
         axes[1].legend(fontsize=8)
