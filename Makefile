@@ -194,7 +194,8 @@ study-times: $(READY) $(COLOURED)
 	for table in times marginals difficulty; do \
 	  $(TIMES_STUDY) --table $$table -- $(TINY) --ema-decay 0.99 > results/study-times-$$table.md || exit 1; done
 	$(BIN)/python experiments/samplers.py --out results/study-samplers --data-path $(COLOURED) \
-	  --ckpt results/ComboStoc-XS-2-study-*-difficulty-0-*/checkpoints/0001500.safetensors > results/study-samplers.md
+	  --ckpt results/ComboStoc-XS-2-study-*-difficulty-0-*/checkpoints/0001500.safetensors \
+	  results/ComboStoc-XS-2-study-blend-lognormal-NONE-0-*/checkpoints/0001500.safetensors > results/study-samplers.md
 	@cat results/study-times-*.md results/study-samplers.md
 study-fashion: $(READY)
 	@test -d results/fashion-mnist || $(BIN)/python experiments/fashion_mnist.py --out results/fashion-mnist

@@ -71,6 +71,8 @@ def draw_curves(rows: Sequence[Row], variants: Sequence[str], path: Path) -> Non
 
 def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
     """Frechet distance and class accuracy of many variants: a line each, a dot a seed, a colour a step."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     there = [v for v in variants if v in {row.variant for row in rows}]
     with panels(path, (11, 1 + 0.22 * len(there)), rows, sharey=True) as axes:
         for axis, name in zip(axes, MEASURES, strict=True):
@@ -78,7 +80,9 @@ def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
                 points = [(getattr(r, name), there.index(r.variant)) for r in rows if r.step == step]
                 axis.plot(*zip(*points, strict=True), "o", markersize=4, alpha=0.8, label=f"{step} steps")
         axes[0].set_xscale("log")
-        axes[0].tick_params(axis="x", which="both", labelsize=7)
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
         axes[0].set_yticks(range(len(there)), there, fontsize=7)
         axes[0].invert_yaxis()
         axes[1].legend(fontsize=8)

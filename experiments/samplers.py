@@ -1,7 +1,7 @@
 """What each sampler makes of a model in as many evaluations of it.
 
     python experiments/samplers.py --ckpt A.safetensors B.safetensors --data-path FOLDER --out results/samplers
-    make study-samplers                                         # what visuals/study-samplers* was made by
+    make study-times                                            # ends by it: visuals/study-samplers*
 
 For each checkpoint, sampler and number of evaluations: the share of samples that a classifier of the data puts in the
 class asked for, and the Frechet distance of its features to all images', in units of the data's total variance, as in
@@ -96,11 +96,11 @@ def draw_figure(rows: Sequence[Row], path: Path) -> None:
     names = list(dict.fromkeys(row.ckpt for row in rows))
     figure, axes = pyplot.subplots(1, len(names), figsize=(1 + 4 * len(names), 4), sharey=True, squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
-        for sampler in METHODS:
+        for k, sampler in enumerate(METHODS):  # of one colour in all panels
             points = sorted((row.taken, row.fd) for row in rows if (row.ckpt, row.sampler) == (name, sampler))
             if points:
-                axis.plot(*zip(*points, strict=True), "o-", markersize=4, label=sampler)
-        axis.set_title(shown_name(name), fontsize=10)
+                axis.plot(*zip(*points, strict=True), "o-", markersize=4, label=sampler, color=f"C{k}")
+        axis.set_title(shown_name(name), fontsize=7)
         axis.set_xlabel("evaluations of the model")
         axis.grid(alpha=0.3)
     axes[0, 0].set_yscale("log")
