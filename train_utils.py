@@ -231,8 +231,9 @@ def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
         "--preset",
         action=Preset,
         of=of,
-        help=f"fast: {flags['fast']}, the fastest in time on small pictures in colour; fast-async: {flags['fast-async']}, the fewest steps "
-        "there, but slow on others, see docs/study.md; what is given after it wins",
+        help=f"fast: {flags['fast']}, the fastest in time on small pictures in colour; "
+        f"fast-async: {flags['fast-async']}, the fewest steps there, but slow on others, see docs/study.md; what is "
+        "given after it wins",
     )
 
 
