@@ -46,20 +46,27 @@ TIMES = (
 )
 BLENDS = ("batch", "sample", "off")
 # What --preset stands for, in training and in each mode of sampling; the defaults are the published setting.
-WHOLE_BATCH = {"halfmixing": "off", "blend": "batch", "compensation": "on"}
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {  # in time
         "training": {
-            **{"combostoc_type": "UNSYNC_NONE", "times": "blend-lognormal", "difficulty": 0.0},
-            **WHOLE_BATCH,
+            "combostoc_type": "UNSYNC_NONE",
+            "times": "blend-lognormal",
+            "halfmixing": "off",
+            "blend": "batch",
+            "compensation": "on",
+            "difficulty": 0.0,
         },
         "ODE": {"sampling_method": "heun2", "num_sampling_steps": 17},
         "SDE": {"sampling_method": "Euler", "num_sampling_steps": 64},
     },
     "fast-async": {  # in steps, where entries have times of their own
         "training": {
-            **{"combostoc_type": "UNSYNC_ALL", "times": "blend-lognormal-async", "difficulty": 0.01},
-            **WHOLE_BATCH,
+            "combostoc_type": "UNSYNC_ALL",
+            "times": "blend-lognormal-async",
+            "halfmixing": "off",
+            "blend": "batch",
+            "compensation": "on",
+            "difficulty": 0.01,
         },
         "ODE": {"sampling_method": "look-ahead", "num_sampling_steps": 33},
         "SDE": {"sampling_method": "Euler", "num_sampling_steps": 64},

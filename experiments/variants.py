@@ -20,6 +20,11 @@ PUBLISHED = {
 ALL = PUBLISHED["UNSYNC_ALL"][1]
 LOGNORMAL = {"SiT, lognormal": ("SiT", "--times lognormal")}
 
+PARTS = {  # of structured shapes: the paper's Table 4
+    f"UNSYNC_{kind}": ("Parts", f"--combostoc-type UNSYNC_{kind}")
+    for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")
+}
+
 TABLES = {
     "types": PUBLISHED,
     "choices": {  # of UNSYNC_ALL; the paper has the first
@@ -31,14 +36,8 @@ TABLES = {
         "no half-mixing, blend a sample": ("ComboStoc", f"{ALL} --halfmixing off --blend sample"),
         "no half-mixing, no blend": ("ComboStoc", f"{ALL} --halfmixing off --blend off"),
     },
-    "parts": {  # of structured shapes: the paper's Table 4
-        f"UNSYNC_{kind}": ("Parts", f"--combostoc-type UNSYNC_{kind}")
-        for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")
-    },
-    "parts-blend": {  # the same with a blend for each sample
-        f"UNSYNC_{kind}, blend": ("Parts", f"--combostoc-type UNSYNC_{kind} --times blend")
-        for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")
-    },
+    "parts": PARTS,
+    "parts-blend": {f"{name}, blend": (family, f"{flags} --times blend") for name, (family, flags) in PARTS.items()},
     "times": {  # every way of drawing them
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,

@@ -35,6 +35,7 @@ from train_utils import (
     of_shapes,
 )
 from transport import BLENDS, PATHS, PREDICTIONS, ComboStocType, Transport
+from transport.sampler import CLOSED_STEPS
 
 
 def say(lines: Sequence[str]) -> None:
@@ -344,5 +345,5 @@ def evaluations(args: argparse.Namespace) -> int | None:
     a_step = {"euler": 1, "dual-loop": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}.get(args.sampling_method)
     if a_step is None:
         return None
-    euler_last = args.prediction == "data" and args.sampling_method in ("heun2", "heun3", "rk4")
+    euler_last = args.prediction == "data" and args.sampling_method in CLOSED_STEPS
     return (steps - 1) * a_step + 1 if euler_last else steps * a_step

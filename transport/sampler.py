@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SOLVERS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
 ODE_METHODS = SOLVERS + AHEAD_METHODS
 OPEN_METHODS = ("euler", "midpoint", *AHEAD_METHODS)  # these do not evaluate the end
-CLOSED_STEPS = tuple(set(FIXED_STEP_METHODS) - set(OPEN_METHODS))
+CLOSED_STEPS = tuple(method for method in FIXED_STEP_METHODS if method not in OPEN_METHODS)
 SDE_METHODS = tuple(SDE_STEPS)
 LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
 
@@ -106,6 +106,11 @@ class Sampler:
             reverse=reverse,
             evaluates_end=reverse or not (euler_last or sampling_method in OPEN_METHODS),
         )
+        legs = [("euler" if sampling_method in AHEAD_METHODS else sampling_method, t0, t1, num_steps)]
+        if euler_last:
+            before = t1 - (t1 - t0) / (num_steps - 1)
+            legs = [(sampling_method, t0, before, num_steps - 1)] if num_steps > 2 else []
+            legs += [("euler", before, t1, 2)]
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
             course = self._course(grading, z, t0, t1, num_steps)
@@ -122,10 +127,11 @@ class Sampler:
                 "dual-loop": lambda: dual_loop(evaluate, course, kind, t0, t1, num_steps),
             }.get(sampling_method, lambda: plain)()
 
-            def integrate(x: Tensor, start: float, end: float, method: str, points: int) -> list[Tensor]:
-                states = integrate_ode(
+            states = [course.begin(z)]
+            for method, start, end, points in legs:
+                leg = integrate_ode(
                     lambda s, state: (slope(s.expand(z.shape[0]), *state),),
-                    (x,),
+                    (states[-1],),
                     start,
                     end,
                     method=method,
@@ -134,16 +140,7 @@ class Sampler:
                     rtol=rtol,
                     trajectory=trajectory,
                 )
-                return [x for (x,) in states]
-
-            x = course.begin(z)
-            if not euler_last:
-                method = "euler" if sampling_method in AHEAD_METHODS else sampling_method
-                states = integrate(x, t0, t1, method, num_steps)
-            else:
-                before = t1 - (t1 - t0) / (num_steps - 1)
-                states = integrate(x, t0, before, sampling_method, num_steps - 1) if num_steps > 2 else [x]
-                states += integrate(states[-1], before, t1, "euler", 2)[-1:]
+                states += [x for (x,) in (leg[1:] if trajectory else leg)]
             return [course.end(x) for x in (states if trajectory else states[-1:])]
 
         return SampleFn(solve)
