@@ -43,7 +43,7 @@ from training.experiment import Experiment, plain
 from training.monitor import Evaluator, Monitor, report
 from training.preview import preview
 from training.shape_monitor import ShapeMonitor
-from training.step import build_optimizer, settle, training_step
+from training.step import build_optimizer, learning_rate, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
 
 
@@ -112,6 +112,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if step > total_steps:
         raise UsageError(
             f"checkpoint {start.source} is at step {step}, beyond the {total_steps} of --epochs and --max-steps"
+        )
+    if args.warmup_steps + args.lr_decay > total_steps:
+        raise UsageError(
+            f"--warmup-steps {args.warmup_steps} and --lr-decay {args.lr_decay} are more than "
+            f"the run's {total_steps} steps"
         )
     lines += monitor.prepare() if monitor is not None else []
 
@@ -187,6 +192,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     x1,
                     y,
                     ema_decay=args.ema_decay,
+                    lr=learning_rate(
+                        step, total_steps, peak=args.lr, warmup_steps=args.warmup_steps, decay_steps=args.lr_decay
+                    ),
                     precision_name=args.precision,
                     grad_accum=args.grad_accum,
                     max_grad_norm=args.max_grad_norm,

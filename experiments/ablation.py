@@ -10,7 +10,8 @@ Every run is one of train.py, with the same steps, batch and data order for a se
 checkpoints are sampled by the Euler SDE without guidance, from the same noise and labels, all classes alike often, and
 a small classifier of the data set judges the samples: the share in the class asked for, and the Frechet distance of
 its features to all images', in units of their total variance. OUT.csv gets a row a checkpoint, OUT-<table>.png the
-figure, standard output the table. Runs that were interrupted continue, and rows that are there are not computed again.
+figure, standard output the table. With --lrs every variant has a learning rate of its own, chosen on another seed.
+Runs that were interrupted continue, and rows that are there are not computed again.
 """
 
 import argparse
@@ -47,11 +48,12 @@ from experiments.measurements import (
     draw_dots,
     shape_lines,
     table_lines,
+    tuning_lines,
 )
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
 from runtime import distributed, precision, progress
-from runtime.command_line import Parser, positive_int
+from runtime.command_line import Parser, positive_float, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import load_network
 from train_utils import MODEL_NAMES, MODELS, SHAPE_MODELS, are_shapes, of_shapes
@@ -74,17 +76,21 @@ class Job:
     variant: str
     seed: int
     steps: list[int]
+    lr: float | None = None  # None is that of the arguments
 
     def train_args(self) -> list[str]:
         """What training depends on."""
         args = self.args
         family, flags = TABLES[args.table][self.variant]
-        return [*common_args(args), "--model", f"{family}-{args.size}", *flags.split(), "--global-seed", str(self.seed)]
+        own = [] if self.lr is None else ["--lr", f"{self.lr:g}"]
+        own += ["--model", f"{family}-{args.size}", *flags.split(), "--global-seed", str(self.seed)]
+        return [*common_args(args), *own]
 
     @property
     def exp(self) -> str:
         variant = self.variant.replace(", ", "-").replace(" ", "-")
-        return f"study-{variant}-{self.seed}-{training_digest(self.args)}"
+        rate = "" if self.lr is None else f"-{self.lr:g}"
+        return f"study-{variant}-{self.seed}{rate}-{training_digest(self.args)}"
 
     @property
     def folder(self) -> Path:
@@ -95,10 +101,10 @@ class Job:
         return self.folder / "checkpoints" / f"{step:07d}.safetensors"
 
     def row(self, step: int) -> Row:
-        digest = training_digest(self.args)
-        return kind_of_row(self.args)(
-            self.variant, self.seed, step, digest, self.args.samples, self.args.num_sampling_steps
-        )
+        args, given = self.args, program.make_parser().parse_args(self.train_args())
+        kind = kind_of_row(args)
+        about = (training_digest(args), args.samples, args.num_sampling_steps, given.lr, given.ema_decay)
+        return kind(self.variant, self.seed, step, *about)
 
 
 def kind_of_row(args: argparse.Namespace) -> type[Row]:
@@ -112,8 +118,10 @@ def common_args(args: argparse.Namespace) -> list[str]:
 
 
 def training_digest(args: argparse.Namespace) -> str:
-    """Tells runs of other data, size or arguments apart."""
-    return hashlib.sha256(" ".join([args.size, *common_args(args)]).encode()).hexdigest()[:8]
+    """Tells runs of other data, size or arguments apart, and of another length where the learning rate ends with it."""
+    common = common_args(args)
+    length = [str(args.max_steps)] if "--lr-decay" in common else []
+    return hashlib.sha256(" ".join([args.size, *common, *length]).encode()).hexdigest()[:8]
 
 
 def train(job: Job) -> None:
@@ -207,6 +215,16 @@ def make_parser() -> Parser:
     parser.add_argument("--data-path", default=DIGITS, help="folder of images, 'digits', or a set of shapes")
     parser.add_argument("--size", default="XS/2", help="of the models: XL/2, ..., XS/4; of shapes XS, S, B")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
+    parser.add_argument(
+        "--lrs",
+        type=positive_float,
+        nargs="+",
+        default=[],
+        metavar="LR",
+        help="train every variant with each of these on --tuning-seed, and with the one that ends closest to the data "
+        "on --seeds; default: one learning rate for all",
+    )
+    parser.add_argument("--tuning-seed", type=int, default=9, help="of --lrs; it is in no table")
     parser.add_argument("--max-steps", type=positive_int, default=1000, help="training steps")
     parser.add_argument("--every", type=positive_int, default=250, help="steps between measurements")
     parser.add_argument("--samples", type=positive_int, default=1500, help="images a measurement")
@@ -228,31 +246,54 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.max_steps % args.every:
         raise UsageError(f"--max-steps {args.max_steps} is not a multiple of --every {args.every}")
     check_model(args)
+    if args.lrs and args.tuning_seed in args.seeds:
+        raise UsageError(f"--tuning-seed {args.tuning_seed} is one of --seeds, which are reported: choose another")
     steps = list(range(args.every, args.max_steps + 1, args.every))
     variants = list(TABLES[args.table])
     if args.data_path == DIGITS:  # one channel: a time a position is one an entry
         variants = [v for v in variants if "PATCH" not in v]
     table = args.out.with_name(args.out.name + ".csv")
     rows = read_rows(table, kind_of_row(args))
-    there = {row.key for row in rows}
-    jobs = [Job(args, variant, seed, steps) for seed in args.seeds for variant in variants]
-    for job in jobs:
-        job.steps = [step for step in steps if job.row(step).key not in there]
-    jobs = [job for job in jobs if job.steps]
+    tuning = [Job(args, v, args.tuning_seed, steps[-1:], lr) for v in variants for lr in args.lrs]
+    reported: list[Job] = []
     failure = None
     try:
-        for row in run(args, jobs) if jobs else ():
-            rows.append(row)
-            write_rows(rows, table)
+        add_rows(args, tuning, rows, table)
+        best = {v: best_rate(rows, [job for job in tuning if job.variant == v]) for v in variants if args.lrs}
+        reported = [Job(args, v, seed, steps, best.get(v)) for seed in args.seeds for v in variants]
+        add_rows(args, reported, rows, table)
     except DataError as error:  # what there is is shown all the same
         failure = error
-    digest = training_digest(args)
-    shown = [r for r in rows if r.training == digest and r.samples == args.samples and r.variant in variants]
-    shown = [r for r in shown if r.sampling_steps == args.num_sampling_steps]
-    if shown:
+    if tuned := of_jobs(rows, tuning):
+        print("\n".join([*tuning_lines(tuned, variants), ""]))
+    if shown := of_jobs(rows, reported):
         show(args, shown, variants)
     if failure is not None:
         raise failure
+
+
+def of_jobs(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Row]:
+    """The rows that jobs have made, of all their steps."""
+    args = jobs[0].args if jobs else argparse.Namespace(every=1, max_steps=0)
+    keys = {job.row(step).key for job in jobs for step in range(args.every, args.max_steps + 1, args.every)}
+    return [row for row in rows if row.key in keys]
+
+
+def best_rate(rows: Sequence[Row], jobs: Sequence[Job]) -> float:
+    """The learning rate that ends closest to the data, of jobs that differ in it alone."""
+    made = of_jobs(rows, jobs)
+    last = max(row.step for row in made)
+    return min((row for row in made if row.step == last), key=lambda row: row.fd).lr
+
+
+def add_rows(args: argparse.Namespace, jobs: Sequence[Job], rows: list[Row], table: Path) -> None:
+    """Carry out what jobs have no rows of yet; each row is written as it comes."""
+    there = {row.key for row in rows}
+    left = [replace(job, steps=[step for step in job.steps if job.row(step).key not in there]) for job in jobs]
+    if left := [job for job in left if job.steps]:
+        for row in run(args, left):
+            rows.append(row)
+            write_rows(rows, table)
 
 
 def check_model(args: argparse.Namespace) -> None:
@@ -291,7 +332,8 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
     if are_shapes(args.data_path):
         judge = make_shape_judge(open_shapes(args.data_path))
     else:
-        judge = Judge(load_images(args), mirror=args.data_path != DIGITS)
+        mirror = args.data_path != DIGITS and program.make_parser().parse_args(common_args(args)).flip
+        judge = Judge(load_images(args), mirror=mirror)
         said = f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen"
         print(said, file=sys.stderr, flush=True)
     gpus = visible_gpus()

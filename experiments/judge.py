@@ -24,7 +24,7 @@ class Judge:
 
     Args:
         dataset: images in [-1, 1] with labels; if there are more than `MAX_IMAGES`, so many of them are used.
-        mirror: also train on mirror images, where the samples' model has.
+        mirror: mirror images are images, too, in training and in the data's features, as for the samples' model.
         seed: of the split, the initialisation and the order.
     """
 
@@ -51,7 +51,8 @@ class Judge:
             held_out = len(images) // 5
             self._train(images[held_out:], labels[held_out:], mirror=mirror, epochs=epochs)
         self.accuracy = (self.classes(images[:held_out]) == labels[:held_out]).double().mean().item()
-        self.moments = moments(self.features(images))
+        whole = torch.cat([images, images.flip(-1)]) if mirror else images
+        self.moments = moments(self.features(whole))
 
     def _train(self, images: Tensor, labels: Tensor, *, mirror: bool, epochs: int) -> None:
         parameters = [*self.body.parameters(), *self.head.parameters()]

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class Row:
     training: str  # digest of the other arguments of training
     samples: int
     sampling_steps: int
+    lr: float = 1e-3  # peak learning rate; the rows of tables without this column have these
+    ema_decay: float = 0.99
     fd: float = 0.0
     accuracy: float = 0.0
     seconds: float = 0.0  # of training up to this step, by the clock
@@ -27,7 +29,7 @@ class Row:
     @property
     def key(self) -> tuple[object, ...]:
         """What tells it from other rows."""
-        return tuple(asdict(self).values())[:6]
+        return (self.variant, self.seed, self.step, self.training, self.samples, self.sampling_steps, self.lr)
 
 
 @dataclass
@@ -133,6 +135,19 @@ def shape_lines(rows: Sequence[ShapeRow], variants: Sequence[str]) -> Iterator[s
         if there:
             cells = [spread([factor * getattr(row, name) for row in there], 2) for name, factor in names.items()]
             yield f"| {v} | " + " | ".join(cells) + " |"
+
+
+def tuning_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
+    """Markdown: distance and share in class at the last step, a column a learning rate."""
+    last = max(row.step for row in rows)
+    made = {(row.variant, row.lr): row for row in rows if row.step == last}
+    rates = sorted({lr for _, lr in made})
+    yield f"| 1000 FD / in class at {last} | " + " | ".join(f"lr {lr:g}" for lr in rates) + " |"
+    yield "| --- " * (len(rates) + 1) + "|"
+    for v in (v for v in variants if v in {variant for variant, _ in made}):
+        there = [made.get((v, lr)) for lr in rates]
+        cells = ["" if row is None else f"{1000 * row.fd:.1f} / {100 * row.accuracy:.1f} %" for row in there]
+        yield f"| {v} | " + " | ".join(cells) + " |"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

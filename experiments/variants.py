@@ -27,6 +27,13 @@ PARTS = {  # of structured shapes: the paper's Table 4
 
 TABLES = {
     "types": PUBLISHED,
+    "methods": {  # the paper's and its baseline; SiT with a better draw; the best draws of a time a sample and an entry
+        "SiT": PUBLISHED["SiT"],
+        **LOGNORMAL,
+        "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
+        **drawn("blend-lognormal", "NONE"),
+        **drawn("blend-lognormal-async", "ALL"),
+    },
     "choices": {  # of UNSYNC_ALL; the paper has the first
         "UNSYNC_ALL": ("ComboStoc", ALL),
         "no compensation": ("ComboStoc", f"{ALL} --compensation off"),

@@ -15,6 +15,7 @@ from data.sets import Digits
 from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.distributed import seed_for
+from runtime.errors import UsageError
 from tests.conftest import DIGITS_ARGS, ROOT, run_cli
 from tests.faults import NAME, launch, metrics, tensors_of
 from tests.forked import run_forked
@@ -188,6 +189,22 @@ def test_bf16_in_parts_with_a_limit_on_gradients_continues_exactly(tmp_path):
     for flag in range(0, 6, 2):  # each of the three matters
         other = tensors_of(run(tmp_path, *flags[:flag], *flags[flag + 2 :], steps=4, exp=f"without {flag}") / "ckpt.pt")
         assert any(not torch.equal(v, other[k]) for k, v in tensors.items()), flags[flag]
+
+
+def test_a_schedule_of_the_learning_rate_continues_exactly(tmp_path):
+    flags = ["--warmup-steps", "2", "--lr-decay", "3", "--lr", "1e-2"]
+    whole = run(tmp_path, *flags, "--ckpt-every", "1", steps=6, exp="whole")
+    for step in (1, 4):  # while it rises and while it falls
+        again = run(tmp_path, "--ckpt", str(whole / "checkpoints" / f"{step:07d}.pt"), steps=6, exp=f"from {step}")
+        assert_equal_bit_for_bit(whole / "ckpt.pt", again / "ckpt.pt")
+        assert "--lr 0.01, --warmup-steps 2, --lr-decay 3" in (again / "log.txt").read_text()
+    constant = tensors_of(run(tmp_path, "--lr", "1e-2", steps=6, exp="constant") / "ckpt.pt")
+    assert any(not torch.equal(v, constant[k]) for k, v in tensors_of(whole / "ckpt.pt").items())
+
+
+def test_a_schedule_longer_than_the_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"--warmup-steps 4 and --lr-decay 3 are more than the run's 6 steps"):
+        run(tmp_path, "--warmup-steps", "4", "--lr-decay", "3", steps=6)
 
 
 def test_compiled_training_in_two_processes_is_training(tmp_path):

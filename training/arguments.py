@@ -67,7 +67,21 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument("--max-steps", type=positive_int, help="stop at this step, counted from the run's beginning")
     group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
     group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
-    group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW, constant")
+    group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
+    group.add_argument(
+        "--warmup-steps",
+        type=count,
+        default=0,
+        metavar="N",
+        help="raise the learning rate from 0 over the first N steps",
+    )
+    group.add_argument(
+        "--lr-decay",
+        type=count,
+        default=0,
+        metavar="N",
+        help="lower the learning rate to 0 over the last N steps of --max-steps or --epochs; default: constant",
+    )
     group.add_argument("--ema-decay", type=decay, default=0.9999, help="decay a step of the averaged weights")
     group.add_argument("--max-grad-norm", type=positive_float, help="scale longer gradients down; default: never")
     group.add_argument(

@@ -23,7 +23,8 @@ RESTORED = (
     *("model", "image_size", "num_classes", "vae", "flip", "combostoc_type"),
     *("times", "halfmixing", "blend", "compensation", "difficulty"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
-    *("global_batch_size", "global_seed", "lr", "ema_decay", "max_grad_norm", "grad_accum", "precision"),
+    *("global_batch_size", "global_seed", "max_grad_norm", "grad_accum", "precision"),
+    *("lr", "warmup_steps", "lr_decay", "ema_decay"),
 )
 
 

@@ -24,6 +24,16 @@ def build_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0, fused=True)
 
 
+def learning_rate(step: int, total_steps: int, *, peak: float, warmup_steps: int, decay_steps: int) -> float:
+    """The learning rate of step 0, 1, ... of a run: from 0 to the peak, constant, and to 0 over the last steps.
+
+    It is a function of the step alone, so that a continued run has the rates of one that was never stopped.
+    """
+    rising = (step + 1) / (warmup_steps + 1)
+    falling = (total_steps - step) / (decay_steps + 1)
+    return peak * min(1.0, rising, falling)
+
+
 def training_step(
     model: nn.Module,
     ema: nn.Module,
@@ -33,6 +43,7 @@ def training_step(
     y: Tensor,
     *,
     ema_decay: float,
+    lr: float | None = None,
     precision_name: str = "fp32",
     grad_accum: int = 1,
     max_grad_norm: float | None = None,
@@ -45,6 +56,7 @@ def training_step(
     Args:
         model: a `SiT`, or one in DistributedDataParallel, which averages gradients once a step.
         x1, y: (N, C, H, W) latents and (N,) labels.
+        lr: the learning rate of this step; None is the optimiser's own.
         precision_name: one of `runtime.precision.PRECISIONS`; parameters, gradients and loss stay float32.
         grad_accum: parts the batch is computed in, one after the other, for less memory. Each is half-mixed.
         max_grad_norm: scale longer gradients down to this norm.
@@ -54,6 +66,9 @@ def training_step(
     bad = ~norm.isfinite()
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, norm)
+    if lr is not None:
+        for group in opt.param_groups:
+            group["lr"] = lr
     # 1: the fused kernel leaves parameters and moments alone, as GradScaler has it
     opt.found_inf = bad.float()  # type: ignore[attr-defined]
     opt.step()

@@ -16,7 +16,7 @@ from experiments.judge import Judge
 from experiments.judge_shapes import make_shape_judge
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
-from runtime.errors import run_program
+from runtime.errors import UsageError, run_program
 from training.arguments import check_arguments
 from transport import TIMES
 
@@ -246,3 +246,44 @@ def test_mistakes_end_in_one_line(arguments, code, line, tmp_path, monkeypatch, 
     assert exit_.value.code == code and message.count("\n") == 1
     assert re.search(line, message), message
     assert [p.name for p in tmp_path.iterdir()] == ["other.csv"]
+
+
+def test_a_learning_rate_is_chosen_on_another_seed(tmp_path, monkeypatch, capsys):
+    """Each variant has the rate that ends closest on --tuning-seed; what is shown is of --seeds alone."""
+    made = []
+
+    def carry_out(args, jobs):
+        for job in jobs:
+            for step in job.steps:
+                made.append((job.variant, job.seed, job.lr, step))
+                row = job.row(step)
+                best = {"SiT": 4e-3, "UNSYNC_ALL": 2e-3}.get(job.variant, 8e-3)
+                row.fd = 1 + abs(row.lr - best) + job.seed
+                yield row
+
+    monkeypatch.setattr(ablation, "run", carry_out)
+    flags = ["--out", str(tmp_path / "study"), "--table", "methods", "--max-steps", "4", "--every", "2"]
+    ablation.main([*flags, "--seeds", "0", "1", "--lrs", "2e-3", "4e-3", "8e-3"])
+    assert all((seed, step) == (9, 4) for _, seed, _, step in made[: 5 * 3])  # tuned first, and judged at the end
+    assert {lr for variant, seed, lr, _ in made if variant == "SiT" and seed != 9} == {4e-3}
+    assert {lr for variant, seed, lr, _ in made if variant == "UNSYNC_ALL" and seed != 9} == {2e-3}
+    assert {(seed, step) for _, seed, _, step in made[5 * 3 :]} == {(0, 2), (0, 4), (1, 2), (1, 4)}
+    printed = capsys.readouterr().out
+    assert "| 1000 FD / in class at 4 | lr 0.002 | lr 0.004 | lr 0.008 |" in printed
+    assert "| SiT (2) | 1500.0 +- 707.1 " in printed  # seeds 0 and 1
+    rows = read_rows(tmp_path / "study.csv", ablation.Row)
+    assert len(rows) == len(made) and {r.ema_decay for r in rows} == {0.99}
+    made.clear()
+    ablation.main([*flags, "--seeds", "0", "1", "--lrs", "2e-3", "4e-3", "8e-3"])
+    assert made == []
+
+    with pytest.raises(UsageError, match="--tuning-seed 9 is one of --seeds"):
+        ablation.main([*flags, "--seeds", "9", "--lrs", "2e-3"])
+
+
+def test_a_learning_rate_that_ends_with_the_run_makes_its_length_tell(tmp_path):
+    decayed = ("--", "--lr-decay", "2")
+    assert job(tmp_path).folder == job(tmp_path, "UNSYNC_ALL", "--max-steps", "8").folder
+    assert (
+        job(tmp_path, "UNSYNC_ALL", *decayed).folder != job(tmp_path, "UNSYNC_ALL", "--max-steps", "8", *decayed).folder
+    )

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import ComboStoc_models
 from tests.conftest import Operations
-from training.step import build_optimizer, lerp_together, training_step, update_ema
+from training.step import build_optimizer, learning_rate, lerp_together, training_step, update_ema
 from transport import create_transport
 
 
@@ -42,6 +42,25 @@ def test_a_step_in_parts_is_the_step_of_their_mean(job):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)  # a step of AdamW is 1e-3
     for average, old, new in zip(ema.parameters(), before.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(average, 0.9 * old + 0.1 * new.detach())
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    def rates(steps: int, **kwargs: int) -> list[float]:
+        settings = {"peak": 1.0, "warmup_steps": 0, "decay_steps": 0} | kwargs
+        return [learning_rate(k, steps, **settings) for k in range(steps)]
+
+    assert rates(5) == [1.0] * 5
+    assert rates(8, warmup_steps=3, decay_steps=1) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5]
+    assert rates(8, decay_steps=7) == [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]  # the next one would be 0
+
+
+def test_a_step_has_the_learning_rate_it_is_given(job):
+    """AdamW's first step is the rate, in every parameter with a gradient."""
+    model, ema, opt, transport, x1, y = job
+    before = deepcopy(model)
+    training_step(model, ema, opt, transport, x1, y, ema_decay=0.9, lr=1e-4)
+    moved = max((p - q).abs().max().item() for p, q in zip(model.parameters(), before.parameters(), strict=True))
+    assert moved == pytest.approx(1e-4, rel=0.02)
 
 
 def test_long_gradients_are_scaled_down_and_short_ones_left(job, monkeypatch):
