@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from data.boxes import oriented_box
 from data.listing import MESH_SUFFIXES, entries, files_below, is_folder, is_mesh, summary
@@ -18,7 +19,8 @@ from data.shapes import Shape
 from runtime.errors import DataError
 from runtime.files import describe
 
-SAME = 1e-6  # of the longest side: points that are no further apart are one
+SAME = 1e-6  # of the longest side: points that are nearer to each other are one
+NEIGHBOURS = 8  # that are looked for of each point
 LEAST = 1e-18  # the extent of a part; what is smaller is a point
 SPLITS = ("train", "val", "test")
 
@@ -152,15 +154,12 @@ def components(points: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
     """
     used, faces = np.unique(faces, return_inverse=True)
     points, faces = points[used], faces.reshape(-1, 3)
-    labels = connected(faces, len(points))
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    labels = connected(edges, len(points))
     is_open = np.isin(labels, open_components(faces, labels))
     if is_open.any():
-        unit = SAME * np.ptp(points, axis=0).max() or 1.0
-        places = np.round((points[is_open] - points.min(0)) / unit).astype(np.int64)
-        _, place = np.unique(places, axis=0, return_inverse=True)
-        merged = np.arange(len(points))
-        merged[is_open] = len(points) + place.ravel()
-        labels = connected(merged[faces], 2 * len(points))[merged]
+        apart = SAME * np.ptp(points, axis=0).max()
+        labels = connected(np.concatenate([edges, touching(points, np.flatnonzero(is_open), apart)]), len(points))
     by_label = np.argsort(labels, kind="stable")
     found, starts = np.unique(labels[by_label], return_index=True)
     _, first = np.unique(labels[faces[:, 0]], return_index=True)
@@ -169,10 +168,22 @@ def components(points: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
     return [groups[k] for k in np.argsort(first)]
 
 
-def connected(faces: np.ndarray, count: int) -> np.ndarray:
-    """A number for each of so many points, the same where faces connect them."""
-    one, other = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
-    graph = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(count, count))
+def touching(points: np.ndarray, chosen: np.ndarray, apart: float) -> np.ndarray:
+    """Pairs (n, 2) of chosen points that are in one place, or nearer to each other than `apart`.
+
+    They connect all such points, and are not all pairs of them, of which a stray point far away can make billions: each
+    is paired with those NEIGHBOURS that are the nearest.
+    """
+    places, first, place = np.unique(points[chosen], axis=0, return_index=True, return_inverse=True)
+    distances, others = cKDTree(places).query(places, k=NEIGHBOURS + 1, distance_upper_bound=apart)
+    one, rank = np.nonzero(np.isfinite(distances))
+    same = np.stack([np.arange(len(chosen)), first[place.ravel()]], axis=1)
+    return chosen[np.concatenate([same, np.stack([first[one], first[others[one, rank]]], axis=1)])]
+
+
+def connected(edges: np.ndarray, count: int) -> np.ndarray:
+    """A number for each of so many points, the same where edges (E, 2) connect them."""
+    graph = coo_array((np.ones(len(edges), np.int8), edges.T), shape=(count, count))
     return connected_components(graph, directed=False)[1]
 
 

@@ -34,7 +34,7 @@ class View:
     """What a picture shows: pictures with the same one have the same scale."""
 
     center: tuple[float, float, float]  # what is in the middle
-    extent: float  # the length that the picture's side is
+    extent: float  # the length that the picture's side is; 1 where all that is seen is a point
 
     @classmethod
     def of(cls, shapes: Iterable[Shape]) -> "View":
@@ -42,7 +42,7 @@ class View:
         corners = np.concatenate([shape_mesh(shape)[0] for shape in shapes]) @ camera().T
         low, high = corners.min(0), corners.max(0)
         center = (low + high) / 2 @ camera()
-        return cls(tuple(center.tolist()), 1.08 * float((high - low)[:2].max()))
+        return cls(tuple(center.tolist()), 1.08 * float((high - low)[:2].max()) or 1.0)
 
     @classmethod
     def typical(cls, shapes: Sequence[Shape], whole: Sequence[Shape] = ()) -> "View":
@@ -52,7 +52,7 @@ class View:
         middle = np.median((low + high) / 2, axis=0)
         reach = np.maximum(high - middle, middle - low)[:, :2].max(1)  # of each shape, from the middle
         extent = max(np.quantile(reach, 0.9), *reach[: len(whole)], 0)
-        return cls(tuple((middle @ camera()).tolist()), 2.16 * float(extent))
+        return cls(tuple((middle @ camera()).tolist()), 2.16 * float(extent) or 1.0)
 
 
 FURNITURE = View((0.0, 0.5, 0.0), 1.46)  # where the embedded set fits

@@ -117,6 +117,9 @@ def load_shapes(path: str | Path) -> ShapeSet:
         raise DataError(f"{path} is damaged: {first_line(error)}") from None
     if missing := [name for name in ("counts", *BOX, "labels", "class_names") if name not in arrays]:
         raise DataError(f"{path} is not an .npz of shapes: it lacks {', '.join(missing)}")
+    for name in ("class_names", "split", "ids"):
+        if name in arrays and arrays[name].dtype.kind == "S":
+            arrays[name] = np.char.decode(arrays[name], "utf-8", "backslashreplace")
     attributes = {name: values for name, values in arrays.items() if name not in OTHERS}
     counts, labels, names = arrays["counts"], arrays["labels"], [str(n) for n in np.atleast_1d(arrays["class_names"])]
 

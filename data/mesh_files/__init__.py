@@ -42,7 +42,7 @@ def read_mesh(path: str) -> list[Piece]:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             return checked(READERS[os.path.splitext(path)[1].lower()](path))
-    except Exception as error:  # a damaged file makes trimesh raise many kinds
+    except Exception as error:  # nothing that a file holds may end the import of others
         if isinstance(error, OSError) and error.errno in TROUBLE:
             raise DataError(f"mesh {path} cannot be read: {error.strerror}") from error
         raise UnreadableMesh(f"mesh {path} cannot be read: {what_is_wrong(path, error)}") from error
@@ -58,7 +58,7 @@ def what_is_wrong(path: str, error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     said = first_line(error)
-    return said if isinstance(error, ValueError) else f"it is damaged ({type(error).__name__}: {said})"
+    return said if isinstance(error, ValueError) else f"it is not understood ({said})"
 
 
 def checked(pieces: list[Piece]) -> list[Piece]:

@@ -1,14 +1,16 @@
 """Stanford's .ply, text or binary: points and polygons."""
 
 import itertools
+import re
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.mesh_files.pieces import MAX_FACES, MAX_POINTS, Piece
+from data.mesh_files.pieces import MAX_FACES, MAX_POINTS, Piece, encoding_of, strip
 
 PLY_FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 PLY_TYPES = {  # in the letters of struct and NumPy
@@ -20,11 +22,10 @@ FACE_LISTS = ("vertex_indices", "vertex_index")
 
 
 class Numbers:
-    """The numbers of a .ply after its header, taken one after another."""
+    """The numbers of a binary .ply after its header, taken one after another."""
 
     def __init__(self, body: bytes, order: str) -> None:
-        self.order, self.at = order, 0
-        self.body: Any = body if order else body.split()
+        self.body, self.order, self.at = body, order, 0
 
     def advance(self, size: int) -> int:
         start, self.at = self.at, self.at + size
@@ -32,23 +33,12 @@ class Numbers:
             raise ValueError("it ends too early")
         return start
 
-    def left(self, kinds: str) -> int:
-        """How many rows of a number of each kind are left."""
-        size = struct.calcsize(self.order + kinds) if self.order else len(kinds)
-        return (len(self.body) - self.at) // max(size, 1)
-
     def row(self, kinds: str) -> Sequence[float]:
         """A number of each kind."""
-        if not self.order:
-            start = self.advance(len(kinds))
-            return [float(word) for word in self.body[start : self.at]]
         return struct.unpack_from(self.order + kinds, self.body, self.advance(struct.calcsize(self.order + kinds)))
 
     def table(self, kinds: str, rows: int) -> np.ndarray:
         """Rows of a number of each kind, (rows, kinds)."""
-        if not self.order:
-            start = self.advance(rows * len(kinds))
-            return np.array(self.body[start : self.at], np.float64).reshape(rows, len(kinds))
         if not kinds:
             return np.zeros((rows, 0))
         dtype = np.dtype([(str(k), self.order + kind) for k, kind in enumerate(kinds)])
@@ -56,33 +46,95 @@ class Numbers:
         return np.stack([values[name].astype(np.float64) for name in dtype.names or ()], axis=1)
 
 
-def read_ply(path: str) -> list[Piece]:
-    """Read a .ply: points and polygons.
+Columns = dict[str, Any]  # of an element: (rows,), for lists (rows, n) or a sequence of each
+Place = int | slice  # of a property among the numbers of a row; of a list without its length
 
-    Not by trimesh: it cannot read polygons of different numbers of corners where the file is binary.
+
+def read_ply(path: str) -> list[Piece]:
+    """Read a .ply: points, polygons, strips of triangles.
+
+    Not by trimesh, which cannot read polygons of different numbers of corners where the file is binary, nor by plyfile,
+    whose licence is the GPL.
     """
-    with open(path, "rb") as file:
-        order, elements = ply_header(file)
-        numbers = Numbers(file.read(), order)
-    points, triangles = np.zeros((0, 3)), np.zeros((0, 3), np.int64)
+    order, elements, body = ply_header(Path(path).read_bytes())
+    numbers, lines = Numbers(body, order), [] if order else [line for line in body.split(b"\n") if line.strip()]
+    points, triangles = np.zeros((0, 3)), [np.zeros((0, 3), np.int64)]
     for element, count, properties in elements:
         if count > (MAX_FACES if element == "face" else MAX_POINTS):
             raise ValueError(f"it has {count:,} of {element!r}; {MAX_FACES:,} faces and {MAX_POINTS:,} points are read")
-        columns = ply_columns(numbers, count, properties) or ply_rows(numbers, count, properties)
+        if order:
+            columns = ply_columns(numbers, count, properties) or ply_rows(numbers, count, properties)
+        elif properties:
+            if count > len(lines):
+                raise ValueError(f"it ends too early: {len(lines):,} lines are left for {count:,} of {element!r}")
+            columns, lines = ply_lines(lines[:count], element, properties), lines[count:]
+        else:
+            columns = {}
         if element == "vertex":
+            if missing := [axis for axis in "xyz" if axis not in columns]:
+                raise ValueError(f"its points lack {', '.join(missing)}")
             points = np.stack([np.asarray(columns[axis], np.float64) for axis in "xyz"], axis=-1).reshape(-1, 3)
-        elif element == "face":
+        elif element in ("face", "tristrips"):
             if not (lists := [columns[name] for name in FACE_LISTS if name in columns]):
-                raise ValueError("its faces lack vertex_indices")
-            triangles = fans(lists[0])
-    return [Piece(points, triangles)]
+                raise ValueError(f"its {element} lack vertex_indices")
+            triangles += [fans(lists[0])] if element == "face" else [strip(np.asarray(each)) for each in lists[0]]
+    if rest := (body[numbers.at :].strip(b"\0 \t\r\n") if order else b"".join(lines)):
+        raise ValueError(f"it goes on after all that its header names: {in_words(rest)}")
+    return [Piece(points, np.concatenate(triangles))]
 
 
-Columns = dict[str, Any]  # of an element: (rows,), for lists (rows, n) or a sequence of each
+def places(row: Sequence[float], properties: dict[str, str]) -> dict[str, Place]:
+    """Where the properties stand in a row of a text file.
+
+    Raises:
+        ValueError: it has more numbers, or fewer.
+    """
+    found: dict[str, Place] = {}
+    at = 0
+    for name, kind in properties.items():
+        if len(kind) == 2:
+            size = row[at] if at < len(row) else 0
+            if not size >= 0 or size != size // 1:
+                raise ValueError(f"has a list of {size:g}")
+            found[name] = slice(at + 1, at + 1 + int(size))
+            at += 1 + int(size)
+        else:
+            found[name] = at
+            at += 1
+    if at != len(row):
+        raise ValueError(f"has {len(row):,} numbers, where its header asks for {at:,}")
+    return found
+
+
+def ply_lines(lines: list[bytes], element: str, properties: dict[str, str]) -> Columns:
+    """The numbers of an element of a text file, a line each: at once where all have lists of the same lengths."""
+    if not lines:
+        return {name: np.zeros((0, 0) if len(kind) == 2 else 0) for name, kind in properties.items()}
+    try:
+        table = np.loadtxt(lines, ndmin=2, comments=None)
+        alike = places(table[0].tolist(), properties)
+        lengths = [place.start - 1 for place in alike.values() if isinstance(place, slice)]
+        if (table[:, lengths] == table[0, lengths]).all():
+            return {name: table[:, place] for name, place in alike.items()}
+    except ValueError:
+        pass  # the lines are of different lengths, or one is at fault: which, is seen below
+    found: Columns = {name: [] for name in properties}
+    for k, line in enumerate(lines):
+        try:
+            row = [float(word) for word in line.split()]
+        except ValueError:
+            raise ValueError(f"{element} {k:,} (counted from 0) is no line of numbers: {in_words(line)}") from None
+        try:
+            found_here = places(row, properties)
+        except ValueError as error:
+            raise ValueError(f"{element} {k:,} (counted from 0) {error}: {in_words(line)}") from None
+        for name, place in found_here.items():
+            found[name].append(row[place])
+    return found
 
 
 def ply_columns(numbers: Numbers, count: int, properties: dict[str, str]) -> Columns | None:
-    """The numbers of an element at once, where all lists of a name are as long as the first; else nothing is taken."""
+    """The numbers of a binary element at once, where all lists of a name are as long as the first; else nothing."""
     start, kinds, lengths, found = numbers.at, "", {}, {}
     for name, kind in properties.items():
         size = 1
@@ -96,7 +148,7 @@ def ply_columns(numbers: Numbers, count: int, properties: dict[str, str]) -> Col
         found[name] = slice(len(kinds), len(kinds) + size) if len(kind) == 2 else len(kinds)
         kinds += kind[-1] * size
     numbers.at = start
-    if numbers.left(kinds) >= count:
+    if (len(numbers.body) - start) // max(struct.calcsize(numbers.order + kinds), 1) >= count:
         table = numbers.table(kinds, count)
         if all((table[:, at] == size).all() for at, size in lengths.items()):
             return {name: table[:, columns] for name, columns in found.items()}
@@ -105,12 +157,14 @@ def ply_columns(numbers: Numbers, count: int, properties: dict[str, str]) -> Col
 
 
 def ply_rows(numbers: Numbers, count: int, properties: dict[str, str]) -> Columns:
-    """The same, one by one."""
+    """The numbers of a binary element, one by one."""
     found: Columns = {name: [] for name in properties}
     for _ in range(count):
         for name, kind in properties.items():
-            size = int(numbers.row(kind[0])[0]) if len(kind) == 2 else 1
-            found[name].append(numbers.row(kind[-1] * min(size, len(numbers.body) + 1)))
+            if (size := int(numbers.row(kind[0])[0]) if len(kind) == 2 else 1) < 0:
+                raise ValueError(f"it has a list of {size}")
+            values = numbers.row(kind[-1] * min(size, len(numbers.body) + 1))
+            found[name].append(values if len(kind) == 2 else values[0])
     return found
 
 
@@ -127,17 +181,27 @@ def fans(polygons: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
     return np.array(flat, np.int64).reshape(-1, 3)
 
 
-def ply_header(file: IO[bytes]) -> tuple[str, list[tuple[str, int, dict[str, str]]]]:
-    """The order of bytes, "" for text, and the elements: name, number, properties.
+def in_words(line: bytes) -> str:
+    return repr(line.strip()[:60].decode("ascii", "backslashreplace"))
+
+
+def ply_header(content: bytes) -> tuple[str, list[tuple[str, int, dict[str, str]]], bytes]:
+    """The order of bytes, "" for text; the elements: name, number, properties; what follows the header.
 
     A property is of one kind, a list of two: first that of its length.
     """
-    if file.readline(100).strip() != b"ply":
+    if (encoding := encoding_of(content[:4])) == "utf-8-sig":
+        content = content[3:]
+    elif encoding != "ascii":
+        content = content.decode(encoding, "backslashreplace").encode("ascii", "backslashreplace")
+    end = b"\r" if re.match(rb"ply[ \t]*\r(?!\n)", content) else b"\n"
+    lines = re.compile(rb"[^" + end + rb"]*" + end + rb"?").finditer(content)
+    if next(lines).group().strip() != b"ply":
         raise ValueError("it does not begin with 'ply'")
     order: str | None = None
     elements: list[tuple[str, int, dict[str, str]]] = []
-    while line := file.readline(10_000):
-        match line.decode("latin-1").split():
+    for found in lines:
+        match (line := found.group()).decode("latin-1").split():
             case ["format", name, *_] if name in PLY_FORMATS:
                 order = PLY_FORMATS[name]
             case ["element", name, count] if count.isdecimal():
@@ -147,9 +211,14 @@ def ply_header(file: IO[bytes]) -> tuple[str, list[tuple[str, int, dict[str, str
             case ["property", kind, name] if elements and kind in PLY_TYPES:
                 elements[-1][2][name] = PLY_TYPES[kind]
             case ["end_header"] if order is not None:
-                return order, elements
+                if order and encoding not in ("ascii", "utf-8-sig"):
+                    raise ValueError(
+                        f"it is a binary file that was written as {encoding.upper()} text, which ruined it"
+                    )
+                body = content[found.end() :]
+                return order, elements, body if order else body.replace(b"\r", b"\n")
             case ["comment" | "obj_info", *_] | []:
                 pass
             case _:
-                raise ValueError(f"its header has the line {line.decode('latin-1').strip()[:60]!r}")
+                raise ValueError(f"its header has the line {in_words(line)}")
     raise ValueError("its header does not end")
