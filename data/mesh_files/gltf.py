@@ -53,7 +53,7 @@ def pieces_of(file: GltfFile) -> list[Piece]:
         node = file.item("node", k)
         if "mesh" not in node:
             continue
-        piece, count = mesh_of(file, k, worlds), instance_count(file, k)
+        count, piece = instance_count(file, k), mesh_of(file, k, worlds)
         if (faces := faces + count * len(piece.faces)) > MAX_FACES:
             raise ValueError(f"it has more than {MAX_FACES:,} triangles")
         if "skin" in node:
@@ -177,7 +177,7 @@ def instances(file: GltfFile, k: int) -> np.ndarray:
 
 
 def mesh_of(file: GltfFile, k: int, worlds: np.ndarray) -> Piece:
-    """The triangles of a node's mesh, its morph targets as they weigh: in the node's frame, if skinned in the scene's."""
+    """The triangles of a node's mesh, its morph targets weighed: in the node's frame, in the scene's if skinned."""
     node = file.item("node", k)
     mesh = file.item("mesh", node["mesh"])
     weights = node.get("weights", mesh.get("weights", []))
@@ -267,7 +267,7 @@ def influences(
 
 
 def posed(points: np.ndarray, joints: np.ndarray, weights: np.ndarray, skin: np.ndarray) -> np.ndarray:
-    """Points (V, 3) where the joints (V, n) that they hang on take them, by weight; if all are 0, where the first does."""
+    """Points (V, 3) where the joints (V, n) of each take them, by weight; if that is 0, where the first does."""
     weights[~weights.any(1), 0] = 1
     weights /= weights.sum(1, keepdims=True)
     joints = np.where(weights != 0, joints, 0)

@@ -212,9 +212,7 @@ def ply_header(content: bytes) -> tuple[str, list[tuple[str, int, dict[str, str]
                 elements[-1][2][name] = PLY_TYPES[kind]
             case ["end_header"] if order is not None:
                 if order and encoding not in ("ascii", "utf-8-sig"):
-                    raise ValueError(
-                        f"it is a binary file that was written as {encoding.upper()} text, which ruined it"
-                    )
+                    raise ValueError(f"it is a binary file that was saved as {encoding.upper()} text, which ruined it")
                 body = content[found.end() :]
                 return order, elements, body if order else body.replace(b"\r", b"\n")
             case ["comment" | "obj_info", *_] | []:

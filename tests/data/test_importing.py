@@ -263,6 +263,25 @@ def test_a_gltf_node_with_lines_places_its_children(tmp_path):
     assert same(as_is(write(tmp_path / "a.glb", glb(header, body))), expected)
 
 
+@pytest.mark.parametrize("at", [0.5, 0.5000005, -0.4999995, 1e-7])
+@pytest.mark.parametrize("axis", range(3))
+def test_points_are_one_by_their_distance(tmp_path, at, axis):
+    """Two halves of a square touch wherever they are, by 2e-11 or by 1e-7, and by 1e-5 they do not."""
+    for gap, parts in ((0, 1), (2e-11, 1), (1e-7, 1), (1e-5, 2)):
+        halves = [np.array([[x, 0, z] for x in (low, high) for z in (-0.5, 0.5)]) for low, high in ((-1, 0), (gap, 1))]
+        points = np.roll(np.concatenate(halves), axis, axis=1) + np.roll([at, 0, 0], axis)
+        text = "".join("v {!r} {!r} {!r}\n".format(*map(float, point)) for point in points) + "f 1 2 4 3\nf 5 6 8 7\n"
+        assert len(as_is(write(tmp_path / "a.obj", text))["box.size"]) == parts
+
+
+def test_many_points_in_one_place_and_a_stray_one_take_little_memory(tmp_path):
+    """Beside a point a million away all else is in one place, and its pairs are hundreds of millions."""
+    points = np.random.default_rng(0).random((20_000, 3))
+    points[-1] = 1e6
+    faces = np.arange(20_000).reshape(-1, 3)
+    assert len(importing.components(points, faces)) < 5
+
+
 # ---- what is done to a shape ---------------------------------------------------------------------------------------
 
 

@@ -142,3 +142,13 @@ def test_parts_may_have_the_colours_of_other_numbers():
     three = boxes((9, 9, 9), (-0.5, 0, 0), (0.5, 0, 0), size=0.3)
     plain, moved = render(three, 100, VIEW), render(two, 100, VIEW, numbers=np.array([1, 2]))
     assert np.abs(plain.astype(int) - moved).mean() < 0.5 and not np.array_equal(moved, render(two, 100, VIEW))
+
+
+@pytest.mark.parametrize("exponents", [None, (1.0, 1.0)])
+@pytest.mark.parametrize("centers", [[(0, 0, 0)], [(0.3, -0.2, 0.1)], [(0, 1, 0)] * 3])
+def test_parts_without_size_are_a_picture_of_the_ground(centers, exponents):
+    made = boxes(*centers, size=0.0, exponents=exponents and [exponents] * len(centers))
+    for view in (View.of([made]), View.typical([made, made]), View.typical([made], [made])):
+        with np.errstate(all="raise"):
+            picture = render(made, 40, view)
+        assert not coloured(picture).any()
