@@ -286,7 +286,7 @@ def test_strips_of_a_ply(tmp_path, form):
     restarted = [c for c0, c1, c2, c3 in SIDES for c in (c0, c1, c3, c2, -1)]
     for corners in (restarted, STRIP):
         second = [c + 8 if c >= 0 else c for c in corners]
-        corners = [*corners, *second][corners == STRIP :]  # of the first strip no corner comes twice at its beginning
+        corners = [*corners, *second][1 if corners == STRIP else 0 :]  # a corner twice at the beginning turns all round
         path = write(tmp_path / "a.ply", ply_with_strips(parts, corners, form))
         assert same(as_is(path), parts)
         [(points, faces)] = read_mesh(path)

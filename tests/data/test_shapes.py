@@ -31,6 +31,23 @@ def test_a_file_holds_the_set(some, tmp_path):
     some.ids = None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_words_may_be_bytes(some, tmp_path, encoding):
+    """As h5py and NumPy's S give them: "b'chair'" is no class."""
+    save_shapes(some, tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = dict(file)
+    names = ["st\u00fchle", *some.class_names[1:]]
+    arrays["class_names"] = np.array([name.encode(encoding) for name in names])
+    arrays["split"] = some.split.astype("S")
+    arrays["ids"] = np.array([b"piece"] * len(some))
+    np.savez(tmp_path / "b.npz", **arrays)
+    again = open_shapes(tmp_path / "b.npz")
+    assert again.class_names == [names[0] if encoding == "utf-8" else r"st\xfchle", *names[1:]]
+    assert again.split.tolist() == some.split.tolist() and {*again.ids.tolist()} == {"piece"}
+    assert len(again.of_split("train")) == len(some.of_split("train")) > 0
+
+
 def test_shapes_is_the_embedded_set(monkeypatch, some):
     monkeypatch.setattr(shapes, "furniture", lambda: some)
     assert open_shapes("shapes") is some
