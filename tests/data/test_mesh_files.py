@@ -263,8 +263,8 @@ def test_strips_and_fans_of_a_gltf(tmp_path):
     draft = Draft()
     draft.primitive(mode=5)["indices"] = draft.add(STRIP, "SCALAR", "<u2")
     [(points, faces)] = read_mesh(write(tmp_path / "a.glb", glb(draft.header, draft.body)))
-    sides = [[sorted(face) for face in ((a, b, d), (b, c, d))] for a, b, c, d in SIDES]
-    assert np.allclose(points, TOP) and np.sort(faces, axis=1).tolist() == sum(sides, [])
+    sides = [sorted(face) for a, b, c, d in SIDES for face in ((a, b, d), (b, c, d))]
+    assert np.allclose(points, TOP) and np.sort(faces, axis=1).tolist() == sides
     fans = [{"mode": 6, "attributes": {"POSITION": 0}, "indices": draft.add(s, "SCALAR", "<u2")} for s in SIDES]
     draft.header["meshes"][0]["primitives"] = fans
     assert same(draft.read(tmp_path), [TOP])
