@@ -3,6 +3,7 @@
 A checkpoint is a dict {"model", "ema", "opt", "step", "args", "class_names", "progress"}. The predecessors' files have
 no step and hold their arguments as an argparse.Namespace; EMA-only files hold nothing but tensors. A .safetensors file
 that `export` wrote holds the averaged weights, and their configuration in its header.
+A model in several files is read by its index, see `runtime.shards`.
 
 A .pt file is a zip archive with a CRC-32 of each of its records; `export` adds a SHA-256. Both are compared in reading.
 """
@@ -14,26 +15,28 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from runtime import shards
 from runtime.errors import DataError, first_line
-from runtime.files import is_safetensors, other_than_weights, replacing
+from runtime.files import is_safetensors, is_utf8, other_than_weights, replacing
+from runtime.state_dicts import AVERAGE, EIGHT_BITS, StateDict, is_weight, models_in
+from runtime.values import checked, described, whole
 
-StateDict = dict[str, torch.Tensor]
 EXPORTED = ("step", "args", "class_names", "layout")
 READERS = 4  # threads that compare checksums
 SUFFIXES = (".pt", ".safetensors", ".pth", ".ckpt", ".bin")
 
-# Others' files hold a model under keys and prefixes of their programs. Where this tensor is, a model is.
-MARKER = "x_embedder.proj.weight"
-WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # of torch, anywhere in a key
-AVERAGE = re.compile(r"(^|[._])(ema\d*|averaged?|avg|swa|shadow)[._]", re.IGNORECASE)  # in keys and prefix
-MAX_DEPTH = 4  # of dicts in dicts
+# NumPy's numbers, which hold no code, by the names that its first and second version pickle them under.
+SCALAR = np.float64(0).__reduce__()[0]
+SCALARS = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+DTYPES = [np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}]
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -120,10 +123,12 @@ class Saver:
 
 
 def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
-    """Read a .pt or .safetensors file onto the CPU. Never unpickles code.
+    """Read a .pt or .safetensors file, or all of a sharded one, onto the CPU. Never unpickles code.
+
+    What is None, or an empty dict or list, is left out; a step is an int, whatever kind of whole number it was.
 
     Args:
-        path: the file.
+        path: the file; of a model in several, the index or their folder.
         verify: compare checksums, which reads all of it; else only what is used of the .pt file is read.
 
     Raises:
@@ -131,34 +136,71 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        raise DataError(f"checkpoint {path} is a folder; {file_in(path)}")
+        index = shards.index_in(path)
+        if index is None:
+            raise DataError(f"checkpoint {path} is a folder; {file_in(path)}")
+        path = index
     if not path.is_file():
-        raise DataError(f"checkpoint {path} does not exist")
+        raise DataError(f"checkpoint {path} {what_is_there(path)}")
+    if not shards.is_index(path):
+        shards.check_whole(path)
+        return checked(load_file(path, verify), path)
+    content: dict[str, Any] = {}
+    for shard in shards.files(path):
+        content |= load_file(shard, verify)
+    if absent := [name for name in shards.weight_map(path) if name not in content]:
+        raise DataError(f"checkpoint {path} names {absent[0]}, which is in none of its files")
+    return content
+
+
+def load_file(path: Path, verify: bool) -> dict[Any, Any]:
+    """Read one file.
+
+    Raises:
+        DataError: see `load`.
+    """
     try:
         content = load_safetensors(path) if is_safetensors(path) else load_pickle(path, verify)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         if isinstance(error, OSError) and error.filename:
             raise  # it cannot be opened
-        reason = first_line(error)
-        if what := other_than_weights(path):
-            reason = f"it is {what}"
-        elif "GLOBAL" in str(error) or "global" in str(error):
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            named = f" ({found[1]})" if found else ""
-            reason = f"it holds Python objects{named}, which are not loaded; save its state dicts alone"
-        elif isinstance(error, pickle.UnpicklingError):
-            reason = "its pickle is damaged"
-        elif path.suffix == ".safetensors":
-            reason = f"it is truncated or no .safetensors file ({reason})"
-        elif not is_safetensors(path) and not zipfile.is_zipfile(path):
-            reason = "it is truncated or no PyTorch checkpoint"
-        raise DataError(f"checkpoint {path} cannot be read: {reason}") from error
+        if "allocate memory" in str(error):
+            raise  # which says nothing of the file
+        raise DataError(f"checkpoint {path} cannot be read: {why_not(error, path)}") from error
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path} holds a {type(content).__name__}, not a dict of tensors")
-    check_layout(content, path)
     return content
+
+
+def why_not(error: Exception, path: Path) -> str:
+    """The reason that a file cannot be read, as far as it is known."""
+    said = str(error)
+    if what := other_than_weights(path):
+        return f"it is {what}"
+    if found := re.search(r"GLOBAL ([\w.]+)", said):
+        return f"it holds Python objects ({found[1]}), which are not loaded; save its state dicts alone"
+    if found := re.search(r"Unsupported operand (\d+)", said):
+        return (
+            f"its pickle has the operation {found[1]}, which torch.save does not write unless pickle_protocol is given"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"its pickle cannot be parsed ({said.rpartition('WeightsUnpickler error:')[2].split(chr(10))[0].strip()})"
+        )
+    if not is_safetensors(path) and path.suffix == ".safetensors":
+        return f"it is truncated or no .safetensors file ({first_line(error)})"
+    if not is_safetensors(path) and not zipfile.is_zipfile(path):
+        return "it is truncated or no PyTorch checkpoint"
+    return first_line(error)
+
+
+def what_is_there(path: Path) -> str:
+    """What is at a path where there is no file, in words."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which does not exist"
+    return "is neither a file nor a folder" if path.exists() else "does not exist"
 
 
 def file_in(folder: Path) -> str:
@@ -173,8 +215,8 @@ def load_pickle(path: Path, verify: bool) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip and verify:
         check_crc(path)
-    mapped = is_zip and path.suffix != ".safetensors"  # by which torch would go
-    allowed = torch.serialization.safe_globals([argparse.Namespace])
+    mapped = is_zip and path.suffix != ".safetensors" and is_utf8(path)  # as torch wants them
+    allowed = torch.serialization.safe_globals([argparse.Namespace, *SCALARS, *DTYPES])
     with allowed, warnings.catch_warnings(), open(path, "rb") as file:
         warnings.simplefilter("ignore")  # about what a damaged pickle has in it
         # mapped, not read: eight processes that resume XL/2 would each hold 11 GB otherwise
@@ -196,53 +238,52 @@ def check_crc(path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no dict
-        header = file.metadata() or {}
+    tensors, header = read_safetensors(path)
     ours = {name: header[name] for name in EXPORTED if name in header}
-    if not ours:
-        return tensors
-    if digest(tensors, ours) != header.get("sha256"):
+    if not ours or "sha256" not in header:
+        return dict(tensors)
+    if digest(tensors, ours) != header["sha256"]:
         raise DataError(f"checkpoint {path} is damaged: it has not the SHA-256 that its header tells")
     return {"ema": tensors} | {name: json.loads(value) for name, value in ours.items()}
 
 
-def check_layout(content: dict[str, Any], path: Path) -> None:
-    """
-    Raises:
-        DataError: a value of a training checkpoint is not of its kind.
-    """
+def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """Tensors, and what its writer has noted in the header."""
+    if not is_utf8(path):  # as the library wants them
+        from safetensors.torch import load as from_bytes
 
-    def is_names(value: Any) -> bool:
-        return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return from_bytes(data), header.get("__metadata__", {})
+    from safetensors import safe_open
 
-    kinds: dict[str, Callable[[Any], bool]] = {
-        "model": lambda v: isinstance(v, dict | str | None),  # the name, in others' files
-        "ema": lambda v: isinstance(v, dict | None),
-        "opt": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict),
-        "step": lambda v: type(v) is int and is_count(v),
-        "args": lambda v: isinstance(v, dict | argparse.Namespace),
-        "class_names": is_names,
-        "progress": lambda v: isinstance(v, dict),
-        "layout": lambda v: isinstance(v, dict),  # of shapes, see data/shapes.py
-    }
-    if any(not isinstance(key, str) for key in content):
-        raise DataError(f"checkpoint {path} is damaged: it has a key that is no name")
-    if not {"model", "ema"} & content.keys():
-        return  # weights alone
-    for name, is_of_its_kind in kinds.items():
-        if name in content and not is_of_its_kind(content[name]):
-            raise DataError(f"checkpoint {path} is damaged: its {name!r} is not what it should be")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 -- no dict
+
+
+# ---- the weights in what was read ----------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """Weights, the keys and prefix that lead to them, and whether these say that they are an average."""
+
+    state: StateDict
+    where: str
+    is_average: bool
 
 
 def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> StateDict:
+    """The EMA weights of a training checkpoint, or the file's only weights; see `find_weights`."""
+    return find_weights(checkpoint, source, prefer).state
+
+
+def find_weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Found:
     """The EMA weights of a training checkpoint, or the file's only weights.
 
     Others' files are searched for a model, which may be in dicts in dicts (`state_dict`, `ema_state_dict`) and under
     the prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, `ema_model.`); what is not under its prefix, another
-    network's tensors for instance, is left out.
+    network's tensors for instance, is left out. Eight-bit floats become float32; tensors that are no weights, counters
+    for instance, are among the others as they are.
 
     Args:
         prefer: "ema", the average, or "model", what is trained; the other one is taken where there is just that.
@@ -251,9 +292,9 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
         DataError: there are none, or several of a kind.
     """
     other = "model" if prefer == "ema" else "ema"
-    own = [state for name in (prefer, other) if isinstance(state := checkpoint.get(name), dict) and state]
-    is_ours = bool(own) and own[0] is checkpoint.get(prefer)
-    found = list(models_in(own[0] if is_ours else checkpoint))
+    own = [name for name in (prefer, other) if isinstance(state := checkpoint.get(name), dict) and state]
+    is_ours = own[:1] == [prefer]
+    found = list(models_in(checkpoint[prefer] if is_ours else checkpoint))
     averages, plain = (([f for f in found if bool(AVERAGE.search(f[0])) is average]) for average in (True, False))
     chosen = (averages or plain) if prefer == "ema" else (plain or averages)
     outermost = min((where.count(".") for where, _ in chosen), default=0)
@@ -261,88 +302,55 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
     if len(chosen) > 1:
         names = ", ".join(where.rstrip(".") or "the outermost" for where, _ in chosen)
         raise DataError(f"checkpoint {source} holds several models ({names}): save one of them to a file of its own")
-    state = chosen[0][1] if chosen else own[0] if own else checkpoint
-    if not state or not all(type(k) is str and is_weight(v) for k, v in state.items()):
-        names = ", ".join(map(str, list(checkpoint)[:8])) or "nothing"
-        raise DataError(
-            f"checkpoint {source} holds no model weights (no 'ema', no 'model', not a dict of tensors; "
-            f"it holds {names})"
-        )
-    return state
+    if chosen:
+        where = f"{prefer}." * is_ours + chosen[0][0]
+        state = chosen[0][1]
+    else:
+        where = f"{own[0]}." if own else ""
+        content = checkpoint[own[0]] if own else checkpoint
+        state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}
+        if not any(map(is_weight, state.values())):
+            held = ", ".join(f"{name} ({described(value)})" for name, value in list(content.items())[:8]) or "nothing"
+            raise DataError(
+                f"checkpoint {source} holds no model weights: {f'its {own[0]!r}' if own else 'it'} holds {held}"
+            )
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not is_weight(tensor):
+            raise DataError(
+                f"checkpoint {source} has {name} as {described(tensor)} on {tensor.device}, which is no plain tensor "
+                "whose numbers are all there"
+            )
+    state = {name: tensor.float() if tensor.dtype in EIGHT_BITS else tensor for name, tensor in state.items()}
+    return Found(state, where.rstrip("."), bool(AVERAGE.search(where)))
 
 
-def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
-    """Each model in dicts of tensors: keys and prefix that lead to it, each with a dot behind, and its tensors."""
-    tensors = {}
-    for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, torch.Tensor):
-            plain = WRAPPERS.sub("", key)
-            tensors[key if plain in content else plain] = value
-    tensors = with_dots(tensors)
-    prefixes = [key.removesuffix(MARKER) for key in tensors if f".{key}".endswith(f".{MARKER}")]
-    parts: dict[str, StateDict] = {prefix: {} for prefix in prefixes}
-    for key, value in tensors.items():
-        if inside := [prefix for prefix in prefixes if key.startswith(prefix)]:
-            prefix = max(inside, key=len)
-            parts[prefix][key.removeprefix(prefix)] = value
-    for prefix, state in parts.items():
-        yield where + prefix, state
-    for key, value in content.items():
-        if isinstance(key, str) and isinstance(value, dict) and depth < MAX_DEPTH:
-            yield from models_in(value, f"{where}{key}.", depth + 1)
-
-
-def with_dots(tensors: StateDict) -> StateDict:
-    """The same with the names that LDM's wrapper has taken the dots from, since buffers' names must not have any, put
-    right: model_ema.x_embedderprojweight. The model it averages tells them, and has what was not trained."""
-    first = next((key for key in tensors if f".{key}".endswith(f".{MARKER}")), "")
-    *outer, _ = (prefix := first.removesuffix(MARKER)).split(".")
-    model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    starts = ["".join(outer[k:]) for k in range(len(outer) + 1)]
-    names = {start + name.replace(".", ""): name for name in model for start in starts}
-    averages: dict[str, StateDict] = {}
-    for key, value in tensors.items():
-        where, dot, flat = key.rpartition(".")
-        if flat in names and AVERAGE.search(where + dot):
-            averages.setdefault(where + dot, {})[names[flat]] = value
-    for where, average in averages.items():
-        if MARKER in average:
-            tensors = {key: value for key, value in tensors.items() if not key.startswith(where)}
-            tensors |= under(where, model | average)
-    return tensors
-
-
-def under(prefix: str, state: StateDict) -> StateDict:
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def is_weight(value: Any) -> bool:
-    """Whether it is a plain tensor of numbers that are all there, not one that is repeated without end."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and value.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+def origin(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> list[str]:
+    """A line where the weights that are taken are not those that are asked for, or where others' names lead to them."""
+    found = find_weights(checkpoint, source, prefer)
+    key = found.where.partition(".")[0]
+    if prefer == "model":
+        what = "holds the averaged weights alone" if found.is_average else ""
+    elif found.is_average:
+        what = f"holds averaged weights as {found.where}" if key != "ema" else ""
+    else:  # a dict of tensors alone does not say what they are
+        what = f"holds no averaged weights, but {found.where}" if isinstance(checkpoint.get(key), dict) else ""
+    return [f"checkpoint {source} {what}, which is taken" if prefer == "ema" else f"checkpoint {source} {what}"] * bool(
+        what
     )
 
 
 def training_args(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The arguments a checkpoint was trained with, {} where it does not say."""
     args = checkpoint.get("args", {})
-    return dict(vars(args)) if isinstance(args, argparse.Namespace) else dict(args) if isinstance(args, dict) else {}
+    known = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in known.items()}
 
 
 def step(checkpoint: dict[str, Any]) -> int:
     """Training steps taken; from the optimiser's own count in the predecessors' files, 0 where nothing says."""
-    if isinstance(checkpoint.get("step"), int):
-        return checkpoint["step"]
-    states = checkpoint.get("opt", {}).get("state", {}).values()
-    steps = [float(s["step"]) for s in states if isinstance(s, dict) and is_count(s.get("step"))]
-    return int(max(steps, default=0))
-
-
-def is_count(value: Any) -> bool:
-    if isinstance(value, torch.Tensor) and value.numel() == 1 and is_weight(value):
-        value = value.item()
-    return type(value) in (int, float) and 0 <= value < 2**62
+    if (count := whole(checkpoint.get("step"))) is not None:
+        return count
+    opt = checkpoint.get("opt")
+    states = opt.get("state") if isinstance(opt, dict) else None
+    counts = [whole(s.get("step")) for s in states.values() if isinstance(s, dict)] if isinstance(states, dict) else []
+    return max((count for count in counts if count is not None), default=0)

@@ -56,13 +56,23 @@ def link(path: Path, name: Path) -> None:
             shutil.copyfile(path, beside)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+def sha256(*paths: Path) -> str:
+    """SHA-256 of the bytes of files, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a path is text; some libraries open no other."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # ---- what a file is ------------------------------------------------------------------------------------------------
@@ -99,7 +109,9 @@ def describe(path: Path) -> str | None:
         return "empty"
     if head.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the file itself: fetch that with git lfs pull"
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+    if text.startswith(b"<?xml"):
+        return "XML, a server's answer for instance, not a file that was downloaded: look at it in an editor"
+    if text.startswith((b"<!doctype html", b"<html", b"<head")):
         return "a web page, not a file that was downloaded: look at it in a browser"
     if head.startswith(b"PK"):
         return describe_zip(path)

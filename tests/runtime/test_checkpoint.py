@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 import download
 from models import SiT_models
 from runtime import checkpoint
-from runtime.checkpoint import under
 from runtime.errors import DataError
+from runtime.state_dicts import under
 from tests.conftest import ROOT
 from train_utils import load_weights, model_config
 
