@@ -53,7 +53,7 @@ from runtime import distributed, precision
 from runtime.errors import DataError, UsageError, run_program
 from sampling import shape_page
 from sampling.arguments import CFG_SCALE, VARIATIONS
-from sampling.network import load_network
+from sampling.network import load_network, say
 from sampling.shape_studio import ShapeStudio
 from sampling.studio import (
     ANY_CLASS,
@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         process = distributed.single()
         precision.setup(args.precision)
         network = load_network(args, process.device, default_vae="mse")
+        say(network.notes)
         studio: Studio | ShapeStudio
         if network.layout is None:
             studio = Studio(network, process.device, args.precision)

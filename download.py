@@ -1,8 +1,8 @@
 """Finding weights: a local file, a published name, or hf://owner/repo/file."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from runtime import checkpoint
+from runtime import checkpoint, shards
 from runtime.errors import DataError, first_line
 
 # SiT's published EMA weights, trained on ImageNet at 256 x 256 pixels: name -> (repository, file, model)
@@ -20,7 +20,8 @@ def pretrained_name(model: str) -> str | None:
 
 
 def locate(name: str) -> Path:
-    """The local path of a checkpoint, fetched from the Hub once if it is not a local file.
+    """The local path of a checkpoint, fetched from the Hub once if it is not a local file; of one in several files
+    that of its index.
 
     Args:
         name: a path, a key of `PRETRAINED`, or hf://owner/repo/file.
@@ -29,10 +30,8 @@ def locate(name: str) -> Path:
         DataError: no such file, or it could not be fetched.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_dir():
-        raise DataError(f"checkpoint {name} is a folder; {checkpoint.file_in(path)}")
+    if path.exists() or path.is_symlink():
+        return checkpoint.find(path)
     if name.startswith("hf://"):
         owner, _, rest = name.removeprefix("hf://").partition("/")
         repo, _, file = rest.partition("/")
@@ -60,7 +59,13 @@ def _fetch(repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, file))
+        path = Path(hf_hub_download(repository, file))
+        if shards.is_index(path):
+            for shard in sorted(set(shards.weight_map(path).values())):
+                hf_hub_download(repository, str(PurePosixPath(file).with_name(shard)))
+        return path
+    except DataError:
+        raise
     except Exception as error:  # network, authorisation, a missing file: the Hub raises many kinds
         raise DataError(
             f"{file} could not be fetched from the Hub repository {repository}: {first_line(error)} "

@@ -26,6 +26,7 @@ def make_parser() -> Parser:
 if __name__ == "__main__":
     begin(make_parser())
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
     path = download.locate(args.ckpt)
-    if args.out.exists() and args.out.samefile(path):
+    if args.out.exists() and any(args.out.samefile(file) for file in checkpoint.files(path)):
         raise UsageError(f"--out {args.out} is the checkpoint itself, which holds more than is exported")
     content = checkpoint.load(path)
     weights = checkpoint.weights(content, args.ckpt)
@@ -53,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--out {args.out}: of a model of shapes it must end in .safetensors, which keeps their layout"
         )
     with torch.device("meta"):  # without memory
-        check_weights(config.build(), weights, args.ckpt)
+        model = config.build()
+    lines = checkpoint.origin(content, args.ckpt) + check_weights(model, weights, args.ckpt)
+    own = model.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if name in own}
+    for line in lines:
+        print(f"export.py: {line}", file=sys.stderr)
     if args.out.suffix == ".pt":
         checkpoint.save(args.out, {name: tensor.clone() for name, tensor in weights.items()})
     else:

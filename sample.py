@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if are_shapes(parts.place(word)[0]) and not Path(word).is_file():
                 raise UsageError(f"--reference {word} is a shape; {network.config.name} makes images")
     build_sampler(args, network.transport)  # complains about bad settings before a bar appears
-    say(ignore_what_has_no_effect(args, parser, argv))
+    say([*network.notes, *ignore_what_has_no_effect(args, parser, argv)])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
     elif args.reverse:

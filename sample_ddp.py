@@ -14,7 +14,7 @@ the labels, and the .json beside it says what made it: checkpoint, settings, mod
 import argparse
 from pathlib import Path
 
-from runtime.command_line import Parser, positive_int
+from runtime.command_line import Parser, positive_int, whole
 from runtime.errors import begin
 from sampling.arguments import ignore_what_has_no_effect, sampling_parser
 
@@ -26,7 +26,7 @@ def add_program_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sample-dir", type=Path, default=Path("samples"), help="a folder for each setting goes here")
     group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="images at a time in a process")
     group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="images in all")
-    group.add_argument("--global-seed", type=int, default=0, help="of labels and noise")
+    group.add_argument("--global-seed", type=whole, default=0, help="of labels and noise")
     group.add_argument(
         "--balanced-labels", action="store_true", help="classes in turn, all alike often; default: drawn at random"
     )
@@ -54,7 +54,7 @@ from PIL import Image
 from torch import Tensor
 
 from data.pictures import save_npz
-from runtime import distributed, precision, progress
+from runtime import checkpoint, distributed, precision, progress
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="ema")
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
-    notes = ignore_what_has_no_effect(args, parser, argv)
+    notes = [*network.notes, *ignore_what_has_no_effect(args, parser, argv)]
     say(notes if process.is_main else [])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.global_seed, batch_size=args.per_proc_batch_size)
@@ -220,7 +220,7 @@ def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]
     ignored = {"sample_dir", "per_proc_batch_size", "num_fid_samples", "ckpt", "data_path", "compile"}
     ignored |= {"likelihood", "reverse", "loss_weight", "train_eps"}
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
-    return settings | {"checkpoint_sha256": sha256(network.path)}
+    return settings | {"checkpoint_sha256": sha256(*checkpoint.files(network.path))}
 
 
 def make_folder(args: argparse.Namespace, network: Network) -> Path:

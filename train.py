@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     opt = build_optimizer(model, args.lr)
 
     # Where the run is: at its beginning, or where the checkpoint was.
-    step = resume.restore_state(start, model, ema, opt) if start.source else 0
+    step, said = resume.restore_state(start, model, ema, opt) if start.source else (0, [])
+    lines += said
     if args.init_from and not start.source:
         lines += resume.initialize_from(args.init_from, model, ema)
     saved = start.saved.get("progress", {})

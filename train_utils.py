@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.command_line import count, none_or_str, positive_float, unit_float
+from runtime.command_line import count, finite, none_or_str, positive_float, unit_float
 from runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -129,15 +130,15 @@ def default_method(model: str, times: str | None = None) -> dict[str, str]:
 
 
 def guidance_scale(value: str) -> float:
-    number = float(value)
-    if not 1 <= number < math.inf:
+    number = finite(value)
+    if number < 1:
         raise argparse.ArgumentTypeError(f"{value} is less than 1, which is no guidance")
     return number
 
 
 def sampling_scale(value: str) -> float:
     """Of a program that samples: 0 is without a class."""
-    return 0.0 if float(value) == 0 else guidance_scale(value)
+    return 0.0 if finite(value) == 0 else guidance_scale(value)
 
 
 def add_workers_arg(parser: argparse._ActionsContainer) -> None:
@@ -302,15 +303,24 @@ def model_config(state: StateDict, source: str) -> ModelConfig:
     """
     from models import SIZES
 
-    try:
-        width, in_channels, patch, _ = state["x_embedder.proj.weight"].shape
-        are_shapes = "pos_embed" not in state and "t_embedder.patchEmb.proj.weight" in state
-        num_tokens = 0 if are_shapes else state["pos_embed"].shape[1]
-        num_labels = state["y_embedder.embedding_table.weight"].shape[0]
-        out_channels = state["final_layer.linear.weight"].shape[0] // patch**2
-        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
-    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise DataError(f"checkpoint {source} holds no SiT, ComboStoc or Parts model: {error} is missing") from None
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        fault = ""
+        if name not in state:
+            fault = f"{name} is missing"
+        elif state[name].ndim != ndim or 0 in state[name].shape:
+            fault = f"its {name} is of shape {tuple(state[name].shape)}"
+        elif not state[name].is_floating_point():
+            fault = f"its {name} is {str(state[name].dtype).removeprefix('torch.')}, which is no float weight"
+        if fault:
+            raise DataError(f"checkpoint {source} holds no SiT, ComboStoc or Parts model: {fault}")
+        return tuple(state[name].shape)
+
+    width, in_channels, patch, _ = shape("x_embedder.proj.weight", 4)
+    are_shapes = "pos_embed" not in state and "t_embedder.patchEmb.proj.weight" in state
+    num_tokens = 0 if are_shapes else shape("pos_embed", 3)[1]
+    num_labels = shape("y_embedder.embedding_table.weight", 2)[0]
+    out_channels = shape("final_layer.linear.weight", 2)[0] // patch**2
+    depth = 1 + max((int(found[1]) for key in state if (found := re.match(r"blocks\.(\d+)\.", key))), default=-1)
     family = "Parts" if are_shapes else "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
     name = f"{family}-{size}" if are_shapes else f"{family}-{size}/{patch}"
@@ -322,31 +332,42 @@ def model_config(state: StateDict, source: str) -> ModelConfig:
     return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
 
 
-def check_weights(model: SiT, state: StateDict, source: str) -> None:
-    """
+def check_weights(model: SiT, state: StateDict, source: str) -> list[str]:
+    """Compare a state dict with a model. Returns a line that names what is left aside, which is no float: counters, or
+    buffers of positions.
+
     Raises:
-        DataError: a tensor is missing, left over or of another shape; the first is named.
+        DataError: a weight is missing, left over, of another shape or no float; the first is named.
     """
     own = model.state_dict()
     for key in [*own, *state]:
         if key not in state:
             raise DataError(f"checkpoint {source} lacks {key}")
         if key not in own:
-            raise DataError(f"checkpoint {source} has {key}, which the model does not have")
-        if state[key].shape != own[key].shape:
+            if state[key].is_floating_point():
+                raise DataError(f"checkpoint {source} has {key}, which the model does not have")
+        elif state[key].shape != own[key].shape:
             raise DataError(
                 f"checkpoint {source} has {key} of shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
             )
+        elif not state[key].is_floating_point():
+            kind = str(state[key].dtype).removeprefix("torch.")
+            raise DataError(f"checkpoint {source} has {key} as {kind}, which is no float weight")
+    left = [key for key in state if key not in own]
+    named = ", ".join(left[:8]) + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+    return [f"{source} has {named}, which the model does not have: no weights, left aside"] if left else []
 
 
-def load_weights(model: SiT, state: StateDict, source: str) -> None:
-    """Load a state dict strictly.
+def load_weights(model: SiT, state: StateDict, source: str) -> list[str]:
+    """Load a state dict strictly. Returns lines, see `check_weights`.
 
     Raises:
         DataError: see `check_weights`.
     """
-    check_weights(model, state, source)
-    model.load_state_dict(state)
+    lines = check_weights(model, state, source)
+    own = model.state_dict()
+    model.load_state_dict({key: tensor for key, tensor in state.items() if key in own})
+    return lines
 
 
 # ---- transport and samplers ----------------------------------------------------------------------------------------

@@ -93,13 +93,18 @@ def initialize(args: argparse.Namespace, entity: str, exp_name: str, project_nam
         wandb.init(
             entity=entity or None,
             project=project_name or "combostoc",
-            name=exp_name,
-            config=vars(args),
+            name=text(exp_name),
+            config={name: text(str(v)) if isinstance(v, str | Path) else v for name, v in vars(args).items()},
             id=run,
             resume="allow" if run else None,
         )
     except wandb.Error as error:
         raise DataError(f"--wandb, ENTITY {entity}, PROJECT {project_name}: {first_line(error)}") from None
+
+
+def text(name: str) -> str:
+    """A path's name with what is not UTF-8 spelled out."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def log(stats: dict[str, Any], step: int | None = None) -> None:

@@ -134,19 +134,12 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, truncated, damaged, or holds anything but tensors and plain values.
     """
-    path = Path(path)
-    if path.is_dir():
-        index = shards.index_in(path)
-        if index is None:
-            raise DataError(f"checkpoint {path} is a folder; {file_in(path)}")
-        path = index
-    if not path.is_file():
-        raise DataError(f"checkpoint {path} {what_is_there(path)}")
+    path = find(Path(path))
     if not shards.is_index(path):
         shards.check_whole(path)
         return checked(load_file(path, verify), path)
     content: dict[str, Any] = {}
-    for shard in shards.files(path):
+    for shard in shards.shards_of(path):
         content |= load_file(shard, verify)
     if absent := [name for name in shards.weight_map(path) if name not in content]:
         raise DataError(f"checkpoint {path} names {absent[0]}, which is in none of its files")
@@ -161,13 +154,11 @@ def load_file(path: Path, verify: bool) -> dict[Any, Any]:
     """
     try:
         content = load_safetensors(path) if is_safetensors(path) else load_pickle(path, verify)
-    except (DataError, MemoryError):
+    except DataError:
         raise
     except Exception as error:  # torch, zipfile, pickle and safetensors each raise their own
         if isinstance(error, OSError) and error.filename:
             raise  # it cannot be opened
-        if "allocate memory" in str(error):
-            raise  # which says nothing of the file
         raise DataError(f"checkpoint {path} cannot be read: {why_not(error, path)}") from error
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path} holds a {type(content).__name__}, not a dict of tensors")
@@ -176,19 +167,15 @@ def load_file(path: Path, verify: bool) -> dict[Any, Any]:
 
 def why_not(error: Exception, path: Path) -> str:
     """The reason that a file cannot be read, as far as it is known."""
-    said = str(error)
+    said = str(error).rpartition("WeightsUnpickler error:")[2].strip()  # after torch's advice
     if what := other_than_weights(path):
         return f"it is {what}"
     if found := re.search(r"GLOBAL ([\w.]+)", said):
         return f"it holds Python objects ({found[1]}), which are not loaded; save its state dicts alone"
     if found := re.search(r"Unsupported operand (\d+)", said):
-        return (
-            f"its pickle has the operation {found[1]}, which torch.save does not write unless pickle_protocol is given"
-        )
-    if isinstance(error, pickle.UnpicklingError):
-        return (
-            f"its pickle cannot be parsed ({said.rpartition('WeightsUnpickler error:')[2].split(chr(10))[0].strip()})"
-        )
+        return f"its pickle has the operation {found[1]}, and only those of torch.save's own pickle_protocol are read"
+    if isinstance(error, pickle.UnpicklingError) and said:
+        return f"its pickle cannot be parsed ({said.splitlines()[0]})"
     if not is_safetensors(path) and path.suffix == ".safetensors":
         return f"it is truncated or no .safetensors file ({first_line(error)})"
     if not is_safetensors(path) and not zipfile.is_zipfile(path):
@@ -196,11 +183,26 @@ def why_not(error: Exception, path: Path) -> str:
     return first_line(error)
 
 
-def what_is_there(path: Path) -> str:
-    """What is at a path where there is no file, in words."""
+def find(path: Path) -> Path:
+    """The file to read: the path itself, or the index in a folder.
+
+    Raises:
+        DataError: there is none.
+    """
+    if path.is_dir():
+        if index := shards.index_in(path):
+            return index
+        raise DataError(f"checkpoint {path} is a folder; {file_in(path)}")
     if path.is_symlink() and not path.exists():
-        return f"is a link to {path.readlink()}, which does not exist"
-    return "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise DataError(f"checkpoint {path} is a link to {path.readlink()}, which does not exist")
+    if not path.is_file():
+        raise DataError(f"checkpoint {path} {'is neither a file nor a folder' if path.exists() else 'does not exist'}")
+    return path
+
+
+def files(path: Path) -> list[Path]:
+    """All files that hold a checkpoint: the index and its shards, or the one file itself."""
+    return [path, *shards.shards_of(path)] if shards.is_index(path) else [path]
 
 
 def file_in(folder: Path) -> str:
@@ -328,15 +330,12 @@ def origin(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> list
     """A line where the weights that are taken are not those that are asked for, or where others' names lead to them."""
     found = find_weights(checkpoint, source, prefer)
     key = found.where.partition(".")[0]
+    of_training = isinstance(checkpoint.get(key), dict)  # tensors alone do not say what they are
     if prefer == "model":
-        what = "holds the averaged weights alone" if found.is_average else ""
-    elif found.is_average:
-        what = f"holds averaged weights as {found.where}" if key != "ema" else ""
-    else:  # a dict of tensors alone does not say what they are
-        what = f"holds no averaged weights, but {found.where}" if isinstance(checkpoint.get(key), dict) else ""
-    return [f"checkpoint {source} {what}, which is taken" if prefer == "ema" else f"checkpoint {source} {what}"] * bool(
-        what
-    )
+        return [f"{source} holds no weights but the average"] if of_training and found.is_average else []
+    if found.is_average:
+        return [f"{source} holds its average as {found.where}"] if key != "ema" else []
+    return [f"{source} holds no average: {found.where} is taken"] if of_training else []
 
 
 def training_args(checkpoint: dict[str, Any]) -> dict[str, Any]:

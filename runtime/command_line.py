@@ -52,43 +52,60 @@ def none_or_str(value: str) -> str | None:
     return None if value == "None" else value
 
 
+def finite(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number")
+    return number
+
+
+def whole(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
+
+
 def positive_int(value: str) -> int:
-    number = int(value)
+    number = whole(value)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
     return number
 
 
 def count(value: str) -> int:
-    number = int(value)
+    number = whole(value)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{value} is negative; 0 and more is accepted")
     return number
 
 
 def positive_float(value: str) -> float:
-    number = float(value)
-    if not 0 < number < math.inf:
+    number = finite(value)
+    if number <= 0:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return number
 
 
 def weight(value: str) -> float:
-    number = float(value)
-    if not 0 <= number < math.inf:
+    number = finite(value)
+    if number < 0:
         raise argparse.ArgumentTypeError(f"{value} is not a weight: 0, or a positive number")
     return number
 
 
 def unit_float(value: str) -> float:
-    number = float(value)
+    number = finite(value)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
     return number
 
 
 def decay(value: str) -> float:
-    number = float(value)
+    number = finite(value)
     if not 0 <= number < 1:
         raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
     return number

@@ -108,6 +108,9 @@ def run_program(main: Callable[[], None]) -> None:
     name = os.path.basename(sys.argv[0])
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed or another's
+        if sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any bytes
     with leaving:
         try:
             main()

@@ -50,14 +50,12 @@ def weight_map(index: Path) -> dict[str, str]:
     return names
 
 
-def files(path: Path) -> list[Path]:
-    """The files that a checkpoint's tensors are in: of an index its shards, else the file itself.
+def shards_of(path: Path) -> list[Path]:
+    """The files that an index names.
 
     Raises:
-        DataError: a shard is not there.
+        DataError: one is not there.
     """
-    if not is_index(path):
-        return [path]
     shards = [path.with_name(name) for name in sorted(set(weight_map(path).values()))]
     if absent := [shard.name for shard in shards if not shard.is_file()]:
         raise DataError(f"checkpoint {path} lacks {absent[0]}, one of its {len(shards)} files")

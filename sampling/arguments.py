@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.command_line import ModeParser, Parser, positive_int, unit_float
+from runtime.command_line import ModeParser, Parser, positive_int, unit_float, whole
 from runtime.precision import add_speed_args
 from train_utils import (
     ADAPTIVE_METHODS,
@@ -158,7 +158,7 @@ def pictures_parser(doc: str | None) -> Parser:
 
 def add_pictures_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("program")
-    group.add_argument("--seed", type=int, default=0, help="of the noise; picture i depends on (seed, i)")
+    group.add_argument("--seed", type=whole, default=0, help="of the noise; picture i depends on (seed, i)")
     group.add_argument(
         "--class-labels",
         nargs="+",

@@ -59,6 +59,7 @@ class Network:
     class_names: list[str] | None
     path: Path
     step: int
+    notes: list[str]  # on what the checkpoint holds, to be said
 
     @property
     def images(self) -> Autoencoder:
@@ -119,7 +120,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
     content = checkpoint.load(path)
     state = checkpoint.weights(content, name)
     config = model_config(state, name)
-    trained = checkpoint.training_args(content)
+    trained = {k: v for k, v in checkpoint.training_args(content).items() if v is not None}
     check_trained(trained, content.get("class_names"), config, name)
 
     def resolve(argument: str, truth: Any) -> None:
@@ -144,7 +145,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
             raise DataError(f"checkpoint {name} holds {config.name} without the layout of its shapes")
         autoencoder = ShapeSpace(layout := Layout.load(content["layout"], name))
         if layout.shape[1] != config.in_channels:
-            raise DataError(f"checkpoint {name} is damaged: its layout is not of the numbers that {config.name} has")
+            raise DataError(f"checkpoint {name} holds {config}, and a layout of parts of {layout.shape[1]} numbers")
         attributes = layout.widths_of_all
         args.vae, args.image_size = None, args.image_size or SIDE
     else:
@@ -153,7 +154,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 
     combostoc_type = trained.get("combostoc_type") or default_combostoc_type(config.name)
     model = config.build()
-    load_weights(model, state, name)
+    notes = checkpoint.origin(content, name) + load_weights(model, state, name)
     if args.precision == "bf16":
         model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
     if args.compile:
@@ -167,6 +168,7 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
         class_names=content.get("class_names"),
         path=path,
         step=checkpoint.step(content),
+        notes=notes,
     )
 
 
@@ -203,25 +205,29 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
     Raises:
         DataError: what a checkpoint says of its training cannot be.
     """
-    kinds: dict[str, Callable[[Any], bool]] = {
-        "path_type": lambda v: v in list(PATHS),
-        "prediction": lambda v: v in list(PREDICTIONS),
-        "combostoc_type": lambda v: v in ComboStocType.__members__,
-        "sample_eps": lambda v: v is None or (type(v) in (int, float) and 0 <= v < 0.5),
-        "vae": lambda v: isinstance(v, str),
-        "times": lambda v: v in TIMES,
-        "halfmixing": lambda v: v in ("on", "off"),
-        "blend": lambda v: v in list(BLENDS),
-        "compensation": lambda v: v in ("on", "off"),
-        "difficulty": lambda v: type(v) in (int, float) and 0 <= v < math.inf,
+    switch = ("on", "off")
+    choices: dict[str, Sequence[str]] = {
+        "path_type": list(PATHS),
+        "prediction": list(PREDICTIONS),
+        "combostoc_type": list(ComboStocType.__members__),
+        "times": TIMES,
+        "halfmixing": switch,
+        "blend": list(BLENDS),
+        "compensation": switch,
     }
-    for name, is_of_its_kind in kinds.items():
+    kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        **{name: (", ".join(known), known.__contains__) for name, known in choices.items()},
+        "sample_eps": ("a number from 0 to 0.5", lambda v: type(v) in (int, float) and 0 <= v < 0.5),
+        "vae": ("a name or a folder", lambda v: isinstance(v, str)),
+        "difficulty": ("a weight", lambda v: type(v) in (int, float) and 0 <= v < math.inf),
+    }
+    for name, (accepted, is_of_its_kind) in kinds.items():
         if name in trained and not is_of_its_kind(trained[name]):
-            raise DataError(f"checkpoint {source} is damaged: it was trained with {name} {trained[name]!r}")
+            raise DataError(
+                f"checkpoint {source} was trained with {name} {trained[name]!r:.60}; what is known is {accepted}"
+            )
     if class_names is not None and len(class_names) > config.num_classes:
-        raise DataError(
-            f"checkpoint {source} is damaged: it names {len(class_names)} classes and has {config.num_classes}"
-        )
+        raise DataError(f"checkpoint {source} names {len(class_names)} classes, and its model has {config.num_classes}")
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------

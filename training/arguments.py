@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from runtime import precision
-from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight
+from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight, whole
 from runtime.errors import UsageError
 from train_utils import (
     BLENDS,
@@ -66,7 +66,7 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
     group.add_argument("--max-steps", type=positive_int, help="stop at this step, counted from the run's beginning")
     group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
-    group.add_argument("--global-seed", type=int, default=0, help="of initialisation, data order and noise")
+    group.add_argument("--global-seed", type=whole, default=0, help="of initialisation, data order and noise")
     group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     group.add_argument(
         "--warmup-steps",

@@ -111,12 +111,15 @@ class Bookkeeping:
         self.max_bad_steps = max_bad_steps
         window, bad_steps = saved.get("window", []), saved.get("bad_steps", [0, 0])
         unreadable = saved.get("unreadable", [])
-        if not (
-            (are(list, window) and all(len(total) == 2 and are(float, total) for total in window))
-            and (are(int, bad_steps) and len(bad_steps) == 2)
-            and (are(int, unreadable) and min(unreadable, default=0) >= 0)
-        ):
-            raise DataError(f"checkpoint {source} is damaged: its progress is not what it should be")
+        fit = {
+            "window": are(list, window) and all(len(total) == 2 and are(float, total) for total in window),
+            "bad_steps": are(int, bad_steps) and len(bad_steps) == 2,
+            "unreadable": are(int, unreadable) and min(unreadable, default=0) >= 0,
+        }
+        for name in [name for name, fits in fit.items() if not fits]:
+            raise DataError(
+                f"checkpoint {source}: its progress has {name} {saved[name]!r:.60}, which cannot be continued"
+            )
         self.window = LossWindow(process.device, share(window, process))
         self.bad_steps = BadSteps(process.device, bad_steps)
         # By one process for all: a file system may not show all of them the same.

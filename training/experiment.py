@@ -35,6 +35,8 @@ COLUMNS = {  # of the tables
     ),
 }
 OF_SHAPES = {"evaluations": ("step", "reference", "samples", "sampling_steps", *NUMBERS)}
+# What is written of paths, which need not be UTF-8, and read again.
+ENCODING, ERRORS = "utf-8", "surrogateescape"
 Stamps = dict[str, int]
 
 
@@ -140,14 +142,14 @@ class Experiment:
         """Drop the rows of a table after start_step."""
         table = self.folder / f"{name}.csv"
         if table.is_file():
-            header, *rows = table.read_text().splitlines(keepends=True) or [""]
+            header, *rows = table.read_text(ENCODING, ERRORS).splitlines(keepends=True) or [""]
             if rows and header.strip() != ",".join(self.columns[name]):
                 os.replace(table, table.with_name(f"{name}-of-an-older-version.csv"))
                 return
             steps = [(row.partition(",")[0], row) for row in rows if row.endswith("\n")]  # a crash may cut the last
             kept = [row for k, row in steps if k.isdigit() and int(k) <= start_step]
             with replacing(table) as beside:
-                beside.write_text(header + "".join(kept))
+                beside.write_text(header + "".join(kept), ENCODING, ERRORS)
             if not kept:
                 table.unlink()  # a header may be cut, too
 
@@ -182,7 +184,7 @@ class Experiment:
     def has_evaluation(self, step: int) -> bool:
         """Whether a step's row is in evaluations.csv, as the first process sees it."""
         table = self.folder / "evaluations.csv"
-        return distributed.from_main(lambda: table.is_file() and f"\n{step}," in table.read_text())
+        return distributed.from_main(lambda: table.is_file() and f"\n{step}," in table.read_text(ENCODING, ERRORS))
 
     def log_evaluation(self, about: dict[str, Any], results: dict[str, float], seconds: float) -> None:
         """One log line, and one row of evaluations.csv: what the numbers are of, and the numbers."""
@@ -204,7 +206,7 @@ class Experiment:
         table = self.folder / f"{name}.csv"
         is_new = not table.is_file()
         try:
-            with open(table, "a", newline="") as file:
+            with open(table, "a", encoding=ENCODING, errors=ERRORS, newline="") as file:
                 writer = csv.DictWriter(file, self.columns[name], lineterminator="\n")
                 if is_new:
                     writer.writeheader()

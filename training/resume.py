@@ -15,6 +15,8 @@ from data.sets import Items
 from models import SiT
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
+from runtime.state_dicts import is_weight
+from runtime.values import whole
 from train_utils import ModelConfig, default_method, load_weights, model_config, of_shapes, things, typed_arguments
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
@@ -58,6 +60,12 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser, argv: 
     if own is None:
         return Start({}, "", [], seen)
     saved = checkpoint.load(own, verify=False)  # newest_own has
+    if absent := [name for name in ("model", "ema", "opt") if not isinstance(saved.get(name), dict)]:
+        names = " and no ".join(map(repr, absent))
+        raise DataError(
+            f"checkpoint {own} holds no {names}, so that this run cannot be continued as it was; --init-from {own} "
+            "with a new --exp begins another from its weights"
+        )
     lines += restore_arguments(args, parser, typed, saved, str(own))
     for flag in ("ckpt", "init_from"):
         if given := getattr(args, flag):
@@ -113,7 +121,8 @@ def as_typed(name: str, value: Any) -> str:
 
 
 def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, source: str) -> None:
-    """
+    """Look at what a checkpoint was trained with; what is None and cannot be is left out, whole floats become ints.
+
     Raises:
         DataError: a value is none that the command line would take.
     """
@@ -121,8 +130,12 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
         if action.dest not in RESTORED or action.dest not in trained:
             continue
         value = trained[action.dest]
-        if value is None and (action.default is None or action.dest == "loss_weight"):
+        if value is None:
+            if action.default is not None and action.dest != "loss_weight":
+                del trained[action.dest]  # it does not say
             continue
+        if isinstance(value, float) and type(action.default) is int and (count := whole(value)) is not None:
+            value = trained[action.dest] = count
         try:
             convert = action.type if callable(action.type) else str
             is_valid = convert(str(value)) == value and (action.choices is None or value in action.choices)
@@ -199,7 +212,7 @@ def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespac
     if step == 0:
         return 0, []
     if "images_seen" not in progress:  # of an older version, or a predecessor's
-        batch_size = checkpoint.training_args(start.saved).get("global_batch_size", args.global_batch_size)
+        batch_size = checkpoint.training_args(start.saved).get("global_batch_size") or args.global_batch_size
         return steps_to_images(step, length, min(batch_size, length)), []
     seen, data = progress["images_seen"], progress.get("data")
     if not (
@@ -207,7 +220,8 @@ def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespac
         and (isinstance(data, dict) and isinstance(data.get("sha256"), str))
         and (type(data.get("images")) is int and 0 < data["images"] < 2**62)
     ):
-        raise DataError(f"checkpoint {start.source} is damaged: its progress is not what it should be")
+        counted = f"images_seen {seen!r:.40} of data {data!r:.100}"
+        raise DataError(f"checkpoint {start.source}: its progress has {counted}, which cannot be continued")
     if data["sha256"] == dataset.digest:
         return seen, []
     return seen * length // data["images"], [
@@ -219,38 +233,50 @@ def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespac
 # ---- state ---------------------------------------------------------------------------------------------------------
 
 
-def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> int:
-    """Load model, EMA and optimiser from a checkpoint and return its step; from weights alone a run starts at step 0.
+def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> tuple[int, list[str]]:
+    """Load model, EMA and optimiser from a checkpoint. Returns its step and lines on what it lacks or has beside them;
+    from weights alone a run starts at step 0.
 
     Raises:
         DataError: something does not fit the model.
     """
     saved, source = start.saved, start.source
-    load_weights(model, checkpoint.weights(saved, source, prefer="model"), source)
+    lines = load_weights(model, checkpoint.weights(saved, source, prefer="model"), source)
     load_weights(ema, checkpoint.weights(saved, source), source)
+    lines += checkpoint.origin(saved, source)
     if "opt" not in saved:
-        return 0
+        saved.pop("progress", None)
+        counted = f", and the {step:,} steps it has taken are not counted" if (step := checkpoint.step(saved)) else ""
+        return 0, [*lines, f"{source} holds no optimiser state ('opt'): its weights begin at step 0{counted}"]
+    lines += checkpoint.origin(saved, source, prefer="model")
     settings = {k: v for k, v in opt.state_dict()["param_groups"][0].items() if k != "params"}  # the run's own
     try:
         groups = [group | settings for group in saved["opt"]["param_groups"]]
-        for moments in saved["opt"]["state"].values():
-            check_moments(moments)
-        opt.load_state_dict({"state": saved["opt"]["state"], "param_groups": groups})
+        state = {k: checked_moments(moments) for k, moments in saved["opt"]["state"].items()}
+        opt.load_state_dict({"state": state, "param_groups": groups})
         fit_moments(opt)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"checkpoint {source}: its optimiser state does not fit: {error}") from None
-    return checkpoint.step(saved)
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise DataError(
+            f"checkpoint {source}: its optimiser state does not fit: {what} (--init-from takes its weights alone)"
+        ) from None
+    return checkpoint.step(saved), lines
 
 
-def check_moments(moments: dict[str, torch.Tensor]) -> None:
-    """
+def checked_moments(moments: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """What AdamW keeps of a parameter, its step, of which older versions of torch make an int, as a tensor.
+
     Raises:
-        ValueError: they are not what AdamW keeps of a parameter.
+        ValueError: it is not that.
     """
-    if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or not all(map(checkpoint.is_weight, moments.values())):
+    if set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
         raise ValueError(f"moments of {', '.join(map(str, moments))}")
-    if moments["step"].numel() != 1:
-        raise ValueError(f"a step of shape {tuple(moments['step'].shape)}")
+    if (count := whole(moments["step"])) is None:
+        raise ValueError(f"a step of {checkpoint.described(moments['step'])}")
+    for name in ("exp_avg", "exp_avg_sq"):
+        if not is_weight(moments[name]):
+            raise ValueError(f"{name} of {checkpoint.described(moments[name])}")
+    return moments | {"step": torch.tensor(float(count))}
 
 
 def fit_moments(opt: torch.optim.Optimizer) -> None:
@@ -276,9 +302,10 @@ def initialize_from(source: str, model: SiT, ema: SiT) -> list[str]:
     Raises:
         DataError: the file cannot be read, or nothing in it fits.
     """
-    state = checkpoint.weights(checkpoint.load(download.locate(source)), source)
+    content = checkpoint.load(download.locate(source))
+    state = checkpoint.weights(content, source)
     own = model.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape and is_weight(v)}
     if not fitting:
         raise DataError(f"--init-from {source}: not one of its {len(state)} tensors fits the model")
     model.load_state_dict(fitting, strict=False)
@@ -289,8 +316,10 @@ def initialize_from(source: str, model: SiT, ema: SiT) -> list[str]:
             return "is not in the file: initialised"
         if key not in own:
             return "is not in the model: left out"
+        if not is_weight(state[key]):
+            return f"is {checkpoint.described(state[key])} in the file, no float weights: initialised"
         return f"is {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model: initialised"
 
     others = [k for k in [*own, *(k for k in state if k not in own)] if k not in fitting]
     line = f"--init-from {source}: {len(fitting)} of the model's {len(own)} tensors taken"
-    return [line, *(f"Warning: {key} {reason(key)}" for key in others)]
+    return [line, *checkpoint.origin(content, source), *(f"Warning: {key} {reason(key)}" for key in others)]
