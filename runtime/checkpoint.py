@@ -35,8 +35,8 @@ SUFFIXES = (".pt", ".safetensors", ".pth", ".ckpt", ".bin")
 
 # NumPy's numbers, which hold no code, by the names that its first and second version pickle them under.
 SCALAR = np.float64(0).__reduce__()[0]
-SCALARS = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-DTYPES = [np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}]
+SCALARS: list[Any] = [(SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+DTYPES: list[Any] = [np.dtype, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}]
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

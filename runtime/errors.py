@@ -1,6 +1,7 @@
 """What goes wrong by the user's hand or in the user's files, and how a program ends then: one line and an exit code."""
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -108,9 +109,8 @@ def run_program(main: Callable[[], None]) -> None:
     name = os.path.basename(sys.argv[0])
     if signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    with suppress(AttributeError, ValueError, OSError):  # there is none, or it is closed or another's
-        if sys.stdout.errors == "strict":
-            sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any bytes
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any bytes
     with leaving:
         try:
             main()

@@ -1,4 +1,5 @@
 import argparse
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from evaluation import features
 from models import SiT
 from runtime.command_line import Parser
 from runtime.errors import DataError
+from sampling.arguments import sampling_parser
 from tests.conftest import GaussianModel
 from train_utils import (
     MODELS,
@@ -82,7 +84,9 @@ def test_a_state_dict_tells_its_model(name, learn_sigma, monkeypatch):
 
 
 def test_other_models_are_named():
-    with pytest.raises(DataError, match=r"x\.pt holds no SiT, ComboStoc or Parts model: .x_embedder\.proj\.weight"):
+    with pytest.raises(
+        DataError, match=r"x\.pt holds no SiT, ComboStoc or Parts model: x_embedder\.proj\.weight is missing"
+    ):
         model_config({"w": torch.ones(1)}, "x.pt")
     state = SiT(input_size=8, hidden_size=48, depth=3, num_heads=3).state_dict()
     with pytest.raises(DataError, match=r"SiT of depth 3, width 48 and patch 2, which is none of ComboStoc-XL/2"):
@@ -100,6 +104,57 @@ def test_weights_that_do_not_fit_are_named():
         load_weights(model, state | {"extra": torch.ones(1)}, "x.pt")
     with pytest.raises(DataError, match=r"pos_embed of shape \(1, 4, 96\), the model \(1, 16, 96\)"):
         load_weights(model, state | {"pos_embed": torch.zeros(1, 4, 96)}, "x.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        ("x_embedder.proj.weight", torch.ones(96, 16), r"its x_embedder\.proj\.weight is of shape \(96, 16\)"),
+        ("x_embedder.proj.weight", torch.ones(96, 4, 0, 0), r"its x_embedder\.proj\.weight is of shape"),
+        ("pos_embed", torch.ones(16, 96), r"its pos_embed is of shape \(16, 96\)"),
+        ("pos_embed", torch.ones(1, 16, 96, dtype=torch.int8), r"its pos_embed is int8, which is no float weight"),
+    ],
+)
+def test_a_tensor_that_tells_no_model_is_not_called_missing(name, tensor, says):
+    with pytest.raises(DataError, match=rf"x\.pt holds no SiT, ComboStoc or Parts model: {says}"):
+        model_config(ModelConfig("SiT-XS/2", 8, 4, 10, True).build().state_dict() | {name: tensor}, "x.pt")
+
+
+def test_what_is_no_float_weight_is_left_aside_by_name():
+    config = ModelConfig("SiT-XS/2", 8, 4, 10, True)
+    model, state = config.build(), config.build().state_dict()
+    others = {"rope.index": torch.arange(3), "freqs": torch.ones(2, dtype=torch.complex64), "n": torch.tensor(True)}
+    assert load_weights(model, state | others, "x.pt") == [
+        "x.pt has rope.index, freqs, n, which the model does not have: no weights, left aside"
+    ]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    with pytest.raises(DataError, match=r"x\.pt has x_embedder\.proj\.bias as int64, which is no float weight"):
+        load_weights(model, state | {"x_embedder.proj.bias": torch.zeros(96, dtype=torch.int64)}, "x.pt")
+
+
+NUMBERS = {
+    "--cfg-scale": {"inf": "inf is not a finite number", "nan": "nan is not a finite number", "0.5": "is less than 1"},
+    "--atol": {
+        "inf": "not a finite number",
+        "1e400": "1e400 is not a finite number",
+        "-1": "not a positive",
+        "x": "'x'",
+    },
+    "--guidance-interval": {"nan": "not a finite number", "2": r"2 is not in \[0, 1\]"},
+    "--num-sampling-steps": {
+        "2.5": "'2.5' is not a whole number",
+        "inf": "'inf' is not a whole",
+        "0": "not a positive",
+    },
+}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in NUMBERS.items() for value in values])
+def test_a_number_is_refused_for_what_it_is(flag, value, capsys):
+    parser = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["ODE", flag, value, *["1"] * (flag == "--guidance-interval")])
+    assert re.search(NUMBERS[flag][value], capsys.readouterr().err)
 
 
 def test_typed_arguments_are_told_from_defaults():

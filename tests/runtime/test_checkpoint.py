@@ -1,5 +1,6 @@
 import argparse
 import gzip
+import json
 import os
 import pickle
 import subprocess
@@ -232,7 +233,11 @@ def test_what_does_not_fit_in_others_files_is_named():
     damaged = {k.replace("x_embedder", "y_embedder"): v for k, v in AVERAGED.items()}
     assert "lacks x_embedder" in message({"model": AVERAGED, "ema": damaged})  # and not the other one in its place
     assert "holds no model weights" in message({"epoch": 3, "optimizer": {"state": {}}})
-    assert "it holds epoch, optimizer" in message({"epoch": 3, "optimizer": {"state": {}}})
+    assert "it holds epoch (3), optimizer (a dict)" in message({"epoch": 3, "optimizer": {"state": {}}})
+    shadow = {"decay": 0.9, "shadow_params": [torch.ones(1)]}
+    assert "its 'ema' holds decay (0.9), shadow_params (a list)" in message({"model": AVERAGED, "ema": shadow})
+    repeated = AVERAGED | {"pos_embed": torch.zeros(1).expand(1, 4, 96)}
+    assert "has pos_embed as float32 of shape (1, 4, 96) on cpu, which is no plain tensor" in message(repeated)
 
 
 def test_a_suffix_does_not_decide(tmp_path):
@@ -337,10 +342,11 @@ LAYOUT = [
     ("step", -1),
     ("step", "7"),
     ("step", True),
+    ("step", 0.5),
+    ("step", float("nan")),
+    ("step", torch.tensor([1, 2])),
     ("args", [1]),
-    ("class_names", []),
     ("class_names", [1]),
-    ("opt", {}),
     ("opt", {"state": [1]}),
     ("model", [1]),
     ("progress", 3),
@@ -350,8 +356,196 @@ LAYOUT = [
 @pytest.mark.parametrize(("name", "value"), LAYOUT)
 def test_values_of_another_kind_are_named(tmp_path, name, value):
     checkpoint.save(tmp_path / "a.pt", training_checkpoint() | {name: value})
-    with pytest.raises(DataError, match=rf"a\.pt is damaged: its '{name}' is not what it should be"):
+    with pytest.raises(DataError, match=rf"a\.pt: its '{name}' is .*, not an? "):
         checkpoint.load(tmp_path / "a.pt")
+
+
+STRIPPED = ["opt", "step", "args", "class_names", "progress", "layout", "scaler", "scheduler"]
+
+
+@pytest.mark.parametrize("name", STRIPPED)
+def test_what_is_none_or_empty_is_absent(tmp_path, name):
+    whole = training_checkpoint()
+    for nothing in (None, {}) if name != "step" else (None,):
+        checkpoint.save(tmp_path / "a.pt", whole | {name: nothing})
+        assert checkpoint.load(tmp_path / "a.pt").keys() == whole.keys() - {name}
+
+
+@pytest.mark.parametrize("name", ["model", "ema"])
+def test_of_two_models_one_may_be_stripped(tmp_path, name):
+    checkpoint.save(tmp_path / "a.pt", training_checkpoint() | {name: None})
+    content = checkpoint.load(tmp_path / "a.pt")
+    assert name not in content
+    for prefer in ("model", "ema"):
+        assert checkpoint.weights(content, "a.pt", prefer).keys() == {"w"}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [1000, 1000.0, torch.tensor(1000), torch.tensor([1000.0]), torch.tensor(1000, dtype=torch.int16), np.int64(1000)]
+    + [np.float32(1000), np.uint16(1000)],
+    ids=repr,
+)
+def test_a_whole_number_of_steps_is_an_int(tmp_path, step):
+    torch.save(training_checkpoint() | {"step": step}, tmp_path / "a.pt")
+    found = checkpoint.load(tmp_path / "a.pt")["step"]
+    assert found == 1000 and type(found) is int
+
+
+def test_others_say_something_else_by_our_keys(tmp_path):
+    """A decay, a name, a number of classes."""
+    about = {"ema": 0.9999, "opt": "adamw", "step": 3}
+    torch.save({"model": AVERAGED, **about}, tmp_path / "a.pt")
+    content = checkpoint.load(tmp_path / "a.pt")
+    assert "opt" not in content and checkpoint.weights(content, "a").keys() == AVERAGED.keys()
+    torch.save({"state_dict": AVERAGED, "class_names": 10, "step": "last", "args": [1]}, tmp_path / "a.pt")
+    assert checkpoint.load(tmp_path / "a.pt").keys() == {"state_dict"}
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_weights_of_any_precision_load(tmp_path, dtype, suffix):
+    state = {k: v.to(dtype) for k, v in AVERAGED.items()}
+    (torch.save if suffix == ".pt" else save_file)(state, tmp_path / f"a{suffix}")
+    model = model_config(AVERAGED, "x").build()
+    found = checkpoint.weights(checkpoint.load(tmp_path / f"a{suffix}"), "a")
+    assert load_weights(model, found, "a") == []
+    assert all(torch.equal(v, state[k].float()) for k, v in model.state_dict().items())
+
+
+def test_where_weights_are_from_is_said():
+    for content, line in (
+        ({"model": TRAINED, "ema": AVERAGED}, None),
+        (AVERAGED, None),
+        (under("module.", AVERAGED), None),
+        ({"model": TRAINED}, "a holds no average: model is taken"),
+        ({"state_dict": under("model.", TRAINED)}, "a holds no average: state_dict.model is taken"),
+        ({"model": TRAINED, "model_ema": AVERAGED}, "a holds its average as model_ema"),
+        ({"ema_model": AVERAGED}, "a holds its average as ema_model"),
+    ):
+        assert checkpoint.origin(content, "a") == ([line] if line else [])
+
+
+def test_numbers_beside_weights_are_no_weights_and_no_reason_to_refuse_them(tmp_path):
+    counters = {"rope.index": torch.arange(4), "norm.num_batches_tracked": torch.tensor(3), "on": torch.tensor(True)}
+    for name, content in {
+        "both": {"model": TRAINED | counters, "ema": AVERAGED | counters},
+        "alone": AVERAGED | counters,
+        "wrapped": {"state_dict": under("module.", AVERAGED | counters)},
+    }.items():
+        torch.save(content, tmp_path / f"{name}.pt")
+        state = checkpoint.weights(checkpoint.load(tmp_path / f"{name}.pt"), name)
+        assert all(torch.equal(state[k], v) for k, v in AVERAGED.items()) and state.keys() - AVERAGED == counters.keys()
+
+
+def test_a_pickle_of_another_protocol_is_not_called_damaged(tmp_path):
+    torch.save(AVERAGED, tmp_path / "a.pt", pickle_protocol=4)
+    with pytest.raises(DataError, match=r"the operation 149, and only those of torch\.save's own pickle_protocol"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+def test_a_header_without_our_checksum_is_not_compared(tmp_path):
+    save_file(AVERAGED, tmp_path / "a.safetensors", {"format": "pt", "step": "1000", "args": "--lr 1"})
+    assert checkpoint.load(tmp_path / "a.safetensors").keys() == AVERAGED.keys()
+
+
+def test_what_is_no_file_is_told_from_nothing(tmp_path):
+    (tmp_path / "link.pt").symlink_to("gone.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    for read in (checkpoint.load, download.locate):
+        with pytest.raises(DataError, match=r"link\.pt is a link to gone\.pt, which does not exist"):
+            read(str(tmp_path / "link.pt"))
+        with pytest.raises(DataError, match=r"pipe\.pt is neither a file nor a folder"):
+            read(str(tmp_path / "pipe.pt"))
+
+
+def test_a_path_that_is_not_utf8_is_read(tmp_path):
+    folder = tmp_path / os.fsdecode(b"r\xe9")
+    folder.mkdir()
+    checkpoint.save(folder / "a.pt", training_checkpoint())
+    checkpoint.export(folder / "a.safetensors", training_checkpoint())
+    assert checkpoint.load(folder / "a.pt")["step"] == checkpoint.load(folder / "a.safetensors")["step"] == 1
+    assert checkpoint.load(sharded(folder / "s")).keys() == AVERAGED.keys()
+    save_file(AVERAGED, tmp_path / "plain.safetensors", {"format": "pt"})
+    (tmp_path / "plain.safetensors").rename(folder / "b.safetensors")
+    assert checkpoint.load(folder / "b.safetensors").keys() == AVERAGED.keys()
+
+
+# ---- several files -------------------------------------------------------------------------------------------------
+
+
+def sharded(folder, name: str = "model", suffix: str = "safetensors", count: int = 3):
+    """AVERAGED in several files, and their index."""
+    folder.mkdir()
+    where = {}
+    for i in range(count):
+        file = f"{name}-{i + 1:05d}-of-{count:05d}.{suffix}"
+        part = {k: v for k, v in list(AVERAGED.items())[i::count]}
+        (tmp := folder.parent / "shard").unlink(missing_ok=True)
+        (save_file if suffix == "safetensors" else torch.save)(part, tmp)
+        tmp.rename(folder / file)
+        where |= dict.fromkeys(part, file)
+    index = folder / f"{name}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("model", "safetensors"), ("diffusion_pytorch_model", "safetensors"), ("pytorch_model", "bin"), ("mine", "bin")],
+)
+def test_a_sharded_model_is_read_whole(tmp_path, name, suffix):
+    index = sharded(tmp_path / "s", name, suffix)
+    for path in (index, tmp_path / "s"):
+        assert download.locate(str(path)) == index
+        content = checkpoint.load(path)
+        assert content.keys() == AVERAGED.keys() and all(torch.equal(v, AVERAGED[k]) for k, v in content.items())
+    assert checkpoint.files(index)[0] == index and len(checkpoint.files(index)) == 4
+
+
+def test_one_shard_is_no_model(tmp_path):
+    index = sharded(tmp_path / "s")
+    (index.parent / "renamed.safetensors").write_bytes(b"")
+    shard = index.parent / "model-00002-of-00003.safetensors"
+    with pytest.raises(
+        DataError, match=r"00002-of-00003\.safetensors is one of 3 files.*: give its index .*index\.json"
+    ):
+        checkpoint.load(shard)
+    index.write_text(index.read_text().replace(shard.name, "second.safetensors"))
+    shard.rename(index.parent / "second.safetensors")
+    with pytest.raises(DataError, match=r"second\.safetensors is one of 3 files"):
+        checkpoint.load(index.parent / "second.safetensors")
+    index.unlink()
+    with pytest.raises(DataError, match=r"00001-of-00003\.safetensors is one of 3 files.*which is not here"):
+        checkpoint.load(index.parent / "model-00001-of-00003.safetensors")
+    for name in ("model-00001-of-00001.safetensors", "run-1-of-3.safetensors"):  # one of one; a seed of three
+        save_file(AVERAGED, tmp_path / name)
+        assert checkpoint.load(tmp_path / name).keys() == AVERAGED.keys()
+
+
+def test_what_an_index_lacks_is_named(tmp_path):
+    index = sharded(tmp_path / "s")
+    whole = json.loads(index.read_text())
+    for content, says in (
+        ("{", "cannot be read: it is no JSON"),
+        ("[1]", "is no index of shards: it has no 'weight_map'"),
+        (json.dumps({"weight_map": {}}), "is no index of shards"),
+        (json.dumps({"weight_map": {"w": "../../a.pt"}}), r"names \.\./\.\./a\.pt, which is not a file beside it"),
+        (json.dumps({"weight_map": whole["weight_map"] | {"w": "b.bin"}}), r"lacks b\.bin, one of its 4 files"),
+        (
+            json.dumps({"weight_map": whole["weight_map"] | {"w": "model-00001-of-00003.safetensors"}}),
+            "names w, which is in none of its files",
+        ),
+    ):
+        index.write_text(content)
+        with pytest.raises(DataError, match=rf"index\.json {says}"):
+            checkpoint.load(index)
+    (index.parent / "model-00001-of-00003.safetensors").write_bytes(b"<html>")
+    index.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match=r"00001-of-00003\.safetensors cannot be read: it is a web page"):
+        checkpoint.load(index)
 
 
 def test_weights_that_are_no_weights(tmp_path):

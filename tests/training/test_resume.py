@@ -1,5 +1,7 @@
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -154,6 +156,70 @@ def test_moments_that_do_not_fit_are_named(tmp_path, harm):
         begin(tmp_path, "--ckpt", tmp_path / "bad.pt", "--max-steps", "2", exp="bad")
 
 
+def test_what_a_checkpoint_lacks_is_said(tmp_path):
+    """Without moments a run begins; without an average it goes on, and the average begins from what is trained."""
+    folder = begin(tmp_path)
+    content = checkpoint.load(folder / "ckpt.pt")
+    for name, harm, step, line in (
+        ("no opt", {"opt": None}, 0, "holds no optimiser state ('opt'): its weights begin at step 0, and the 1 steps"),
+        ("no state", {"opt": content["opt"] | {"state": {}}}, 0, "holds no optimiser state"),
+        ("no ema", {"ema": None}, 1, "holds no average: model is taken"),
+        ("no model", {"model": None}, 1, "holds no weights but the average"),
+    ):
+        checkpoint.save(tmp_path / "a.pt", content | harm)
+        again = begin(tmp_path, "--ckpt", tmp_path / "a.pt", "--max-steps", "2", exp=name.replace(" ", "-"))
+        log = (again / "log.txt").read_text()
+        assert line in log and f"from step {step} to 2" in log
+        assert checkpoint.load(again / "ckpt.pt")["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "opt"])
+def test_a_run_whose_own_checkpoint_was_stripped_is_not_begun_anew(tmp_path, name):
+    path = begin(tmp_path) / "ckpt.pt"
+    checkpoint.save(path, checkpoint.load(path) | {name: None})
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=rf"holds no '{name}', so that .*--init-from .*ckpt\.pt with a new --exp"):
+        begin(tmp_path, "--max-steps", "2")
+    assert path.read_bytes() == before
+
+
+def test_steps_of_any_kind_continue_to_the_same_bits(tmp_path):
+    content = checkpoint.load(begin(tmp_path) / "ckpt.pt")
+    flags = ["--max-steps", "2", "--log-every", "1"]
+    for name, number in (("same", lambda n: n), ("float", float), ("tensor", torch.tensor), ("numpy", np.float32)):
+        moments = {k: m | {"step": number(int(m["step"]))} for k, m in content["opt"]["state"].items()}
+        changed = {"opt": content["opt"] | {"state": moments}, "step": number(content["step"])}
+        settings = {"global_batch_size": float(content["args"]["global_batch_size"]), "path_type": None}
+        checkpoint.save(tmp_path / f"{name}.pt", content | changed | {"args": content["args"] | settings})
+        begin(tmp_path, "--ckpt", tmp_path / f"{name}.pt", *flags, exp=name)
+        assert differences(tmp_path / "ComboStoc-XS-4-same", tmp_path / f"ComboStoc-XS-4-{name}") == []
+
+
+def test_what_is_no_float_weight_is_not_taken(tmp_path):
+    state = random_weights(tmp_path / "a.pt", ComboStoc_models["ComboStoc-XS/4"], input_size=8, num_classes=10)
+    counter = {"rope.index": torch.arange(4), "mask": torch.ones(2, dtype=torch.bool)}
+    torch.save(state | counter | {"final_layer.linear.bias": torch.zeros(32, dtype=torch.int8)}, tmp_path / "a.pt")
+    log = (begin(tmp_path, "--init-from", tmp_path / "a.pt") / "log.txt").read_text()
+    assert "Warning: rope.index is not in the model: left out" in log
+    assert "Warning: final_layer.linear.bias is int8 of shape (32,) in the file, no float weights: initialised" in log
+    torch.save(state | counter, tmp_path / "a.pt")
+    log = (begin(tmp_path, "--ckpt", tmp_path / "a.pt", exp="y") / "log.txt").read_text()
+    assert "a.pt has rope.index, mask, which the model does not have: no weights, left aside" in log
+
+
+def test_a_results_folder_that_is_not_utf8(tmp_path):
+    root = tmp_path / os.fsdecode(b"r\xe9")
+    root.mkdir()
+    folder = begin(root, "--ckpt-format", "safetensors", "--ckpt-every", "1", "--eval-every", "0")
+    begin(root, "--max-steps", "2")
+    assert checkpoint.load(folder / "ckpt.pt")["step"] == 2
+    assert "from step 1 to 2" in (folder / "log.txt").read_text()
+    kept = folder / "checkpoints" / "0000001.safetensors"
+    settings = ["--sampling-method", "euler", "--num-sampling-steps", "3", "--class-labels", "3"]
+    sample.main(["ODE", "--ckpt", str(kept), *settings, "--out", str(root / "a.png")])
+    assert (root / "a.png").is_file()
+
+
 # ---- pictures that cannot be read ----------------------------------------------------------------------------------
 
 
@@ -280,7 +346,7 @@ def test_a_count_of_images_that_is_none_is_named(plain, tmp_path, harm):
     content = checkpoint.load(path)
     content["progress"] |= harm
     checkpoint.save(path, content)
-    with pytest.raises(DataError, match=r"ckpt\.pt is damaged: its progress is not what it should be"):
+    with pytest.raises(DataError, match=r"ckpt\.pt: its progress has images_seen .*, which cannot be continued"):
         run(*plain, "--max-steps", "2")
 
 
