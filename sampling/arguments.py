@@ -95,7 +95,10 @@ def sampling_parser(
 def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     """Add the model group: the checkpoint, and what `load_network` reads from it or checks against it."""
     group = parser.add_argument_group("model")
-    group.add_argument("--ckpt", help="a .pt or .safetensors file, a published name, or hf://owner/repo/file")
+    group.add_argument(
+        "--ckpt",
+        help="a .pt or .safetensors file, a folder of shards, a published name, or hf://owner/repo/file",
+    )
     group.add_argument(
         "--model",
         type=model_name,

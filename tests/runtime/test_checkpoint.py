@@ -382,8 +382,10 @@ def test_of_two_models_one_may_be_stripped(tmp_path, name):
 
 @pytest.mark.parametrize(
     "step",
-    [1000, 1000.0, torch.tensor(1000), torch.tensor([1000.0]), torch.tensor(1000, dtype=torch.int16), np.int64(1000)]
-    + [np.float32(1000), np.uint16(1000)],
+    [
+        *(1000, 1000.0, torch.tensor(1000), torch.tensor([1000.0]), torch.tensor(1000, dtype=torch.int16)),
+        *(np.int64(1000), np.float32(1000), np.uint16(1000)),
+    ],
     ids=repr,
 )
 def test_a_whole_number_of_steps_is_an_int(tmp_path, step):
@@ -482,7 +484,7 @@ def sharded(folder, name: str = "model", suffix: str = "safetensors", count: int
     where = {}
     for i in range(count):
         file = f"{name}-{i + 1:05d}-of-{count:05d}.{suffix}"
-        part = {k: v for k, v in list(AVERAGED.items())[i::count]}
+        part = dict(list(AVERAGED.items())[i::count])
         (tmp := folder.parent / "shard").unlink(missing_ok=True)
         (save_file if suffix == "safetensors" else torch.save)(part, tmp)
         tmp.rename(folder / file)
