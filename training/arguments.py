@@ -106,7 +106,9 @@ def make_parser(doc: str | None = None) -> Parser:
     group = parser.add_argument_group("experiment")
     group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
     group.add_argument("--exp", type=folder_name, default="exp_tmp", help="name of the experiment")
-    group.add_argument("--ckpt", help="continue this checkpoint: a file, a published name, or hf://owner/repo/file")
+    group.add_argument(
+        "--ckpt", help="continue this checkpoint: a file, a folder of shards, a published name, or hf://owner/repo/file"
+    )
     group.add_argument(
         "--init-from", metavar="CKPT", help="begin a fresh run from the weights of this checkpoint that fit"
     )
