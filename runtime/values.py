@@ -49,9 +49,8 @@ def checked(content: dict[Any, Any], path: Path) -> dict[str, Any]:
         there["step"] = count
     if "class_names" in there:
         there["class_names"] = list(there["class_names"])
-    opt = there.get("opt")
-    if isinstance(opt, is_plain) or (isinstance(opt, dict) and count and not opt["state"]):
-        del there["opt"]  # a name, or stripped
+    if isinstance(there.get("opt"), is_plain):
+        del there["opt"]  # its name
     return there
 
 

@@ -249,6 +249,8 @@ def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer
         counted = f", and the {step:,} steps it has taken are not counted" if (step := checkpoint.step(saved)) else ""
         return 0, [*lines, f"{source} holds no optimiser state ('opt'): its weights begin at step 0{counted}"]
     lines += checkpoint.origin(saved, source, prefer="model")
+    if not saved["opt"]["state"] and checkpoint.step(saved):
+        lines.append(f"{source} holds an optimiser without moments: they begin at zero")
     settings = {k: v for k, v in opt.state_dict()["param_groups"][0].items() if k != "params"}  # the run's own
     try:
         groups = [group | settings for group in saved["opt"]["param_groups"]]
