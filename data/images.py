@@ -32,12 +32,13 @@ class UnreadableImage(DataError):
     """A file that is no picture, or not one that is understood."""
 
 
-def read_image(path: str, mode: str) -> Image.Image:
-    """A picture upright as its EXIF orientation says, in 8 bits, transparent parts on white.
+def read_image(path: str, mode: str, background: str = "white") -> Image.Image:
+    """A picture upright as its EXIF orientation says, in 8 bits, transparent parts on white or black.
 
     Args:
         path: of the file.
         mode: "RGB" or "L".
+        background: "white" or "black".
 
     Raises:
         UnreadableImage: the file is at fault.
@@ -54,9 +55,10 @@ def read_image(path: str, mode: str) -> Image.Image:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:  # older versions of Pillow are more generous
                     raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+                match_transparency(image)
                 image.load()
                 turn_upright(image)
-                return flatten(image, mode)
+                return flatten(image, mode, background)
     except Exception as error:  # Pillow raises many kinds
         what = describe(Path(path)) if isinstance(error, UnidentifiedImageError) else None
         reason = f"image {path} cannot be read: {f'it is {what}' if what else first_line(error)}"
@@ -73,16 +75,26 @@ def turn_upright(image: Image.Image) -> None:
         return
 
 
-def flatten(image: Image.Image, mode: str) -> Image.Image:
-    """Any of Pillow's modes to "RGB" or "L"."""
+def match_transparency(image: Image.Image) -> None:
+    """A PNG's transparent colour in the 8 bits that its pixels will have; Pillow leaves it in those of the file."""
+    colour = image.info.get("transparency")
+    stored = image.tile[0][3] if image.format == "PNG" and image.tile else None  # as "L;4", grey in 4 bits
+    if stored in ("L;2", "L;4") and isinstance(colour, int):
+        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[stored]
+    elif stored == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def flatten(image: Image.Image, mode: str, background: str = "white") -> Image.Image:
+    """Any of Pillow's modes to "RGB" or "L", transparent parts on a background."""
     if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        image = Image.fromarray(np.where(pixels == image.info.get("transparency", -1), 255, to_8_bits(pixels)))
+        pixels, behind = np.asarray(image), 255 if background == "white" else 0
+        image = Image.fromarray(np.where(pixels == image.info.get("transparency", -1), behind, to_8_bits(pixels)))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert(mode)
 
 
@@ -118,7 +130,11 @@ def load_image(path: str, mode: str, image_size: int) -> Tensor:
     Raises:
         UnreadableImage: it cannot be read, or is too long to be cropped.
     """
-    image = read_image(path, mode)
+    return square(read_image(path, mode), path, image_size)
+
+
+def square(image: Image.Image, path: str, image_size: int) -> Tensor:
+    """A picture that was read, as `load_image` returns it."""
     try:
         return to_tensor(center_crop_arr(image, image_size))
     except ValueError as error:

@@ -5,7 +5,7 @@ A map says for every pixel how much of the reference is kept, from 0 (regenerate
     0.75                              a number, for the whole picture
     left:0.9,right:0.1                regions: all, left, right, top, bottom (halves), later ones over earlier ones
     0.25,0.25,0.75,0.75:1             a box x0,y0,x1,y1 in fractions of the picture, from its top left corner
-    mask.png                          a grey picture; white keeps
+    mask.png                          a grey picture; white keeps, black and transparent parts do not
 
 and is averaged over the pixels of a latent position; what no region covers is 0. A factor for each latent channel
 multiplies it.
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data.images import load_image, read_image
+from data.images import load_image, read_image, square
 from data.pictures import grid, to_uint8, to_uint8_later
 from runtime.errors import DataError, UsageError
 from sampling.arguments import Box, Preserve
@@ -100,10 +100,11 @@ def covered(low: float, high: float, size: int) -> Tensor:
 def mask_map(mask: str, reference: str, size: int) -> Tensor:
     """A grey picture as a map: (S, S).
 
-    It is cropped as its reference is, and so must have that one's size; or it is a square of the model's size.
+    It is cropped as its reference is, and so must have that one's size; or it is a square of the model's size. What is
+    transparent keeps nothing; a mask that keeps nothing at all, for it is black where one sees it, was meant otherwise.
     """
     try:
-        picture = read_image(mask, "L")
+        picture = read_image(mask, "L", background="black")
     except DataError as error:
         raise DataError(
             f"--preserve {mask} is neither a number from 0 to 1 nor regions, and as a picture: {error}"
@@ -114,7 +115,11 @@ def mask_map(mask: str, reference: str, size: int) -> Tensor:
             f"mask {mask} has {picture.width} x {picture.height} pixels; it must have the {expected[0]} x "
             f"{expected[1]} of {reference}, or {size} x {size}"
         )
-    return (load_image(mask, "L", size)[0] * 127.5 + 127.5).round() / 255
+    if picture.getextrema() == (0, 0) and read_image(mask, "L").getextrema() != (0, 0):
+        raise DataError(
+            f"mask {mask} keeps nothing: it is transparent in parts and black elsewhere; paint what is kept white"
+        )
+    return (square(picture, mask, size)[0] * 127.5 + 127.5).round() / 255
 
 
 def latent_maps(pixels: Tensor, factors: Sequence[float] | None, network: Network) -> Tensor:

@@ -1,6 +1,9 @@
 """Maps from what a user says, and the graded samples of sample.py."""
 
 import argparse
+import io
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +71,80 @@ def test_a_mask_is_cropped_as_its_reference_is(tmp_path):
     mask.write_text("no picture")
     with pytest.raises(DataError, match=r"neither a number .* nor regions, and as a picture: .*m\.png cannot"):
         control.mask_map(str(mask), str(reference), 8)
+
+
+PAINTED = np.arange(8) < 4  # the left half
+
+
+def rgba(grey: int, alpha: int) -> Image.Image:
+    """The left half painted so; the right half of the same colour, and transparent."""
+    pixels = np.full((8, 8, 4), grey, np.uint8)
+    pixels[..., 3] = PAINTED * alpha
+    return Image.fromarray(pixels)
+
+
+def png_bytes(depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 8 x 8 of a kind that Pillow does not write; `rows` is each of its rows."""
+    blocks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0)), *chunks]
+    blocks += [(b"IDAT", zlib.compress((b"\0" + rows) * 8)), (b"IEND", b"")]
+    framed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in blocks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def in_memory(image: Image.Image, **settings) -> bytes:
+    image.save(content := io.BytesIO(), "png", **settings)
+    return content.getvalue()
+
+
+GREY = Image.fromarray(np.where(np.tile(PAINTED, (8, 1)), 255, 7).astype(np.uint8))
+BLACK_KEY, WHITE_KEY = struct.pack(">H", 0), struct.pack(">H", 0xFFFF)
+TRANSPARENT = {
+    "RGBA": in_memory(rgba(255, 255)),
+    "LA": in_memory(rgba(255, 255).convert("LA")),
+    "tRNS of grey": in_memory(GREY, transparency=7),
+    "tRNS of colours": in_memory(GREY.convert("RGB"), transparency=(7, 7, 7)),
+    "tRNS of a palette": in_memory(GREY.convert("P"), transparency=7),
+    "palette, all white": png_bytes(8, 3, bytes(4) + b"\1" * 4, (b"PLTE", b"\xff" * 6), (b"tRNS", b"\xff\0")),
+    "1 bit": png_bytes(1, 0, b"\xf0", (b"tRNS", BLACK_KEY)),
+    "16 bits": png_bytes(16, 0, b"\xff\xff" * 4 + b"\x80\x80" * 4, (b"tRNS", b"\x80\x80")),
+    "16 bits and alpha": png_bytes(16, 4, b"\xff" * 16 + b"\xff\xff\0\0" * 4),
+    "16 bits of colours": png_bytes(16, 2, b"\xff" * 24 + b"\x80\x80" * 12, (b"tRNS", b"\x80\x80" * 3)),
+    "4 bits": png_bytes(4, 0, b"\xff\xff\x77\x77", (b"tRNS", b"\0\7")),
+    "2 bits": png_bytes(2, 0, b"\xff\xaa", (b"tRNS", b"\0\2")),
+}
+
+
+def mask_of(content: bytes, folder) -> torch.Tensor:
+    Image.new("L", (8, 8), 90).save(folder / "ref.png")
+    (folder / "m.png").write_bytes(content)
+    return control.mask_map(str(folder / "m.png"), str(folder / "ref.png"), 8)
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_a_transparent_part_of_a_mask_keeps_nothing(kind, tmp_path):
+    assert torch.equal(mask_of(TRANSPARENT[kind], tmp_path), torch.tensor(PAINTED).float().expand(8, 8))
+
+
+def test_alpha_weakens_what_a_mask_keeps(tmp_path):
+    assert torch.equal(mask_of(in_memory(rgba(255, 102)), tmp_path)[0], torch.tensor(PAINTED) * torch.tensor(0.4))
+    assert torch.equal(mask_of(in_memory(rgba(51, 255)), tmp_path)[0], torch.tensor(PAINTED) * torch.tensor(0.2))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [rgba(0, 255), rgba(0, 128), rgba(255, 0), rgba(0, 255).convert("LA"), Image.new("RGBA", (8, 8))],
+    ids=["black strokes", "thin black strokes", "no strokes", "LA", "an empty layer"],
+)
+def test_a_mask_that_says_where_by_its_alpha_alone_is_refused(mask, tmp_path):
+    with pytest.raises(DataError, match=r"m.png keeps nothing: it is transparent in parts and black elsewhere"):
+        mask_of(in_memory(mask), tmp_path)
+
+
+def test_an_opaque_black_mask_keeps_nothing(tmp_path):
+    for mask in (Image.new("L", (8, 8)), Image.new("RGBA", (8, 8), "black"), Image.new("1", (8, 8))):
+        assert not mask_of(in_memory(mask), tmp_path).any()
 
 
 def network(name="ComboStoc-XS/4", channels=4, factor=2, trained="UNSYNC_ALL"):
