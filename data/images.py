@@ -78,7 +78,8 @@ def turn_upright(image: Image.Image) -> None:
 def match_transparency(image: Image.Image) -> None:
     """A PNG's transparent colour in the 8 bits that its pixels will have; Pillow leaves it in those of the file."""
     colour = image.info.get("transparency")
-    stored = image.tile[0][3] if image.format == "PNG" and image.tile else None  # as "L;4", grey in 4 bits
+    tiles = getattr(image, "tile", []) if image.format == "PNG" else []
+    stored = tiles[0][3] if tiles else None  # as "L;4", grey in 4 bits
     if stored in ("L;2", "L;4") and isinstance(colour, int):
         image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[stored]
     elif stored == "RGB;16B" and isinstance(colour, tuple):

@@ -5,7 +5,15 @@ import math
 import sys
 from typing import Any, NoReturn
 
-from runtime.errors import report
+from runtime.errors import UsageError, report
+
+
+class Misread(UsageError):
+    """Words that a parser does not understand."""
+
+    def __init__(self, program: str, message: str) -> None:
+        super().__init__(message)
+        self.program = program
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,8 +23,22 @@ class Parser(argparse.ArgumentParser):
         settings: dict[str, Any] = {"formatter_class": HelpFormatter, "allow_abbrev": False}
         super().__init__(**settings | kwargs)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        try:
+            return self.understand(args, namespace)
+        except Misread as error:
+            sys.exit(report(error.program, f"{error} (see {error.program} --help)", 2))
+
+    def understand(self, args: Any = None, namespace: Any = None) -> Any:
+        """`parse_args` for a program that must live on, as a server.
+
+        Raises:
+            UsageError: the words are wrong.
+        """
+        return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        sys.exit(report(self.prog, f"{message} (see {self.prog} --help)", 2))
+        raise Misread(self.prog, message)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

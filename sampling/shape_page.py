@@ -51,7 +51,7 @@ def build_page(studio: ShapeStudio) -> Any:
         ticks = [(part_name(i), i) for i in found.parts]
         return [
             (path, number),
-            in_3d(found.scene, found.said),
+            in_3d(studio.scene(found), found.said),
             gr.Image(found.picture(found.parts), label="Kept parts are in colour"),
             gr.CheckboxGroup(ticks, value=found.parts),
             "",

@@ -1,9 +1,12 @@
 """What the page of shapes does, without the page: references of a set, ticked parts and attributes, samples of them."""
 
 import math
+import shutil
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -17,11 +20,12 @@ from data.shapes import SHAPES, Shape, ShapeSet, open_shapes
 from runtime.errors import UsageError
 from sampling import control, parts
 from sampling.network import Network
-from sampling.studio import Service, as_arguments
+from sampling.studio import MAX_SEED, Service, as_arguments, real, sampler_settings, whole
 from train_utils import build_graded_sampler
 
 PICTURE = 320  # side in pixels of the reference's
 OPEN_SETS = 4  # at a time
+KEPT_FOLDERS = 200  # of scenes: what many visitors look at together
 ANGLE = 0.8  # of view, of a camera in 3D
 COLOURS = ("blue", "orange", "green", "red", "purple", "ochre", "teal", "pink", "brown", "olive")  # of the palette
 MEANINGS = {
@@ -60,17 +64,19 @@ class ShapeChoices:
     seed: int
 
     def as_arguments(self) -> list[str]:
-        """The same, less what is ticked, for sample.py."""
+        """The same, less what is ticked, for sample.py.
+
+        Raises:
+            UsageError: a box holds what it cannot.
+        """
         return as_arguments(
             self.sampler,
             reference=f"{self.path}:{self.number}",
-            preserve=self.kept,
+            preserve=real("How much is kept", self.kept, 0, 1),
             preserve_schedule=self.schedule,
             class_labels=self.label,
             cfg_scale=1,
-            num_sampling_steps=self.points,
-            variations=self.variations,
-            seed=self.seed,
+            **sampler_settings(self.points, self.variations, self.seed),
         )
 
 
@@ -79,8 +85,8 @@ class Reference:
     """A shape as the page shows it."""
 
     shape: Shape
+    name: str  # of its class and number, for a file
     said: str
-    scene: Path  # a .glb
 
     @property
     def parts(self) -> list[int]:
@@ -98,6 +104,8 @@ class ShapeStudio(Service):
     def __init__(self, network: Network, device: torch.device, precision: str, folder: Path) -> None:
         super().__init__(network, device, precision)
         self.layout, self.folder = parts.layout_of(network), folder
+        self.folders: deque[Path] = deque()  # of scenes, oldest first
+        self.making = threading.Lock()
         self.open = lru_cache(OPEN_SETS)(open_shapes)
 
     @cached_property
@@ -115,13 +123,12 @@ class ShapeStudio(Service):
         Raises:
             DataError: the set cannot be read, has no such shape, or the model cannot know it.
         """
+        number = whole("Number", number, -MAX_SEED, MAX_SEED)
         shapes, shape = self.pick(path, number)
         name = shapes.class_names[shapes.labels[number]]
-        scene = self.new_folder() / f"{name}-{number}.glb".replace("/", "-")
-        write_glb([shape], scene, names=[name])
         count = len(shape["box.center"])
         said = f"{Path(path).name}:{number}, {name}, {count} part{'s' * (count > 1)}"
-        return Reference(shape, said, scene)
+        return Reference(shape, f"{name}-{number}".replace("/", "-"), said)
 
     def pick(self, path: str, number: int) -> tuple[ShapeSet, Shape]:
         shapes = self.open(path)
@@ -129,8 +136,21 @@ class ShapeStudio(Service):
         self.layout.encode(shape)  # complains about one that is not of the model's kind
         return shapes, shape
 
+    def scene(self, reference: Reference) -> Path:
+        """A shape as a .glb, to look at from all sides."""
+        path = self.new_folder() / f"{reference.name}.glb"
+        write_glb([reference.shape], path, names=[reference.name.rpartition("-")[0]])
+        return path
+
     def new_folder(self) -> Path:
-        return Path(tempfile.mkdtemp(dir=self.folder))
+        """A folder for what a visitor looks at next, in the place of the one that was made longest ago."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        with self.making:
+            self.folders.append(folder)
+            old = [self.folders.popleft() for _ in range(len(self.folders) - KEPT_FOLDERS)]
+        for each in old:
+            shutil.rmtree(each, ignore_errors=True)
+        return folder
 
     def generate(
         self, choices: ShapeChoices, tell: Callable[[int, int | None], None]
@@ -147,13 +167,16 @@ class ShapeStudio(Service):
             FloatingPointError: the samples are not finite.
         """
         network = self.network
-        args = self.parser().parse_args([*choices.as_arguments(), f"--precision={self.precision}"])
+        number = whole("Number", choices.number, -MAX_SEED, MAX_SEED)
+        choices = replace(choices, number=number, label=self.known_class(choices.label))
+        args = self.settings(choices.as_arguments())
         control.check_arguments(args)
-        _, shape = self.pick(choices.path, choices.number)
+        _, shape = self.pick(choices.path, number)
         count = len(shape["box.center"])
-        if choices.parts and max(choices.parts) >= count:
+        chosen = [whole("Parts that are kept", part, 0, MAX_SEED) for part in choices.parts]
+        if chosen and max(chosen) >= count:
             raise UsageError("other parts are ticked than the reference has: choose it again")
-        ticked = parts.ticked_map(choices.parts, count, choices.attributes, choices.kept, self.layout)
+        ticked = parts.ticked_map(chosen, count, choices.attributes, choices.kept, self.layout)
         keep = parts.make_control([shape], [ticked], self.layout)
         build_graded_sampler(args, network.transport, keep.numbers, keep.keep)  # complains about bad settings
         model = self.model(args, tell)

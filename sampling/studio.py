@@ -24,6 +24,7 @@ from sampling import control
 from sampling.arguments import pictures_parser
 from sampling.network import Network, evaluations, guided_by, with_progress
 from train_utils import build_graded_sampler
+from transport import ODE_METHODS, SDE_METHODS
 
 CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels
 TILE = 112  # beside the samples, to so many
@@ -31,6 +32,9 @@ OPACITY = 0.6  # of what is painted; the reference shows through
 
 MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
 MAX_POINTS = 1000
+MAX_GUIDANCE = 15
+MAX_SEED = 2**63 - 1
+SAMPLERS = (*(f"ODE {method}" for method in ODE_METHODS), *(f"SDE {method}" for method in SDE_METHODS))
 ANY_CLASS = -1
 SCHEDULE_NAMES = [("same number everywhere", "number"), ("same size (Euler)", "size")]
 
@@ -49,6 +53,37 @@ def note(text: str, side: int) -> Image.Image:
     font = ImageFont.load_default(size=side / 20)
     ImageDraw.Draw(picture).text((side / 2, side / 2), text, fill="dimgrey", font=font, anchor="mm")
     return picture
+
+
+# ---- what is typed -------------------------------------------------------------------------------------------------
+
+
+def real(name: str, value: Any, low: float, high: float) -> float:
+    """What a box holds that wants a number; browsers and programs send anything.
+
+    Raises:
+        UsageError: it is none, or out of bounds.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    raise UsageError(f"{name}: {short(value)} is not a number from {low} to {high}")
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    """What a box holds that wants a whole number; 3.0 is one.
+
+    Raises:
+        UsageError: it is none, or out of bounds.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value % 1 == 0:
+        return int(value)
+    raise UsageError(f"{name}: {short(value)} is not a whole number from {low} to {high}")
+
+
+def short(value: Any) -> str:
+    """A value for a message, on one line, however long it is."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."
 
 
 # ---- what is painted -----------------------------------------------------------------------------------------------
@@ -103,23 +138,45 @@ class Choices:
     factors: Sequence[float] = field(default_factory=list)  # of the latent channels, where there are several
 
     def as_arguments(self) -> list[str]:
-        """The same, less what is painted, for sample.py."""
+        """The same, less what is painted, for sample.py.
+
+        Raises:
+            UsageError: a box holds what it cannot.
+        """
+        factors = [real(f"Channel {k}", factor, 0, 1) for k, factor in enumerate(self.factors, start=1)]
         return as_arguments(
             self.sampler,
             reference=self.reference,
-            preserve=self.elsewhere,
-            preserve_channels=",".join(map(str, self.factors)) or None,
+            preserve=real("Kept where nothing is painted", self.elsewhere, 0, 1),
+            preserve_channels=",".join(map(str, factors)) or None,
             preserve_schedule=self.schedule,
             class_labels=self.label,
-            cfg_scale=1 if self.label is None else self.guidance,
-            num_sampling_steps=self.points,
-            variations=self.variations,
-            seed=self.seed,
+            cfg_scale=1 if self.label is None else real("Guidance", self.guidance, 1, MAX_GUIDANCE),
+            **sampler_settings(self.points, self.variations, self.seed),
         )
 
 
+def sampler_settings(points: Any, variations: Any, seed: Any) -> dict[str, int]:
+    """What is typed for any sampler, by the names of sample.py.
+
+    Raises:
+        UsageError: a box holds what it cannot.
+    """
+    return {
+        "num_sampling_steps": whole("Time points", points, 2, MAX_POINTS),
+        "variations": whole("Variations", variations, 1, MAX_VARIATIONS),
+        "seed": whole("Seed", seed, -MAX_SEED, MAX_SEED),
+    }
+
+
 def as_arguments(sampler: str, **values: Any) -> list[str]:
-    """Choices for sample.py, less those that are None; the sampler is mode and method."""
+    """Choices for sample.py, less those that are None; the sampler is mode and method.
+
+    Raises:
+        UsageError: there is no such sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise UsageError(f"Sampler: {short(sampler)} is none of {', '.join(SAMPLERS)}")
     mode, method = sampler.split()
     flags = {name.replace("_", "-"): value for name, value in values.items() if value is not None}
     return [mode, f"--sampling-method={method}", *(f"--{name}={value}" for name, value in flags.items())]
@@ -153,6 +210,21 @@ class Service:
     def parser(self) -> Parser:
         """The one of sample.py, for its checks and defaults."""
         return pictures_parser(None)
+
+    def settings(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """What sample.py makes of arguments, in this service's precision.
+
+        Raises:
+            UsageError: it does not take them.
+        """
+        return self.parser().understand([*arguments, f"--precision={self.precision}"])
+
+    def known_class(self, label: Any) -> int | None:
+        """
+        Raises:
+            UsageError: the model has no such class.
+        """
+        return None if label in (None, ANY_CLASS) else whole("Class", label, 0, self.network.num_labels - 1)
 
     def model(self, args: argparse.Namespace, tell: Callable[[int, int | None], None]) -> Callable[..., Tensor]:
         """The network under the guidance of sample.py's arguments.
@@ -194,7 +266,8 @@ class Studio(Service):
             FloatingPointError: the samples are not finite.
         """
         network = self.network
-        args = self.parser().parse_args([*choices.as_arguments(), f"--precision={self.precision}"])
+        choices = replace(choices, label=self.known_class(choices.label))
+        args = self.settings(choices.as_arguments())
         control.check_arguments(args)
         base = control.pixel_maps(args.preserve, args.reference, network.image_size)
         painted = torch.stack([paint_over(m, choices.layers) for m in base])

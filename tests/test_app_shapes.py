@@ -145,7 +145,10 @@ def test_a_reference_is_shown_with_what_is_ticked(studio):
     embedded = studio.embedded
     assert list(embedded)[:2] == ["chair", "table"] and all(len(numbers) > 50 for numbers in embedded.values())
     found = studio.reference("shapes", int(embedded["table"][3]))
-    assert found.said.startswith(f"shapes:{embedded['table'][3]}, table, ") and found.scene.read_bytes()[:4] == b"glTF"
+    assert (
+        found.said.startswith(f"shapes:{embedded['table'][3]}, table, ")
+        and studio.scene(found).read_bytes()[:4] == b"glTF"
+    )
     whole, none = found.picture(found.parts), found.picture([])
     assert np.ptp(whole.astype(int), axis=2).max() > 50 > np.ptp(none.astype(int), axis=2).max()
 
