@@ -3,8 +3,8 @@
     python app.py --ckpt results/ComboStoc-XS-2-demo/ckpt.pt    # trained by `make demo`, on any CPU
 
 and open the address that it prints. Of a picture one paints what is kept; with a model of shapes, one ticks parts and
-attributes of a shape. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the page unless
---host says otherwise, and nothing is fetched from the network for it.
+attributes of a shape. Needs Gradio: pip install -r requirements-app.txt. Only this machine can open the page, as
+localhost, 127.0.0.1 or ::1, unless --host or --allow-host says otherwise, and nothing is fetched from the network.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from runtime.command_line import Parser
 from runtime.errors import begin
 from runtime.precision import add_speed_args
 from sampling.arguments import add_model_args
+from sampling.hosts import LOOPBACK, allowed_host, host_name
 from train_utils import parse_transport_args
 
 
@@ -24,6 +25,15 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("page")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     group.add_argument("--port", type=port_number, default=7860, help="port to listen on")
+    group.add_argument(
+        "--allow-host",
+        type=allowed_host,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="names that the page is opened by, besides localhost, as a proxy's; with --host 0.0.0.0 any or only these",
+    )
     parser.set_defaults(guidance_interval=(0.0, 1.0))
     return parser
 
@@ -38,11 +48,13 @@ def port_number(text: str) -> int:
 if __name__ == "__main__":
     begin(make_parser())
 
+import ipaddress
 import logging
 import math
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,23 +66,23 @@ from runtime.errors import DataError, UsageError, run_program
 from sampling import shape_page
 from sampling.arguments import CFG_SCALE, VARIATIONS
 from sampling.network import load_network, say
+from sampling.page import application, as_typed, guard
 from sampling.shape_studio import ShapeStudio
 from sampling.studio import (
     ANY_CLASS,
     CANVAS,
+    MAX_GUIDANCE,
     MAX_POINTS,
     MAX_VARIATIONS,
+    SAMPLERS,
     SCHEDULE_NAMES,
     Choices,
     Studio,
     brush_colour,
     in_words,
     note,
+    real,
 )
-from transport import ODE_METHODS, SDE_METHODS
-
-MAX_GUIDANCE = 15
-MAX_UPLOAD = "10mb"
 
 TITLE = "ComboStoc: graded control"
 NO_PICTURE = "Load or draw a picture first"
@@ -102,10 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="combostoc-") as folder:  # for uploads and pictures while the program runs
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
         try:
-            import gradio
+            import gradio  # noqa: F401
         except ImportError:
             raise UsageError("app.py needs Gradio: pip install -r requirements-app.txt") from None
-        check_address(args.host, args.port)
+        local = check_address(args.host, args.port)
         process = distributed.single()
         precision.setup(args.precision)
         network = load_network(args, process.device, default_vae="mse")
@@ -113,26 +125,60 @@ def main(argv: Sequence[str] | None = None) -> None:
         studio: Studio | ShapeStudio
         if network.layout is None:
             studio = Studio(network, process.device, args.precision)
-            page, css = build_page(studio), CSS
+            blocks, css = build_page(studio), CSS
         else:
             studio = ShapeStudio(network, process.device, args.precision, Path(folder))
-            page, css = shape_page.build_page(studio), shape_page.CSS
+            blocks, css = shape_page.build_page(studio), shape_page.CSS
         logging.getLogger("uvicorn.error").addFilter(is_of_the_program)
-        print(f"{network.config.name} at http://{args.host}:{args.port}; stop with Ctrl-C", flush=True)
-        page.queue(default_concurrency_limit=1).launch(
-            server_name=args.host,
-            server_port=args.port,
-            share=False,
-            quiet=True,
-            show_error=True,
-            max_file_size=MAX_UPLOAD,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            theme=gradio.themes.Default(),  # its fonts come with Gradio
-            css=css,
-        )
+        names = [*LOOPBACK, host_name(args.host)] if local or args.allow_host else None
+        app, sweeping = application(blocks, css, Path(folder), names, args.allow_host)
+        print(f"{network.config.name} at {address(args.host, args.port)}; stop with Ctrl-C", flush=True)
+        print(who_can_open(local, args.allow_host), flush=True)
+        with sweeping:
+            serve(app, args.host, args.port)
         studio.close()
+
+
+def address(host: str, port: int) -> str:
+    """Where the page is, for a browser of this machine."""
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def who_can_open(local: bool, added: Sequence[str]) -> str:
+    """Who can open the page, in a line."""
+    names = ", ".join(added)
+    if local:
+        return "Only this machine can open it" + (f", and whoever reaches it as {names}" if added else "")
+    if added:
+        return f"Every machine that reaches this one can open it, as {names}"
+    return (
+        "Every machine that reaches this one can open it, by any name, and so can web sites that their browsers have "
+        "open; --allow-host NAME answers only those who use that name"
+    )
+
+
+def serve(app: Any, host: str, port: int) -> None:
+    """Answer until Ctrl-C.
+
+    Raises:
+        DataError: one cannot listen there.
+    """
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(
+        target=server.run, daemon=True
+    )  # here an interrupt would wait for those who are connected
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        server.should_exit = True
+        thread.join(5)
+    if not server.started:
+        raise DataError(f"--host {host} --port {port}: cannot listen there")
 
 
 def is_of_the_program(record: logging.LogRecord) -> bool:
@@ -142,8 +188,9 @@ def is_of_the_program(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
 
-def check_address(host: str, port: int) -> None:
-    """
+def check_address(host: str, port: int) -> bool:
+    """Whether only this machine can connect there.
+
     Raises:
         DataError: one cannot listen there.
     """
@@ -152,6 +199,7 @@ def check_address(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+            return ipaddress.ip_address(address[0]).is_loopback
     except OSError as error:
         raise DataError(f"--host {host} --port {port}: cannot listen there: {error.strerror}") from None
 
@@ -183,6 +231,9 @@ def build_page(studio: Studio) -> Any:
 
     def brush(*colours: str) -> gr.Brush:
         return gr.Brush(default_size=side // 8, colors=list(colours), color_mode="fixed")
+
+    def recolour(strength: Any) -> Any:
+        return gr.ImageEditor(brush=brush(brush_colour(real("Strength of the brush", strength, 0, 1))))
 
     def load(path: str | None) -> tuple[Any, Any, str]:
         """A file becomes the reference, None takes it away; what was painted goes."""
@@ -232,48 +283,51 @@ def build_page(studio: Studio) -> Any:
                         use = gr.Button("Use the drawing", elem_id="use")
                 trouble = gr.Markdown(elem_id="trouble")
             with gr.Column(scale=5, min_width=400):
-                strength = gr.Slider(0, 1, 1, step=0.01, label="Strength of the brush", elem_id="strength")
+                strength = as_typed(gr.Slider(0, 1, 1, step=0.01, label="Strength of the brush", elem_id="strength"))
                 gr.HTML(LEGEND)
                 editor = gr.ImageEditor(
                     nothing, type="pil", brush=brush(brush_colour(1)), label="Paint here", elem_id="map", **editing
                 )
-                elsewhere = gr.Slider(0, 1, 0, step=0.01, label="Kept where nothing is painted", elem_id="elsewhere")
+                elsewhere = as_typed(
+                    gr.Slider(0, 1, 0, step=0.01, label="Kept where nothing is painted", elem_id="elsewhere")
+                )
             with gr.Column(scale=4, min_width=300):
                 classes = [("any class", ANY_CLASS), *((network.class_name(k), k) for k in range(network.num_labels))]
-                samplers = [*(f"ODE {m}" for m in ODE_METHODS), *(f"SDE {m}" for m in SDE_METHODS)]
                 widgets = {
                     "elsewhere": elsewhere,
                     "label": gr.Dropdown(classes, value=ANY_CLASS, label="Class"),
-                    "guidance": gr.Slider(
-                        1, MAX_GUIDANCE, CFG_SCALE, step=0.1, label="Guidance", info="to a class; 1 for none"
+                    "guidance": as_typed(
+                        gr.Slider(1, MAX_GUIDANCE, CFG_SCALE, step=0.1, label="Guidance", info="to a class; 1 for none")
                     ),
-                    "variations": gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations"),
+                    "variations": as_typed(gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations")),
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")
                 with gr.Accordion("Sampler and seed", open=False):
                     widgets |= {
-                        "sampler": gr.Dropdown(samplers, value=f"ODE {default.sampling_method}", label="Sampler"),
-                        "points": gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points"),
+                        "sampler": gr.Dropdown(list(SAMPLERS), value=f"ODE {default.sampling_method}", label="Sampler"),
+                        "points": as_typed(
+                            gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")
+                        ),
                         "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
-                        "seed": gr.Number(default.seed, precision=0, label="Seed"),
+                        "seed": as_typed(gr.Number(default.seed, precision=0, label="Seed")),
                     }
                 channels = network.config.in_channels
                 with gr.Accordion("Channels", open=False, visible=channels > 1):
                     factors = [
-                        gr.Slider(0, 1, 1, step=0.01, label=f"Channel {k}, times the map")
+                        as_typed(gr.Slider(0, 1, 1, step=0.01, label=f"Channel {k}, times the map"))
                         for k in range(1, channels + 1 if channels > 1 else 1)
                     ]
         sheet = gr.Image(format="png", label="Samples", interactive=False, elem_id="sheet", buttons=["download"])
 
         at_once = {"queue": False, "show_progress": "hidden"}  # also while samples are being generated
-        strength.change(lambda s: gr.ImageEditor(brush=brush(brush_colour(s))), strength, editor, **at_once)
+        strength.change(recolour, strength, editor, **at_once)
         file.upload(load, file, [reference, editor, trouble], **at_once)
         use.click(load_drawing, drawing, [reference, editor, trouble], **at_once)
         editor.clear(canvas_of, reference, editor, **at_once)
         drawing.clear(lambda: blank, None, drawing, **at_once)
         button.click(generate, {reference, editor, *widgets.values(), *factors}, [sheet, said])
-    return page
+    return guard(page)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,18 @@ from data.meshes import PALETTE
 from data.shapes import SHAPES
 from runtime.errors import DataError, UsageError
 from sampling.arguments import VARIATIONS
+from sampling.page import as_typed, guard
 from sampling.shape_studio import PICTURE, ShapeChoices, ShapeStudio, attribute_name, part_name
-from sampling.studio import ANY_CLASS, MAX_POINTS, MAX_VARIATIONS, SCHEDULE_NAMES, in_words, note
-from transport import ODE_METHODS, SDE_METHODS
+from sampling.studio import (
+    ANY_CLASS,
+    MAX_POINTS,
+    MAX_VARIATIONS,
+    SAMPLERS,
+    SCHEDULE_NAMES,
+    in_words,
+    note,
+    whole,
+)
 
 TITLE = "ComboStoc: parts and attributes"
 NO_SHAPE = "Load a set of shapes first"
@@ -45,7 +54,7 @@ def build_page(studio: ShapeStudio) -> Any:
     network, default = studio.network, studio.parser().parse_args(["ODE"])
     embedded = studio.embedded
 
-    def shown(path: str, number: int) -> list[Any]:
+    def shown(path: str, number: Any) -> list[Any]:
         """What a reference changes: itself, in 3D, its picture, its parts; everything is ticked."""
         found = studio.reference(path, number)
         ticks = [(part_name(i), i) for i in found.parts]
@@ -57,22 +66,26 @@ def build_page(studio: ShapeStudio) -> Any:
             "",
         ]
 
-    def load(path: str | None, number: int | None) -> list[Any]:
+    def load(path: str | None, number: Any) -> list[Any]:
         try:
-            if path is None or number is None:
-                raise UsageError(NO_SHAPE if path is None else "a shape has a number")
+            if path is None:
+                raise UsageError(NO_SHAPE)
             return shown(path, number)
         except (UsageError, DataError) as error:
             return [gr.skip()] * 4 + [in_words(error, path)]
 
-    def load_embedded(name: str, number: int) -> list[Any]:
+    def load_embedded(name: str, number: Any) -> list[Any]:
         numbers = embedded[name]
-        return load(SHAPES, int(numbers[min(number, len(numbers) - 1)]))
+        try:
+            place = min(whole("Number", number, 0), len(numbers) - 1)
+        except UsageError as error:
+            return [gr.skip()] * 4 + [in_words(error, None)]
+        return load(SHAPES, int(numbers[place]))
 
     def of_class(name: str) -> Any:
         return gr.Slider(maximum=len(embedded[name]) - 1, value=0)
 
-    def load_other(path: str | None, number: int | None) -> list[Any]:
+    def load_other(path: str | None, number: Any) -> list[Any]:
         return [gr.skip()] * 5 if path is None else load(path, number)
 
     def repaint(reference: tuple[str, int] | None, ticked: list[int]) -> Any:
@@ -102,7 +115,9 @@ def build_page(studio: ShapeStudio) -> Any:
         return gr.Model3D(str(scene), label=label, camera_position=(*CAMERA, studio.distance(scene)))
 
     def sample_in_3d(files: list[str], which: int) -> list[Any]:
-        file = Path(files[which])
+        file = Path(files[whole("In 3D", which, 0, len(files) - 1)])
+        if not file.exists():
+            raise UsageError("these samples are no longer there: generate them again")
         label = f"Sample {which}" if which else "All samples"
         return [in_3d(file, label), gr.DownloadButton(f"Download {file.name}", value=str(file), visible=True)]
 
@@ -117,10 +132,10 @@ def build_page(studio: ShapeStudio) -> Any:
                         names = list(embedded)
                         kind = gr.Dropdown(names, value=names[0] if names else None, label="Kind", elem_id="kind")
                         most = len(embedded[names[0]]) - 1 if names else 1
-                        number = gr.Slider(0, most, 0, step=1, label="Number", info="of those not trained on")
+                        number = as_typed(gr.Slider(0, most, 0, step=1, label="Number", info="of those not trained on"))
                     with gr.Tab("Another set", elem_id="another") as other_tab:
                         file = gr.File(file_types=[".npz"], label="Set of shapes (.npz)", height=140, elem_id="file")
-                        place = gr.Number(0, precision=0, minimum=0, label="Number in the set")
+                        place = as_typed(gr.Number(0, precision=0, minimum=0, label="Number in the set"))
                 model = gr.Model3D(
                     label="Shape",
                     interactive=False,
@@ -150,22 +165,25 @@ def build_page(studio: ShapeStudio) -> Any:
                 )
             with gr.Column(scale=4, min_width=300):
                 classes = [("any class", ANY_CLASS), *((network.class_name(k), k) for k in range(network.num_labels))]
-                samplers = [*(f"ODE {m}" for m in ODE_METHODS), *(f"SDE {m}" for m in SDE_METHODS)]
                 widgets = {
-                    "kept": gr.Slider(
-                        0, 1, 0.9, step=0.01, label="How much is kept", info="0: made anew; 1: comes back as it is"
+                    "kept": as_typed(
+                        gr.Slider(
+                            0, 1, 0.9, step=0.01, label="How much is kept", info="0: made anew; 1: comes back as it is"
+                        )
                     ),
                     "label": gr.Dropdown(classes, value=ANY_CLASS, label="Class"),
-                    "variations": gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations"),
+                    "variations": as_typed(gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations")),
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")
                 with gr.Accordion("Sampler and seed", open=False):
                     widgets |= {
-                        "sampler": gr.Dropdown(samplers, value=f"ODE {default.sampling_method}", label="Sampler"),
-                        "points": gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points"),
+                        "sampler": gr.Dropdown(list(SAMPLERS), value=f"ODE {default.sampling_method}", label="Sampler"),
+                        "points": as_typed(
+                            gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")
+                        ),
                         "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
-                        "seed": gr.Number(default.seed, precision=0, label="Seed"),
+                        "seed": as_typed(gr.Number(default.seed, precision=0, label="Seed")),
                     }
         sheet = gr.Image(format="png", label="Samples", interactive=False, elem_id="sheet", buttons=["download"])
         with gr.Row():
@@ -197,4 +215,4 @@ def build_page(studio: ShapeStudio) -> Any:
         which.input(sample_in_3d, [files, which], [scene, download], **at_once)
         shown_result = [sheet, files, which, scene, download, said]
         button.click(generate, {reference, parts, attributes, *widgets.values()}, shown_result)
-    return page
+    return guard(page)

@@ -20,7 +20,7 @@ from data.shapes import SHAPES, Shape, ShapeSet, open_shapes
 from runtime.errors import UsageError
 from sampling import control, parts
 from sampling.network import Network
-from sampling.studio import MAX_SEED, Service, as_arguments, real, sampler_settings, whole
+from sampling.studio import Service, as_arguments, real, sampler_settings, whole
 from train_utils import build_graded_sampler
 
 PICTURE = 320  # side in pixels of the reference's
@@ -123,7 +123,7 @@ class ShapeStudio(Service):
         Raises:
             DataError: the set cannot be read, has no such shape, or the model cannot know it.
         """
-        number = whole("Number", number, -MAX_SEED, MAX_SEED)
+        number = whole("Number", number)
         shapes, shape = self.pick(path, number)
         name = shapes.class_names[shapes.labels[number]]
         count = len(shape["box.center"])
@@ -167,13 +167,13 @@ class ShapeStudio(Service):
             FloatingPointError: the samples are not finite.
         """
         network = self.network
-        number = whole("Number", choices.number, -MAX_SEED, MAX_SEED)
+        number = whole("Number", choices.number)
         choices = replace(choices, number=number, label=self.known_class(choices.label))
         args = self.settings(choices.as_arguments())
         control.check_arguments(args)
         _, shape = self.pick(choices.path, number)
         count = len(shape["box.center"])
-        chosen = [whole("Parts that are kept", part, 0, MAX_SEED) for part in choices.parts]
+        chosen = [whole("Parts that are kept", part, 0) for part in choices.parts]
         if chosen and max(chosen) >= count:
             raise UsageError("other parts are ticked than the reference has: choose it again")
         ticked = parts.ticked_map(chosen, count, choices.attributes, choices.kept, self.layout)

@@ -33,7 +33,7 @@ OPACITY = 0.6  # of what is painted; the reference shows through
 MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
 MAX_POINTS = 1000
 MAX_GUIDANCE = 15
-MAX_SEED = 2**63 - 1
+MAX_WHOLE = 2**53  # of what a browser tells apart
 SAMPLERS = (*(f"ODE {method}" for method in ODE_METHODS), *(f"SDE {method}" for method in SDE_METHODS))
 ANY_CLASS = -1
 SCHEDULE_NAMES = [("same number everywhere", "number"), ("same size (Euler)", "size")]
@@ -64,20 +64,22 @@ def real(name: str, value: Any, low: float, high: float) -> float:
     Raises:
         UsageError: it is none, or out of bounds.
     """
+    if value is None:
+        raise UsageError(f"{name} is empty")
     if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
         return value
     raise UsageError(f"{name}: {short(value)} is not a number from {low} to {high}")
 
 
-def whole(name: str, value: Any, low: int, high: int) -> int:
+def whole(name: str, value: Any, low: int = -MAX_WHOLE, high: int = MAX_WHOLE) -> int:
     """What a box holds that wants a whole number; 3.0 is one.
 
     Raises:
         UsageError: it is none, or out of bounds.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value % 1 == 0:
-        return int(value)
-    raise UsageError(f"{name}: {short(value)} is not a whole number from {low} to {high}")
+    if (number := real(name, value, low, high)) % 1 == 0:
+        return int(number)
+    raise UsageError(f"{name}: {short(value)} is not a whole number")
 
 
 def short(value: Any) -> str:
@@ -165,7 +167,7 @@ def sampler_settings(points: Any, variations: Any, seed: Any) -> dict[str, int]:
     return {
         "num_sampling_steps": whole("Time points", points, 2, MAX_POINTS),
         "variations": whole("Variations", variations, 1, MAX_VARIATIONS),
-        "seed": whole("Seed", seed, -MAX_SEED, MAX_SEED),
+        "seed": whole("Seed", seed),
     }
 
 
