@@ -1,18 +1,26 @@
 """Long checks, by `make drill`."""
 
 import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
+from PIL import Image
 
 import train
 from tests.conftest import ROOT
 from tests.faults import metrics
+from tests.page_client import API, Client
+from tests.test_app import serving
 
 DIGITS = "--data-path digits --vae none --image-size 8 --num-classes 10 --num-workers 0 --model ComboStoc-XS/2".split()
 
@@ -88,3 +96,75 @@ def test_a_study_that_is_ended_leaves_nothing_running_and_continues(tmp_path):
     assert "UNSYNC_ALL is closer to the data than UNSYNC_NONE in this many seeds:" in finished.stdout
     assert len((tmp_path / "study.csv").read_text().splitlines()) == 1 + 4 * 2
     assert any("Continuing" in log.read_text() for log in tmp_path.glob("*/log.txt"))
+
+
+def files_of(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.rglob("*"))
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("kind", ["pictures", "shapes"])
+def test_twenty_visitors_at_once_leave_nothing_behind(kind, tmp_path):
+    """For PAGE_SECONDS (120): uploads, generations, some of which nobody waits for, and new sessions as by reloading.
+
+    After a first round of a few seconds, which loads what is loaded once, memory grows by less than 100 MiB; files and
+    threads are as many as then as soon as the visitors have left.
+    """
+    if kind == "pictures":
+        args = [*DIGITS, "--global-batch-size", "16", "--max-steps", "1", "--sample-every", "0"]
+    else:
+        args = "--data-path shapes --model Parts-XS --num-classes 6 --num-workers 0 --global-batch-size 4".split()
+        args += ["--max-steps", "1", "--sample-every", "0"]
+    train.main([*args, "--results-dir", str(tmp_path / "results")])
+    (ckpt,) = (tmp_path / "results").glob("*/ckpt.pt")
+    seconds = float(os.environ.get("PAGE_SECONDS", "120"))
+    (tmp_path / "temporary").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path / "temporary"))
+        with serving(ckpt, tmp_path / "log.txt") as (port, pid):
+            folder = tmp_path / "temporary"
+            print(f"\n{kind:14s} memory (MiB)  open files  threads  files")
+            states = []
+            for name, visitors, lasts in (("first round", 3, 10), ("crowd", 20, seconds)):
+                deadline = time.monotonic() + lasts
+                with ThreadPoolExecutor(visitors) as pool:
+                    done = sum(pool.map(lambda k: visits(port, k, deadline), range(visitors)))  # noqa: B023
+                during = files_of(folder)
+                wait_until(lambda: files_of(folder) <= 5, 240)
+                states.append((*state_of(pid), files_of(folder)))
+                memory, *rest = states[-1]
+                print(
+                    f"{name:14s}{memory / 1024:13.1f}{rest[0]:12d}{rest[1]:9d}{rest[2]:7d}  ({during} during {done} visits)"
+                )
+            (memory, opened, threads, files), (memory_after, opened_after, threads_after, files_after) = states
+    assert memory_after < memory + 100 * 1024
+    assert opened_after <= opened + 3 and threads_after <= threads + 3 and files_after <= files
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(1)
+
+
+def visits(port: int, visitor: int, deadline: float) -> int:
+    """What one visitor does until then; how often the page was opened."""
+    count = 0
+    while time.monotonic() < deadline:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http, ExitStack() as open_tab:
+            client, count = Client(http, f"{visitor}-{count}"), count + 1
+            open_tab.enter_context(http.stream("GET", f"{API}/heartbeat/{client.session}"))
+            if client.events("Picture", "upload"):
+                grey = Image.new("L", (8, 8), (visitor * 37 + count) % 256)
+                grey.save(content := io.BytesIO(), "png")
+                assert client.choose("Picture", f"{count}.png", content.getvalue())[0] == 200
+            else:
+                for number in range(3):
+                    assert client.direct("Number", "input", Number=number + count % 5)[0] == 200
+            typed = {"Sampler": "ODE euler", "Time points": 4, "Variations": 2, "Seed": count}
+            if count % 3 == 0:
+                client.join(**typed)  # and away
+            else:
+                assert client.generate(**typed).startswith("ODE euler")
+    return count
