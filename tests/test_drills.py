@@ -133,9 +133,8 @@ def test_twenty_visitors_at_once_leave_nothing_behind(kind, tmp_path):
                 wait_until(lambda: files_of(folder) <= 5, 240)
                 states.append((*state_of(pid), files_of(folder)))
                 memory, *rest = states[-1]
-                print(
-                    f"{name:14s}{memory / 1024:13.1f}{rest[0]:12d}{rest[1]:9d}{rest[2]:7d}  ({during} during {done} visits)"
-                )
+                counts = f"{rest[0]:12d}{rest[1]:9d}{rest[2]:7d}  ({during} during {done} visits)"
+                print(f"{name:14s}{memory / 1024:13.1f}{counts}", flush=True)
             (memory, opened, threads, files), (memory_after, opened_after, threads_after, files_after) = states
     assert memory_after < memory + 100 * 1024
     assert opened_after <= opened + 3 and threads_after <= threads + 3 and files_after <= files

@@ -95,7 +95,9 @@ def test_a_shape_has_a_whole_number(value, shapes):
     status, answer = shapes.direct("Number", "input", Number=value)
     assert status == 200 and "Number: " in answer["data"][-1]
     assert shapes.generate(**FAST | {"How much is kept": value if value != 1 else 2}).count("How much is kept: ") == 1
-    assert shapes.generate(**FAST | {"Parts that are kept": value}).startswith(("Parts", "Value", "Type", "ODE"))
+    assert (
+        not shapes.generate(**FAST | {"Parts that are kept": [value]}).startswith("ODE") or value is True
+    )  # 1 == True
 
 
 @pytest.mark.parametrize("error", [SystemExit(2), SystemExit(), RuntimeError("two\nlines"), KeyError("a")], ids=repr)
