@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 content = {**modules, "step": step, **about}
                 experiment.save(content, rolling=rolling, kept=kept, kept_format=args.ckpt_format)
 
-        on_terminal = process.is_main and sys.stderr.isatty()  # elsewhere the log lines tell
+        on_terminal = process.is_main and progress.on_terminal()  # elsewhere the log lines tell
         with (
             load_batches(dataset, order, args.num_workers, process.device, books.found) as loaded,
             progress.bar(initial=step, total=total_steps, desc="training", disable=not on_terminal) as bar,

@@ -1,6 +1,7 @@
 """From --data-path to the model's input: images or cached latents, and their batches on the way to the device."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -115,8 +116,9 @@ def load_batches(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         collate_fn=collate,
-        # Python 3.14's own choice would leave them behind when this process is killed.
-        multiprocessing_context="fork" if num_workers else None,
+        # Python 3.14's own choice would leave them behind when this process is killed. Elsewhere than on Linux a fork
+        # does not exist, or breaks the system's libraries.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
     )
     with signals.blocked():
         loaded = workers.start(loader)  # draws a random number

@@ -71,6 +71,6 @@ def cause_of_death(workers: Sequence[BaseProcess], timeout: float = 5.0) -> str:
         code = worker.exitcode
         if code is not None:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            advice = MORE_SHARED_MEMORY if code == -signal.SIGBUS else "was there too little memory?"
+            advice = MORE_SHARED_MEMORY if code == -getattr(signal, "SIGBUS", 0) else "was there too little memory?"
             return f"DataLoader worker (pid {worker.pid}) {how} ({advice})"
     return ""

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -94,9 +95,30 @@ def begin(parser: argparse.ArgumentParser) -> None:
 
     From here to `run_program`, Ctrl-C is one line, too.
     """
+    open_streams()
     parser.parse_args()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+    if (
+        in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # not where it is ignored, as under nohup
         signal.signal(signal.SIGINT, end_at_once)
+
+
+def open_streams() -> None:
+    """Give a process its three standard streams, which lead nowhere where they are closed (2>&-) or absent (pythonw).
+
+    The next file that is opened would take a closed one's number, and what a library in C prints would go into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name, access in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, access))  # noqa: SIM115 -- as long as the process
+
+
+def in_main_thread() -> bool:
+    """Whether signals may be given handlers here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def end_at_once(*_: object) -> None:
@@ -107,7 +129,8 @@ def end_at_once(*_: object) -> None:
 def run_program(main: Callable[[], None]) -> None:
     """Run a program's main; end on a user's mistake with one line instead of a traceback."""
     name = os.path.basename(sys.argv[0])
-    if signal.getsignal(signal.SIGINT) is end_at_once:
+    open_streams()
+    if in_main_thread() and signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may have any bytes

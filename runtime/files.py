@@ -5,12 +5,15 @@ import hashlib
 import os
 import shutil
 import struct
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+WINDOWS = sys.platform == "win32"
 
 # What reading a damaged archive raises.
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, LookupError, RuntimeError)
@@ -37,7 +40,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Have the disk hold a file or a folder as it is now."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if WINDOWS and path.is_dir():
+        return  # it opens no folder, and a name is on the disk when it is given
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # it flushes what may be written to
     try:
         os.fsync(descriptor)
     except OSError:

@@ -10,6 +10,16 @@ from tqdm import tqdm
 
 def bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
     """A tqdm bar that appears after a second; off a terminal, in a job's log file, after and every half minute."""
-    delay, pause = (1, 0.1) if sys.stderr.isatty() else (30, 30)
-    settings = {"delay": delay, "mininterval": pause, "disable": os.environ.get("RANK", "0") != "0"}
-    return tqdm(iterable, **(settings | kwargs))
+    delay, pause = (1, 0.1) if on_terminal() else (30, 30)
+    disable = sys.stderr is None or os.environ.get("RANK", "0") != "0"
+    settings = {"delay": delay, "mininterval": pause, **kwargs}
+    return tqdm(iterable, **settings | {"disable": disable or settings.get("disable", False)})
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches: stderr may be a file, a notebook's, closed, or absent, as in a process without a
+    console."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError, OSError):
+        return False

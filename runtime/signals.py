@@ -3,13 +3,19 @@
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+from runtime.errors import in_main_thread
+
+# Those that the system has: Windows knows neither SIGUSR1 nor SIGHUP, and has SIGBREAK.
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
 # One request may arrive twice, from the scheduler and from torchrun, which passes on what it receives itself.
 SAME_REQUEST = 2.0  # seconds
 
@@ -21,23 +27,32 @@ class StopRequest:
     Signals arrive by a pipe at a thread of its own, so that the second one works even while the main thread waits for
     another process in C++. The exit code is then 128 + the signal's number, as shells have it.
 
+    Python gives signals to the main thread alone. In another one nothing is changed of how they are handled, and a
+    request comes by `stop`.
+
     Attributes:
         signum: the signal's number, 0 as long as there was none.
     """
 
     def __enter__(self) -> "StopRequest":
         self.signum = 0
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        self._previous_fd = signal.set_wakeup_fd(self._write_end)
+        _open.append(self)
+        self._listens = in_main_thread()
+        if self._listens:
+            self._take_over()
+        return self
+
+    def _take_over(self) -> None:
+        self._read_end, self._write_end = socket.socketpair()  # Windows waits for no pipe
+        self._write_end.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._write_end.fileno())
         self._previous = {s: signal.signal(s, lambda *_: None) for s in STOPPING if not is_ignored(s)}
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        return self
 
     def _listen(self) -> None:
         arrived = 0.0
-        while number := os.read(self._read_end, 1)[0]:
+        while number := self._read_end.recv(1)[0]:
             now = time.monotonic()
             if number not in STOPPING:
                 continue
@@ -52,18 +67,30 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        _open.remove(self)
+        if not self._listens:
+            return
         for s, handler in self._previous.items():
             signal.signal(s, handler if handler is not None else signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_fd)
-        os.write(self._write_end, b"\0")  # ends the listener; processes that were forked may still hold the pipe
+        self._write_end.send(b"\0")  # ends the listener; processes that were forked may still hold the sockets
         self._listener.join()
-        os.close(self._write_end)
-        os.close(self._read_end)
+        self._write_end.close()
+        self._read_end.close()
+
+
+_open: list[StopRequest] = []
+
+
+def stop(signum: int = signal.SIGTERM) -> None:
+    """Ask the runs of this process to save and end after their step, from any of its threads."""
+    for request in list(_open):
+        request.signum = request.signum or signum
 
 
 def is_ignored(signum: int) -> bool:
     """Whether this program was started to go on after its terminal is closed, as by nohup."""
-    return signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN
+    return signum == getattr(signal, "SIGHUP", None) and signal.getsignal(signum) == signal.SIG_IGN
 
 
 def name(signum: int) -> str:
@@ -74,6 +101,9 @@ def name(signum: int) -> str:
 @contextmanager
 def blocked() -> Iterator[None]:
     """Processes that are started within never see the signals: data workers outlive a SIGTERM to the process group."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

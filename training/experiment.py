@@ -2,8 +2,6 @@
 
 import argparse
 import csv
-import errno
-import fcntl
 import json
 import logging
 import os
@@ -15,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 import wandb_utils
@@ -100,7 +99,7 @@ class Experiment:
         self.logger.propagate = False
         self.logger.setLevel(logging.INFO if process.is_main else logging.CRITICAL)
         self.saver = checkpoint.Saver()
-        self.lock = -1
+        self.lock: FileLock | None = None
         self.on_wandb = False
 
     def open(self, args: argparse.Namespace, start_step: int, source: str, seen: Stamps) -> None:
@@ -164,9 +163,9 @@ class Experiment:
             with suppress(OSError):  # a full disk, which has been told
                 handler.close()
         self.logger.handlers.clear()
-        if self.lock >= 0:
-            os.close(self.lock)
-            self.lock = -1
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def log_metrics(self, row: dict[str, float], steps_per_sec: float, images_per_sec: float) -> None:
         """One log line, and one row of metrics.csv, which holds nothing that depends on time."""
@@ -270,26 +269,27 @@ class LogFile(logging.FileHandler):
             raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
 
-def take_lock(folder: Path) -> int:
-    """Lock a folder for this process, which the system undoes when the process ends, however it does.
+def take_lock(folder: Path) -> FileLock | None:
+    """Lock a folder for this run, which the system undoes when the process ends, however it does.
 
     Returns:
-        An open file, to be kept open, or -1 where the file system knows no locks.
+        To be released, or None where the file system knows no locks.
 
     Raises:
-        UsageError: another process has it.
+        UsageError: another run has it.
     """
-    # A POSIX lock: not inherited by data workers, which outlive a killed run for seconds, and kept on NFS as well.
-    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    path = folder / ".lock"
+    # Data workers, which outlive a killed run for seconds, do not inherit it. A file that stands for a lock would stay.
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(file, 200).decode(errors="replace").strip()
-        os.close(file)
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UsageError(f"experiment {folder} is being trained by {owner}; give another --exp") from None
-        return -1
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = "another process"
+        with suppress(OSError):  # Windows lets nobody else read what is locked
+            owner = path.read_text(errors="replace").strip() or owner
+        raise UsageError(f"experiment {folder} is being trained by {owner}; give another --exp") from None
+    except OSError:
+        return None
     with suppress(OSError):
-        os.ftruncate(file, 0)
-        os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return file
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    return lock

@@ -1,7 +1,10 @@
 import argparse
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -143,6 +146,8 @@ def test_a_run_that_saved_while_another_one_started(run):
     save(run, 1)
     seen = stamps(run.folder)
     save(run, 2)
+    with run:  # its end
+        pass
     with pytest.raises(UsageError, match=r"another run has saved to .* in this moment: start again"):
         Experiment(arguments(run.folder.parent), single()).open(arguments(run.folder.parent), 1, "", seen)
 
@@ -183,9 +188,41 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("fcntl.lockf", fail)
+    monkeypatch.setattr("fcntl.flock", fail)
     with opened(tmp_path) as run:
-        assert run.lock == -1
+        assert run.lock is None
+
+
+def test_a_second_run_in_the_same_process_is_refused(run):
+    with pytest.raises(UsageError, match=f"is being trained by process {os.getpid()} on "):
+        opened(run.folder.parent)
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    """Nor do the processes that it has started, which live a little longer."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setpgid(0, 0)
+            run = opened(tmp_path)
+            os.fork()
+            os.write(writing, b"." if run.lock.is_locked else b"?")
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    try:
+        assert sorted((os.read(reading, 1), os.read(reading, 1))) == [b".", b"?"]  # its own and its child's
+        with pytest.raises(UsageError, match=f"process {child} on "):
+            opened(tmp_path)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        with opened(tmp_path) as run:
+            assert run.lock.is_locked
+    finally:
+        os.killpg(child, signal.SIGKILL)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_what_was_half_written_is_removed(tmp_path):
