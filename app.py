@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError:
             raise UsageError("app.py needs Gradio: pip install -r requirements-app.txt") from None
         local = check_address(args.host, args.port)
-        process = distributed.single()
+        process = distributed.single(args.device)
         precision.setup(args.precision)
         network = load_network(args, process.device, default_vae="mse")
         say(network.notes)

@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from runtime.command_line import Parser, positive_int
+from runtime.device import add_device_arg
 from runtime.errors import begin
 from train_utils import EXTRACTORS
 
@@ -41,6 +42,7 @@ def make_parser() -> Parser:
         help="crop pictures of folders to this, as training does; an .npz must have it",
     )
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at a time")
+    add_device_arg(parser)
     parser.add_argument("--points", type=positive_int, default=2048, help="of each shape, on its surface")
     parser.add_argument(
         "--compared",
@@ -76,6 +78,7 @@ from evaluation.statistics import (
     warnings_about_sizes,
 )
 from runtime import distributed, precision
+from runtime.device import float64
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
 
@@ -91,11 +94,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--save-stats {args.save_stats} must end in .npz")
     if args.out and not args.reference:
         raise UsageError(f"--out {args.out} needs a REFERENCE to compare with")
-    process = distributed.setup()
+    process = distributed.setup(device_name=args.device)
     precision.setup("fp32")
     if any(holds_shapes(name) for name in (args.samples, args.reference) if name):
         if process.is_main:
-            evaluate_shapes(args)
+            evaluate_shapes(args, process.device)
         distributed.cleanup()
         return
     sources = [open_source(s, args.features, args.image_size) for s in (args.samples, args.reference) if s]
@@ -115,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.cleanup()
 
 
-def evaluate_shapes(args: argparse.Namespace) -> None:
+def evaluate_shapes(args: argparse.Namespace, device: torch.device) -> None:
     """Print the numbers of sets of shapes.
 
     Raises:
@@ -129,8 +132,8 @@ def evaluate_shapes(args: argparse.Namespace) -> None:
             raise UsageError(f"--{flag} {value} is for images, and {args.samples} is compared with shapes")
     reference, training = held_out(open_shapes(args.reference))
     samples = open_shapes(args.samples)
-    device = distributed.single().device
-    judge = ShapeJudge(reference, training, points=args.points, compared=args.compared, device=device)
+    settings = {"points": args.points, "compared": args.compared}
+    judge = ShapeJudge(reference, training, **settings, device=float64(device))
     results = judge.evaluate(samples)
     for name, value in results.items():
         print(f"{name:<28} {value:.6g}")

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from runtime.command_line import Parser, positive_int
+from runtime.device import add_device_arg
 from runtime.errors import begin
 from runtime.precision import PRECISIONS
 from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg, are_shapes
@@ -26,6 +27,7 @@ def make_parser() -> Parser:
     parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
     parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
+    add_device_arg(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of the encoder's products")
     add_flip_arg(parser, "keep mirror images, too")
     add_bad_images_arg(parser)
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if are_shapes(args.data_path):
         raise UsageError(f"--data-path {args.data_path} holds shapes, which are not encoded: train.py takes them as is")
-    process = distributed.setup()
+    process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     autoencoder = load_autoencoder(args.vae, process.device)
     if not isinstance(autoencoder, LatentSpace):
@@ -217,7 +219,7 @@ def extract(
                 labels += batch_labels
                 unreadable += reasons
                 if readable is not None:
-                    x = readable.to(process.device, non_blocking=True)
+                    x = readable.to(process.device, non_blocking=process.device.type == "cuda")
                     views = [x, x.flip(-1)] if args.flip else [x]
                     encoded_views = torch.stack([autoencoder.moments(view) for view in views], dim=1)
                     moments.append(encoded_views.cpu().numpy())  # (n, 2 or 1, 2, C, h, w)

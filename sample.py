@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.glb is not None and args.glb.suffix.lower() != ".glb":
         raise UsageError(f"--glb {args.glb} must end in .glb")
 
-    process = distributed.single()
+    process = distributed.single(args.device)
     precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="mse")
     if args.cfg_scale is None:

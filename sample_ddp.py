@@ -55,6 +55,7 @@ from torch import Tensor
 
 from data.pictures import save_npz
 from runtime import checkpoint, distributed, precision, progress
+from runtime.device import float64
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood")
     args.cfg_scale = CFG_SCALE if args.cfg_scale is None else args.cfg_scale
-    process = distributed.setup()
+    process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     network = load_network(args, process.device, default_vae="ema")
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
@@ -100,7 +101,7 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
             with suppress(OSError):  # another process may be writing
                 folder.rmdir()
         raise
-    work = distributed.sum_over_processes(drawn_here.to(process.device))
+    work = distributed.sum_over_processes(drawn_here.to(float64(process.device)))
     distributed.barrier()  # all pictures are there
     if process.is_main:
         for left in folder.glob("*.tmp"):
@@ -217,7 +218,16 @@ def picture_path(folder: Path, i: int) -> Path:
 
 def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]:
     """Everything that an image depends on."""
-    ignored = {"sample_dir", "per_proc_batch_size", "num_fid_samples", "ckpt", "data_path", "compile"}
+    ignored = {
+        "sample_dir",
+        "per_proc_batch_size",
+        "num_fid_samples",
+        "ckpt",
+        "data_path",
+        "compile",
+        "device",
+        "max_evaluations",
+    }
     ignored |= {"likelihood", "reverse", "loss_weight", "train_eps"}
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
     return settings | {"checkpoint_sha256": sha256(*checkpoint.files(network.path))}

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What is asked, and what there is to continue.
     parser = make_parser(__doc__)
     args = parser.parse_args(argv)
-    process = distributed.setup(distributed.TIMEOUT)
+    process = distributed.setup(distributed.TIMEOUT, args.device)
     latents = CachedLatents(args.data_path) if is_latents(args.data_path) else None
     supplied = latents.supply(args, typed_arguments(parser, argv)) if latents is not None else {}
     start = resume.find_start(args, parser, argv)

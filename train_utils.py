@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runtime.command_line import count, finite, none_or_str, positive_float, unit_float
+from runtime.command_line import count, finite, none_or_str, positive_float, positive_int, unit_float
 from runtime.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -196,6 +196,13 @@ def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> Non
     group.add_argument("--sampling-method", choices=ODE_METHODS, default="dopri5", help="solver of torchdiffeq")
     group.add_argument("--atol", type=positive_float, default=1e-6, help="absolute tolerance, of all but fixed steps")
     group.add_argument("--rtol", type=positive_float, default=1e-3, help="relative tolerance, of all but fixed steps")
+    group.add_argument(
+        "--max-evaluations",
+        type=positive_int,
+        default=10_000,
+        metavar="N",
+        help="of the model, at most, by a solver that chooses its own steps; tolerances that are too small have no end",
+    )
     if reverse:
         group.add_argument(
             "--reverse", action="store_true", help="map the images of --data-path to noise, and back to compare"
@@ -401,7 +408,7 @@ def build_transport(args: argparse.Namespace, combostoc_type: str = "UNSYNC_NONE
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
     """A mode's arguments as `Sampler`'s methods call them."""
     of_mode = {
-        "ODE": ("sampling_method", "atol", "rtol"),
+        "ODE": ("sampling_method", "atol", "rtol", "max_evaluations"),
         "SDE": ("sampling_method", "diffusion_form", "diffusion_norm", "last_step", "last_step_size"),
     }
     return {name: getattr(args, name) for name in of_mode[args.mode]} | {"num_steps": args.num_sampling_steps}

@@ -154,8 +154,8 @@ def feed(
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for data, y in batches:
         with torch.cuda.stream(stream):  # does nothing for None
-            x1 = to_latents(data.to(device, non_blocking=True))
-            y = y.to(device, non_blocking=True)
+            x1 = to_latents(data.to(device, non_blocking=stream is not None))
+            y = y.to(device, non_blocking=stream is not None)
         if stream is not None:
             consumer = torch.cuda.current_stream(device)
             consumer.wait_stream(stream)

@@ -37,8 +37,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
     """`to_uint8` without waiting for a GPU now: the function returned waits, and may do so in another thread."""
     pixels = torch.clamp(127.5 * images + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
-    pixels = pixels.to("cpu", non_blocking=True)
-    finite = images.isfinite().flatten(1).all(1).to("cpu", non_blocking=True)
+    pixels = pixels.to("cpu", non_blocking=images.is_cuda)
+    finite = images.isfinite().flatten(1).all(1).to("cpu", non_blocking=images.is_cuda)
     arrived = torch.cuda.Event() if images.is_cuda else None
     if arrived is not None:
         arrived.record()

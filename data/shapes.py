@@ -274,7 +274,7 @@ class Layout:
 
     def existing(self, x: Tensor) -> np.ndarray:
         """Which parts of a sample (L, F) its shape has, by number."""
-        existence = x[:, 0].double().cpu().numpy()
+        existence = x[:, 0].cpu().double().numpy()
         exists = existence > 0
         exists[existence.argmax()] = True
         return np.flatnonzero(exists)
@@ -289,7 +289,7 @@ class Layout:
         Raises:
             FloatingPointError: the sample is not finite.
         """
-        values = x.double().cpu().numpy()
+        values = x.cpu().double().numpy()
         if not np.isfinite(values).all():
             raise FloatingPointError(
                 "a shape is not finite: the model's weights are not, or the sampler diverges with these settings"

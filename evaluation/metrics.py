@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.device import float64
+
 SEED = 2020  # of the permutations and subsets, torch-fidelity's, so that values agree
 CHUNK = 4096  # rows at a time
 
@@ -31,7 +33,7 @@ class RunningMoments:
 
     def add(self, features: Tensor) -> None:
         """See more features, (N, D)."""
-        features = features.double()
+        features = features.to(float64(features.device)).double()
         mean = features.mean(0)
         self._join(len(features), mean, (features - mean).T @ (features - mean))
 

@@ -20,6 +20,7 @@ from evaluation.metrics import (
     precision_recall,
 )
 from runtime import distributed, progress
+from runtime.device import float64
 from runtime.errors import DataError
 from runtime.files import DAMAGE, replacing
 
@@ -223,13 +224,15 @@ def load_statistics(path: Path, extractor: str) -> Statistics:
 
 
 def compare(samples: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`), on a device in float64.
+    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`), on a device if it has float64.
 
     IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std.
 
     Raises:
         DataError: the spatial features differ in number, as from another layer.
     """
+
+    device = float64(device)
 
     def distance(a: Moments, b: Moments) -> float:
         a, b = (Moments(m.mean.to(device), m.cov.to(device)) for m in (a, b))

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from runtime import device as devices
 from runtime.errors import DataError, UsageError, leaving, reason
 from runtime.launch import find_place
 
@@ -48,30 +49,28 @@ class Process:
 _hosts: Any = None  # the group over which hosts talk without waiting for GPUs; None: the only group
 
 
-def setup(timeout: timedelta = LONG_TIMEOUT) -> Process:
+def setup(timeout: timedelta = LONG_TIMEOUT, device_name: str | None = None) -> Process:
     """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one.
 
     On every way out of the program the group is left, at the latest by `abandon`.
 
+    Args:
+        device_name: see `runtime.device.choose`.
+
     Raises:
-        UsageError: the environment says that there are other processes, but not enough to join them.
+        UsageError: the environment says that there are other processes, but not enough to join them; or there is no
+            such device.
         DataError: they cannot be joined.
     """
     place = find_place(os.environ)
     if place is None:
-        return single()
+        return single(device_name)
     rank, world_size, local_rank = place
     os.environ["LOCAL_RANK"] = str(local_rank)  # `runtime.errors.report` reads it
-    if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UsageError(
-                f"process {local_rank} of this node has no GPU: {torch.cuda.device_count()} are visible, "
-                "and each process must see those of all"
-            )
-        device = torch.device("cuda", local_rank)
+    device = devices.choose(device_name, local_rank, alone=False)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
         keep_freed_memory()
     check_name(os.environ["MASTER_ADDR"])
     leaving.callback(abandon)
@@ -112,9 +111,8 @@ def join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -
         timeout=timeout,
         device_id=device if on_gpu else None,
     )
-    if on_gpu:
-        global _hosts
-        _hosts = dist.new_group(backend="gloo", timeout=timeout)
+    global _hosts
+    _hosts = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
 
 
 def missing_interfaces() -> str:
@@ -158,26 +156,22 @@ def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta
     return dist.PrefixStore(me, store)
 
 
-def single() -> Process:
-    """The only process of a program, on the first GPU if there is one."""
-    if torch.cuda.is_available():
-        return Process(0, 0, 1, torch.device("cuda", 0))
-    keep_freed_memory()
-    return Process(0, 0, 1, torch.device("cpu"))
+def single(device_name: str | None = None) -> Process:
+    """The only process of a program, on the device of a name, or on the first GPU if there is one."""
+    device = devices.choose(device_name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return Process(0, 0, 1, device)
 
 
 def describe(process: Process, precision: str) -> str:
     """Processes and their devices, precision and versions, in one line; all processes call it."""
-    if process.device.type == "cuda":
-        properties = torch.cuda.get_device_properties(process.device)
-        mine, cuda = f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)", f", CUDA {torch.version.cuda}"
-    else:
-        threads = torch.get_num_threads()
-        mine, cuda = f"CPU ({threads} thread{'s' * (threads > 1)})", ""
-    devices = " and ".join(
+    mine = devices.describe(process.device)
+    cuda = f", CUDA {torch.version.cuda}" if process.device.type == "cuda" else ""
+    all_of_them = " and ".join(
         f"{count} process{'es' * (count > 1)} on {device}" for device, count in Counter(gather(mine)).items()
     )
-    return f"{devices}, {precision}; Python {platform.python_version()}, torch {torch.__version__}{cuda}"
+    return f"{all_of_them}, {precision}; Python {platform.python_version()}, torch {torch.__version__}{cuda}"
 
 
 def keep_freed_memory() -> None:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from runtime.device import add_device_arg
 from runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def add_speed_args(group: argparse._ArgumentGroup) -> None:
-    """Add --precision and --compile."""
+    """Add --device, --precision and --compile."""
+    add_device_arg(group)
     group.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of matrix products")
     group.add_argument(
         "--compile",

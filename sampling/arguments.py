@@ -140,6 +140,8 @@ def ignore_what_has_no_effect(args: argparse.Namespace, parser: Parser, argv: Se
     if args.mode == "ODE":
         rules.append((method in ADAPTIVE_METHODS, f"on {method}, which chooses its own steps", ("num_sampling_steps",)))
         rules.append((method in WITHOUT_TOLERANCE, f"on {method}, whose steps are fixed", ("atol", "rtol")))
+        fixed = method not in ADAPTIVE_METHODS
+        rules.append((fixed, f"on {method}, whose steps are counted", ("max_evaluations",)))
     else:
         no_size = args.last_step_size == 0 and args.last_step is not None
         rules.append((no_size, "with --last-step-size 0", ("last_step",)))

@@ -12,6 +12,7 @@ from data.autoencoder import Autoencoder, PixelSpace
 from data.latents import is_latents
 from data.sets import ImageDataset, check_same_everywhere, load_dataset
 from runtime import distributed, progress
+from runtime.device import float64
 from runtime.errors import UsageError
 from sampling.network import ImageNoise, Network
 from train_utils import are_shapes, build_sampler
@@ -98,7 +99,7 @@ def score(
         x, offset = to_latents(images, network.images, noise)
         probe = (noise.rand_like(x) < 0.5).to(x.dtype) * 2 - 1
         logp, _ = build_sampler(args, network.transport, probe=probe)(x, network.model, y=y)
-        bits = bits_per_dim(logp, x[0].numel(), offset).double().cpu()
+        bits = bits_per_dim(logp, x[0].numel(), offset).cpu().double()
         if not bits.isfinite().all():
             bad = int((~bits.isfinite()).sum())
             raise FloatingPointError(
@@ -106,7 +107,7 @@ def score(
                 "solver diverges with these settings"
             )
         total += torch.stack([torch.tensor(float(len(bits))), bits.sum(), bits.square().sum()])
-    count, first, second = distributed.sum_over_processes(total.to(process.device)).tolist()
+    count, first, second = distributed.sum_over_processes(total.to(float64(process.device))).tolist()
     mean = first / count
     error = math.sqrt(max(second / count - mean**2, 0) / max(count - 1, 1))
     unit = "bits per dimension" if isinstance(network.images, PixelSpace) else "bits per latent dimension"

@@ -57,7 +57,8 @@ def write(
         settings: everything an image depends on.
     """
     path = npz.with_suffix(".json")
-    device = torch.cuda.get_device_name(process.device) if process.device.type == "cuda" else platform.machine()
+    on_cpu, on_cuda = (process.device.type == kind for kind in ("cpu", "cuda"))
+    device = torch.cuda.get_device_name(process.device) if on_cuda else platform.machine() + " GPU" * (not on_cpu)
     about = {"processes": process.world_size, "per_proc_batch_size": args.per_proc_batch_size, "device": device}
     runs = runs_before(path, str(settings["checkpoint_sha256"]))
     content = {

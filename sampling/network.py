@@ -290,8 +290,8 @@ class ImageNoise:
         """Standard normal (N, *shape)."""
         noise = torch.stack([torch.randn(*shape, generator=g) for g in self.generators])
         if device.type == "cuda":
-            noise = noise.pin_memory()  # or every step would wait for the copy
-        return noise.to(device, non_blocking=True)
+            return noise.pin_memory().to(device, non_blocking=True)  # or every step would wait for the copy
+        return noise.to(device)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """The noise of one step of an SDE."""

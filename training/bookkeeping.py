@@ -14,6 +14,7 @@ from torch import Tensor
 from data.images import UnreadableImage
 from data.sets import Items
 from runtime import distributed
+from runtime.device import float64
 from runtime.errors import DataError
 from training.step import Step
 
@@ -26,7 +27,8 @@ class LossWindow:
         self.restart(total)
 
     def restart(self, total: Sequence[float] = (0.0, 0.0)) -> None:
-        self.total = torch.tensor(total, dtype=torch.float64, device=self.device)  # sum of losses, steps
+        dtype = torch.float64 if float64(self.device) == self.device else torch.float32
+        self.total = torch.tensor(total, dtype=dtype, device=self.device)  # sum of losses, steps
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -35,7 +37,7 @@ class LossWindow:
 
     def add(self, loss: Tensor, bad: Tensor) -> None:
         """A step's loss; that of a bad step does not count."""
-        one = torch.stack([loss.double(), torch.ones_like(loss, dtype=torch.float64)])
+        one = torch.stack([loss.to(self.total.dtype), torch.ones_like(loss, dtype=self.total.dtype)])
         self.total += torch.where(bad, 0.0, one)
         self.timed_steps += 1
 
@@ -70,7 +72,7 @@ class BadSteps:
 
     def add(self, bad: Tensor) -> None:
         self.counts = torch.where(bad, self.counts + 1, self.counts * self.after_good)
-        self.seen.copy_(self.counts, non_blocking=True)
+        self.seen.copy_(self.counts, non_blocking=self.counts.is_cuda)
 
     @property
     def seen_in_a_row(self) -> int:

@@ -11,6 +11,7 @@ from data.shapes import Shape, ShapeSpace, from_shapes, open_shapes
 from evaluation.shapes import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
 from models import SiT
 from runtime import distributed
+from runtime.device import float64
 from runtime.errors import DataError
 from training.monitor import samples
 from transport import Transport
@@ -37,7 +38,7 @@ class ShapeMonitor:
     def _make_judge(self) -> list[str]:
         reference, training = held_out(open_shapes(self.reference))
         settings: dict[str, Any] = {"points": OFTEN_POINTS, "compared": OFTEN_COMPARED}
-        self.judge = ShapeJudge(reference, training, **settings, device=self.process.device)
+        self.judge = ShapeJudge(reference, training, **settings, device=float64(self.process.device))
         flags = " ".join(f"--{name} {value}" for name, value in settings.items())
         return [f"Evaluating: against {len(reference):,} shapes of {self.reference}, as evaluate.py {flags}"]
 

@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime import precision
 from transport import Transport
 
+FUSED = ("cpu", "cuda")  # devices
+
 
 class Step(NamedTuple):
     """What came of a step, as scalars on the device."""
@@ -20,8 +22,10 @@ class Step(NamedTuple):
 
 
 def build_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
-    """The published optimiser: AdamW without weight decay. Fused: one kernel for all parameters."""
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0, fused=True)
+    """The published optimiser: AdamW without weight decay. Fused: one kernel for all parameters, which can skip a bad
+    step where it is on a CPU or CUDA."""
+    fused = next(model.parameters()).device.type in FUSED
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0, fused=fused)
 
 
 def learning_rate(step: int, total_steps: int, *, peak: float, warmup_steps: int, decay_steps: int) -> float:
@@ -69,9 +73,12 @@ def training_step(
     if lr is not None:
         for group in opt.param_groups:
             group["lr"] = lr
-    # 1: the fused kernel leaves parameters and moments alone, as GradScaler has it
-    opt.found_inf = bad.float()  # type: ignore[attr-defined]
-    opt.step()
+    if opt.defaults["fused"]:
+        # 1: the fused kernel leaves parameters and moments alone, as GradScaler has it
+        opt.found_inf = bad.float()  # type: ignore[attr-defined]
+        opt.step()
+    elif not bad:  # waits for the device
+        opt.step()
     update_ema(ema, model, ema_decay, bad)
     return Step(loss, bad)
 

@@ -1,5 +1,6 @@
 """The loops that integrate a velocity field (ODE, through torchdiffeq) or a drift and a diffusion (SDE)."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,10 @@ from torchdiffeq import odeint
 # torchdiffeq's solvers. (Its scipy_solver leaves the device and is not offered.)
 FIXED_STEP_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+ADAMS_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
+WITHOUT_FLOAT64 = ("mps",)  # devices; torchdiffeq keeps times in float64 elsewhere, and Adams' coefficients everywhere
+MAX_EVALUATIONS = 10_000  # of a field; an adaptive method whose tolerances can be met takes hundreds
 
 StateField = Callable[[Tensor, Tensor], Tensor]  # field(x, t) with t of shape (N,)
 SdeStep = Callable[[Tensor, Tensor, Tensor, Tensor, StateField, StateField], Tensor]
@@ -25,6 +30,7 @@ def integrate_ode(
     num_steps: int,
     atol: float,
     rtol: float,
+    max_evaluations: int = MAX_EVALUATIONS,
     trajectory: bool = False,
 ) -> list[tuple[Tensor, ...]]:
     """Solve d state / dt = field(t, state) from t0 to t1, in either direction.
@@ -34,26 +40,44 @@ def integrate_ode(
         state: tensors at t0.
         method: one of `FIXED_STEP_METHODS` or `ADAPTIVE_METHODS`.
         num_steps: number of time points, both ends included: num_steps - 1 steps of a fixed-step method.
+        max_evaluations: of the field, by an adaptive method.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
 
     Raises:
-        FloatingPointError: an adaptive method found no step small enough, as where the field is not finite.
+        FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
+            arrived after `max_evaluations`.
+        ValueError: the method needs float64, which the device does not have.
     """
+    adaptive, device = method in ADAPTIVE_METHODS, state[0].device
+    if adaptive and (fault := beyond_rounding(atol, rtol, state[0].dtype)):
+        warnings.warn(f"{fault}: {method} may not arrive", stacklevel=2)
     grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=state[0].dtype)
     options: dict[str, Any] = {}
     if method in FIXED_STEP_METHODS:
         options["grid_constructor"] = lambda func, y0, t: grid
     else:
         options["step_t"] = grid[-1:]  # land on the end, where torchdiffeq would step past it and interpolate back
+    if device.type in WITHOUT_FLOAT64:
+        if method in ADAMS_METHODS:
+            raise ValueError(f"{method} computes in float64, which {device.type} does not have; take another method")
+        if adaptive:
+            options["dtype"] = torch.float32
     if method == "explicit_adams":
         options["max_order"] = 4  # torchdiffeq's 12 is unstable at the step sizes in use
     outputs = grid if trajectory else grid[[0, -1]]
     low, high = min(t0, t1), max(t0, t1)
-    now = grid[0]
+    now, evaluations = grid[0], 0
 
     def inside(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        nonlocal now
+        nonlocal now, evaluations
         now = t.clamp(low, high)  # an adaptive method may try its first step beyond the end
+        evaluations += 1
+        if adaptive and evaluations > max_evaluations:
+            raise FloatingPointError(
+                f"{method} is at t = {float(now):.4g} on its way from {t0:.4g} to {t1:.4g} after {max_evaluations:,} "
+                f"evaluations of the model: give larger tolerances than atol {atol:g} and rtol {rtol:g}, a method of "
+                "fixed steps, or a larger max-evaluations"
+            )
         return field(now, state)
 
     try:
@@ -67,6 +91,13 @@ def integrate_ode(
         ) from None
     points = range(num_steps) if trajectory else [-1]
     return [tuple(component[k] for component in solution) for k in points]
+
+
+def beyond_rounding(atol: float, rtol: float, dtype: torch.dtype) -> str:
+    """What is wrong with tolerances that are smaller than how a state is rounded, whose entries are about 1; or ""."""
+    eps = torch.finfo(dtype).eps
+    name = str(dtype).removeprefix("torch.")
+    return f"atol {atol:g} and rtol {rtol:g} are less than {name} resolves, {eps:.1e}" if atol + rtol < eps else ""
 
 
 def euler_maruyama_step(

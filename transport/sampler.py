@@ -15,7 +15,14 @@ from torch import Tensor
 from .ahead import AHEAD_METHODS, dual_loop, look_ahead
 from .difficulty import call_with_log_variance
 from .graded import SCHEDULES, Graded, Grading, Synchronous, preservation_map
-from .integrators import ADAPTIVE_METHODS, FIXED_STEP_METHODS, SDE_STEPS, integrate_ode, integrate_sde
+from .integrators import (
+    ADAPTIVE_METHODS,
+    FIXED_STEP_METHODS,
+    MAX_EVALUATIONS,
+    SDE_STEPS,
+    integrate_ode,
+    integrate_sde,
+)
 from .path import DIFFUSION_FORMS, expand_t_like_x
 from .timesteps import ComboStocType
 
@@ -28,6 +35,7 @@ OPEN_METHODS = ("euler", "midpoint", *AHEAD_METHODS)  # these do not evaluate th
 CLOSED_STEPS = tuple(method for method in FIXED_STEP_METHODS if method not in OPEN_METHODS)
 SDE_METHODS = tuple(SDE_STEPS)
 LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
+MAX_STEPS = 2**20  # as many times in [0, 1] are still some roundings of float32 apart
 
 
 class SampleFn:
@@ -75,6 +83,7 @@ class Sampler:
         num_steps: int = 50,
         atol: float = 1e-6,
         rtol: float = 1e-3,
+        max_evaluations: int = MAX_EVALUATIONS,
         reverse: bool = False,
         trajectory: bool = False,
         grading: Grading | None = None,
@@ -86,12 +95,13 @@ class Sampler:
                 times that differ within a sample, and with difficulty.
             num_steps: time points, both ends included; a fixed-step method takes num_steps - 1 steps.
             atol, rtol: error tolerances of the adaptive methods.
+            max_evaluations: of the model, at most, by an adaptive method, which else ends in a FloatingPointError.
             reverse: from data to noise.
             trajectory: return the states at all time points instead of the end state only.
             grading: what is kept of a reference; see `sample_graded`, which makes it.
         """
         _check("ODE method", sampling_method, ODE_METHODS)
-        _check_ode_settings(num_steps, atol, rtol)
+        _check_ode_settings(num_steps, atol, rtol, max_evaluations)
         if sampling_method in AHEAD_METHODS:
             self._check_ahead(sampling_method, reverse)
         velocity = self.transport.get_drift()
@@ -138,6 +148,7 @@ class Sampler:
                     num_steps=points,
                     atol=atol,
                     rtol=rtol,
+                    max_evaluations=max_evaluations,
                     trajectory=trajectory,
                 )
                 states += [x for (x,) in (leg[1:] if trajectory else leg)]
@@ -307,6 +318,7 @@ class Sampler:
         num_steps: int = 50,
         atol: float = 1e-6,
         rtol: float = 1e-3,
+        max_evaluations: int = MAX_EVALUATIONS,
         exact_trace: bool = False,
         probe: Tensor | None = None,
     ) -> SampleFn:
@@ -315,14 +327,14 @@ class Sampler:
         The function takes data x1 and returns (log-likelihood in nats (N,), the noise x0 it maps to).
 
         Args:
-            sampling_method, num_steps, atol, rtol: as in `sample_ode`.
+            sampling_method, num_steps, atol, rtol, max_evaluations: as in `sample_ode`.
             exact_trace: the divergence by one backward pass per dimension of x, for small inputs. By default
                 Hutchinson's estimator with a single Rademacher probe, which stays the same over the whole solve so
                 that the integrand is smooth (FFJORD, section 3.1).
             probe: the probe to use, of x1's shape.
         """
         _check("ODE method of a likelihood", sampling_method, SOLVERS)
-        _check_ode_settings(num_steps, atol, rtol)
+        _check_ode_settings(num_steps, atol, rtol, max_evaluations)
         transport = self.transport
         velocity = transport.get_drift()
         t0, t1 = transport.check_interval(transport.train_eps, transport.sample_eps, eval=True, reverse=True)
@@ -338,8 +350,8 @@ class Sampler:
                 return u.detach(), divergence.detach()
 
             state = (x1, torch.zeros(x1.shape[0], device=x1.device, dtype=x1.dtype))
-            end = integrate_ode(field, state, t0, t1, method=sampling_method, num_steps=num_steps, atol=atol, rtol=rtol)
-            x0, delta_logp = end[-1]
+            settings: dict[str, Any] = {"method": sampling_method, "num_steps": num_steps, "atol": atol, "rtol": rtol}
+            x0, delta_logp = integrate_ode(field, state, t0, t1, max_evaluations=max_evaluations, **settings)[-1]
             return transport.prior_logp(x0) + delta_logp, x0
 
         return SampleFn(solve)
@@ -370,10 +382,14 @@ def _check(what: str, value: str | None, choices: Sequence[str | None]) -> None:
 def _check_num_steps(num_steps: int) -> None:
     if num_steps < 2:
         raise ValueError(f"the number of sampling steps must be at least 2 (a start and an end), got {num_steps}")
+    if num_steps > MAX_STEPS:
+        raise ValueError(f"the number of sampling steps must be at most {MAX_STEPS:,}, got {num_steps}")
 
 
-def _check_ode_settings(num_steps: int, atol: float, rtol: float) -> None:
+def _check_ode_settings(num_steps: int, atol: float, rtol: float, max_evaluations: int) -> None:
     _check_num_steps(num_steps)
+    if max_evaluations < 1:
+        raise ValueError(f"the number of evaluations must be at least 1, got {max_evaluations}")
     for name, tolerance in (("atol", atol), ("rtol", rtol)):
         if not tolerance > 0:
             raise ValueError(f"{name} must be positive, got {tolerance}")
