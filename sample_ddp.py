@@ -59,7 +59,7 @@ from runtime.device import float64
 from runtime.errors import UsageError, run_program
 from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
-from sampling.files import Files, files_of
+from sampling.files import Files, check_room, files_of
 from sampling.network import ImageNoise, Network, draw, guided_by, load_network, say
 from train_utils import build_sampler, things
 
@@ -126,7 +126,7 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
     everything, files, what = range(args.num_fid_samples), files_of(network), things(network.config.name)
-    there = distributed.from_main(lambda: [i for i in everything if files.path(folder, i).is_file()])
+    there = distributed.from_main(lambda: files.there(folder, args.num_fid_samples))
     faults = faults_in(folder, there, files, process)
     if process.is_main:
         named = [f"{files.path(folder, i)} {fault}; it is drawn again" for i, fault in faults.items()]
@@ -234,7 +234,7 @@ def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]
 
 
 def make_folder(args: argparse.Namespace, network: Network) -> Path:
-    """The folder of these settings, with a record of them.
+    """The folder of these settings, with a record of them, on a disk that has room for the samples.
 
     Its name says model, step, guidance, sampler and seed, and ends in a digest of all settings, so that images of
     different settings or checkpoints never mix.
@@ -244,6 +244,7 @@ def make_folder(args: argparse.Namespace, network: Network) -> Path:
     parts += [args.mode, args.sampling_method, str(args.num_sampling_steps), f"seed{args.global_seed}"]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     folder = args.sample_dir / "-".join([*parts, digest])
+    print(check_room(files_of(network), folder, args.num_fid_samples, things(network.config.name)))
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SETTINGS) as file:
         file.write_text(json.dumps(settings, indent=1) + "\n")

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
@@ -22,6 +23,9 @@ class DataError(Exception):
 
 # What `run_program` calls on every way out, after the line is said. It ends by itself: other processes may hang.
 leaving = ExitStack()
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+format_warning = warnings.formatwarning
 
 # What gloo and NCCL say when a process they talk to is gone.
 LOST_PROCESS = ("by peer", "gloo/transport", "remote worker", "ncclRemoteError", "ncclSystemError")
@@ -130,6 +134,7 @@ def run_program(main: Callable[[], None]) -> None:
     """Run a program's main; end on a user's mistake with one line instead of a traceback."""
     name = os.path.basename(sys.argv[0])
     open_streams()
+    warnings.formatwarning = in_a_line
     if in_main_thread() and signal.getsignal(signal.SIGINT) is end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.closed and sys.stdout.errors == "strict":
@@ -152,6 +157,15 @@ def run_program(main: Callable[[], None]) -> None:
             sys.exit(report(name, line, 1))
         except KeyboardInterrupt:
             sys.exit(report(name, "interrupted", 130))
+
+
+def in_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this project's modules as its programs tell of other things; those of libraries as they are."""
+    if os.path.dirname(os.path.dirname(os.path.abspath(filename))) == ROOT:
+        return f"{os.path.basename(sys.argv[0])}: warning: {message}\n"
+    return format_warning(message, category, filename, lineno, line)
 
 
 def report(name: str, message: str, code: int) -> int:

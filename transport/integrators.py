@@ -45,8 +45,7 @@ def integrate_ode(
 
     Raises:
         FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
-            arrived after `max_evaluations`.
-        ValueError: the method needs float64, which the device does not have.
+            arrived after `max_evaluations`; or the method needs float64, which the device does not have.
     """
     adaptive, device = method in ADAPTIVE_METHODS, state[0].device
     if adaptive and (fault := beyond_rounding(atol, rtol, state[0].dtype)):
@@ -59,7 +58,9 @@ def integrate_ode(
         options["step_t"] = grid[-1:]  # land on the end, where torchdiffeq would step past it and interpolate back
     if device.type in WITHOUT_FLOAT64:
         if method in ADAMS_METHODS:
-            raise ValueError(f"{method} computes in float64, which {device.type} does not have; take another method")
+            raise FloatingPointError(
+                f"{method} computes in float64, which {device.type} does not have; take another method"
+            )
         if adaptive:
             options["dtype"] = torch.float32
     if method == "explicit_adams":
@@ -76,7 +77,7 @@ def integrate_ode(
             raise FloatingPointError(
                 f"{method} is at t = {float(now):.4g} on its way from {t0:.4g} to {t1:.4g} after {max_evaluations:,} "
                 f"evaluations of the model: give larger tolerances than atol {atol:g} and rtol {rtol:g}, a method of "
-                "fixed steps, or a larger max-evaluations"
+                "fixed steps, or a larger max_evaluations"
             )
         return field(now, state)
 
