@@ -72,8 +72,12 @@ def describe(device: torch.device) -> str:
     return f"CPU ({threads} thread{'s' * (threads > 1)})"
 
 
+def has_float64(device: torch.device) -> bool:
+    return device.type not in WITHOUT_FLOAT64
+
+
 def float64(device: torch.device) -> torch.device:
     """Where float64 is computed of what a device has: there, or on the CPU."""
     import torch
 
-    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+    return device if has_float64(device) else torch.device("cpu")

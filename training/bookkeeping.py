@@ -14,7 +14,7 @@ from torch import Tensor
 from data.images import UnreadableImage
 from data.sets import Items
 from runtime import distributed
-from runtime.device import float64
+from runtime.device import has_float64
 from runtime.errors import DataError
 from training.step import Step
 
@@ -27,7 +27,7 @@ class LossWindow:
         self.restart(total)
 
     def restart(self, total: Sequence[float] = (0.0, 0.0)) -> None:
-        dtype = torch.float64 if float64(self.device) == self.device else torch.float32
+        dtype = torch.float64 if has_float64(self.device) else torch.float32
         self.total = torch.tensor(total, dtype=dtype, device=self.device)  # sum of losses, steps
         self.start_clock()
 

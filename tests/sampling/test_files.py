@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from data.shapes import Layout, furniture, load_shapes
-from runtime.errors import DataError
-from sampling.files import Files, files_of
+from runtime.errors import DataError, UsageError
+from sampling.files import BLOCK, Files, check_room, files_of
 
 SIDE, CLASSES = 8, ["chair", "table"]
 
@@ -135,3 +135,27 @@ def test_without_one_of_them_nothing_is_packed(kind, request, some, layout, tmp_
     with pytest.raises((DataError, OSError), match=paths[1].name):
         files.pack(paths, [0, 0, 0], tmp_path / "a.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("total", "fits"), [(10, True), (2_000_000, False), (1_000_000_000, False)])
+def test_what_samples_take_on_disk_is_said_and_must_fit(total, fits, tmp_path, monkeypatch):
+    """Pictures of 256 pixels: at least a block each and 192 KiB in the .npz."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100e9))
+    files = Files(".png", 3 * 256**2, 3 * 256**2, *[lambda *_: None] * 4)
+    if fits:
+        assert check_room(files, tmp_path / "a" / "b", total, "images") == "10 images take up to 0.1 GB on disk"
+    else:
+        with pytest.raises(UsageError, match=rf"--num-fid-samples {total} takes .* GB on disk, at least, and 100.0 GB"):
+            check_room(files, tmp_path / "a" / "b", total, "images")
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_that_are_there_take_no_more_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=3 * BLOCK))
+    files = Files(".png", 10, 0, *[lambda *_: None] * 4)
+    with pytest.raises(UsageError):
+        check_room(files, tmp_path, 5, "images")
+    for name in ("000001.png", "000003.png", "000007.png", "2.png", "settings.json"):
+        (tmp_path / name).touch()
+    assert files.there(tmp_path, 5) == [1, 3]
+    assert "of which 0.0 GB are left" in check_room(files, tmp_path, 5, "images")

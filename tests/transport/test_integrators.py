@@ -1,12 +1,14 @@
 """Convergence orders, measured on the Gaussian case where the flow and the moments have closed forms."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
 from tests.conftest import GaussianModel
 from transport import ADAPTIVE_METHODS, FIXED_STEP_METHODS, Sampler, create_transport
+from transport.integrators import integrate_ode
 
 MU, SD = 0.4, 0.6
 
@@ -209,3 +211,38 @@ def test_an_adaptive_method_that_cannot_go_on_says_where(method):
 
     with pytest.raises(AssertionError, match="of the model itself"):
         Sampler(transport).sample_ode(sampling_method=method)(z, wrong)
+
+
+@pytest.mark.parametrize("method", ADAPTIVE_METHODS)
+def test_an_adaptive_method_ends_where_its_tolerances_cannot_be_met(method):
+    """Each step is one rounding long, or is tried again and again."""
+    taken = 0
+
+    def field(t, state):
+        nonlocal taken
+        taken += 1
+        return (torch.sin(3 * state[0]) - t,)
+
+    settings = {"method": method, "num_steps": 2, "atol": 1e-13, "rtol": 1e-13, "max_evaluations": 200}
+    with (
+        pytest.warns(UserWarning, match=r"atol 1e-13 and rtol 1e-13 are less than float32 resolves, 1.2e-07"),
+        pytest.raises(
+            FloatingPointError, match=rf"{method} is at t = .* after 200 evaluations .* larger max_evaluations"
+        ),
+    ):
+        integrate_ode(field, (torch.randn(4, 5),), 0.0, 1.0, **settings)
+    assert taken == 200
+
+
+@pytest.mark.parametrize(
+    ("atol", "rtol", "dtype"),
+    [(1e-12, 1e-3, torch.float32), (1e-6, 1e-9, torch.float32), (1e-10, 1e-10, torch.float64)],
+)
+def test_tolerances_that_can_be_met_are_not_warned_of(atol, rtol, dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = (torch.ones(3, dtype=dtype),)
+        ((end,),) = integrate_ode(
+            lambda t, s: (-s[0],), x, 0.0, 1.0, method="dopri5", num_steps=2, atol=atol, rtol=rtol
+        )
+    torch.testing.assert_close(end, torch.full((3,), math.exp(-1), dtype=dtype), atol=1e-3, rtol=1e-3)
