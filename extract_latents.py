@@ -22,7 +22,7 @@ from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg, are_s
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--data-path", required=True, help="folder of images (read as RGB), a sub-folder a class")
+    parser.add_argument("--data-path", required=True, help="folder or .zip of images (read as RGB)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
     parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
     parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
@@ -63,7 +63,7 @@ from data.latents import (
     shard_ranges,
     signed,
 )
-from data.sets import ImageFolder, check_same_everywhere
+from data.sets import ImageFolder, check_path, check_same_everywhere, class_counts
 from data.skipping import check_readable
 from runtime import distributed, precision, progress
 from runtime.errors import DataError, UsageError, run_program
@@ -94,23 +94,25 @@ def collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None,
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    check_path(args.data_path)
     if are_shapes(args.data_path):
         raise UsageError(f"--data-path {args.data_path} holds shapes, which are not encoded: train.py takes them as is")
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
-    autoencoder = load_autoencoder(args.vae, process.device)
+    images = ImageFolder(args.data_path, args.image_size)
+    check_same_everywhere(images, args.data_path)
+    autoencoder = load_autoencoder(args.vae, process.device)  # after the data: it may be fetched
     if not isinstance(autoencoder, LatentSpace):
         raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
     if args.image_size % autoencoder.factor:
         raise UsageError(f"--image-size {args.image_size} is not a multiple of the autoencoder's {autoencoder.factor}")
     autoencoder.encode_precision = args.precision
-    images = ImageFolder(args.data_path, args.image_size)
-    check_same_everywhere(images, args.data_path)
     settings = settings_of(args, autoencoder, images)
 
     if process.is_main:
         for note in images.notes:
             print(f"Warning: {note}", file=sys.stderr)
+        print(f"Classes: {class_counts(images)}")
         open_folder(args.out, settings)
     distributed.barrier()
     shards = shard_ranges(len(images), SHARD_SIZE)

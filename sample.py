@@ -36,9 +36,9 @@ import torch
 from data.meshes import write_glb
 from data.pictures import columns_for, grid, save_image, to_uint8
 from data.rendering import pictures_of
-from data.shapes import Shape
+from data.shapes import SHAPES, Shape
 from runtime import distributed, precision, progress
-from runtime.errors import UsageError, run_program
+from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
 from sampling import control, likelihood, parts
 from sampling.labels import class_labels, default_labels
@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood and --reverse; give one of them")
     control.check_arguments(args)
+    for word in args.reference or []:
+        name, _ = parts.place(word)
+        if name != SHAPES and not Path(word).exists() and not Path(name).exists():
+            raise DataError(f"--reference {word} does not exist")
     classes = [k for k in args.class_labels or [] if k != NULL]
     if args.cfg_scale == 0 and classes:
         raise UsageError(f"--cfg-scale 0 samples without a class, --class-labels {classes[0]} of one: give one of them")

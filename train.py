@@ -5,8 +5,9 @@
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model ComboStoc-XL/2               # the paper, on a node
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model SiT-XL/2                     # the baseline
 
-FOLDER holds one sub-folder a class, or the latents that extract_latents.py made of such a folder. The experiment goes
-to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv, args.json, ckpt.pt (rolling), checkpoints/<step>.pt,
+FOLDER holds one sub-folder a class, or a dataset.json with labels (a .zip of it will do), or the latents that
+extract_latents.py made of such a folder. The experiment goes to RESULTS_DIR/<model>-<exp>: log.txt,
+metrics.csv, args.json, ckpt.pt (rolling), checkpoints/<step>.pt,
 samples/<step>.png, evaluations.csv (with --eval-every). The same command again continues from ckpt.pt; --ckpt FILE
 continues any checkpoint with its training configuration. Data order and noise are functions of the seed and the step,
 so that a continued run is the run it would have been.
@@ -32,7 +33,7 @@ from data import center_crop_arr as center_crop_arr  # SiT has it here
 from data.feed import feed, load_batches, load_images, load_latents, load_shape_data
 from data.latents import CachedLatents, is_latents
 from data.order import BatchOrder
-from data.sets import check_same_everywhere
+from data.sets import check_path, check_same_everywhere, class_counts
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     args = parser.parse_args(argv)
     process = distributed.setup(distributed.TIMEOUT, args.device)
+    check_path(args.data_path)  # before a checkpoint or an autoencoder is fetched
     latents = CachedLatents(args.data_path) if is_latents(args.data_path) else None
     supplied = latents.supply(args, typed_arguments(parser, argv)) if latents is not None else {}
     start = resume.find_start(args, parser, argv)
@@ -134,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log("Compiling: the first step takes a minute or so")
         counted = f"{len(dataset):,} {things(args.model)} in {len(dataset.class_names)} classes"
         log(f"{counted}, {order.steps_per_epoch} steps an epoch")
+        log(f"Classes: {class_counts(dataset)}")
         begun = f"Continuing {start.source} from step {step} to {total_steps}"
         log(begun if start.source else f"Training for {total_steps} steps")
         if args.wandb and process.is_main:

@@ -40,15 +40,14 @@ class Data:
 
 def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
     """Images, to be encoded in every step."""
-    pixel_channels = native_channels(args.data_path)
-    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)
-    if isinstance(autoencoder, LatentSpace):
-        if args.encode_bf16:
-            autoencoder.encode_precision = "bf16"
-    elif args.encode_bf16:
+    if args.encode_bf16 and args.vae == "none":
         raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
-    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
+    pixel_channels = native_channels(args.data_path)
     dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
+    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)  # after the data: it may be fetched
+    if isinstance(autoencoder, LatentSpace) and args.encode_bf16:
+        autoencoder.encode_precision = "bf16"
+    input_size = latent_size(args.image_size, autoencoder.factor, args.model)
     return Data(dataset, autoencoder.encode, (autoencoder.channels, input_size, input_size), autoencoder)
 
 

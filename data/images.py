@@ -1,10 +1,12 @@
 """Picture files as they are found: decoded to what a viewer shows, or refused by name."""
 
 import errno
+import io
 import logging
 import os
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,27 +34,28 @@ class UnreadableImage(DataError):
     """A file that is no picture, or not one that is understood."""
 
 
-def read_image(path: str, mode: str, background: str = "white") -> Image.Image:
+def read_image(
+    path: str, mode: str, background: str = "white", read: Callable[[], bytes] | None = None
+) -> Image.Image:
     """A picture upright as its EXIF orientation says, in 8 bits, transparent parts on white or black.
 
     Args:
-        path: of the file.
+        path: of the file, or what it is called.
         mode: "RGB" or "L".
         background: "white" or "black".
+        read: gives the bytes of what is no file of its own.
 
     Raises:
         UnreadableImage: the file is at fault.
         DataError: the machine is: the next try may succeed.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > MAX_BYTES:
-            raise ValueError(f"it has {status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        if read is None:
+            check_file(path)
+        source = path if read is None else io.BytesIO(read())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # large pictures below the limit, and EXIF that is garbled
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:  # older versions of Pillow are more generous
                     raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
                 match_transparency(image)
@@ -60,11 +63,32 @@ def read_image(path: str, mode: str, background: str = "white") -> Image.Image:
                 turn_upright(image)
                 return flatten(image, mode, background)
     except Exception as error:  # Pillow raises many kinds
-        what = describe(Path(path)) if isinstance(error, UnidentifiedImageError) else None
+        what = describe(Path(path)) if isinstance(error, UnidentifiedImageError) and read is None else None
         reason = f"image {path} cannot be read: {f'it is {what}' if what else first_line(error)}"
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TROUBLE):
             raise DataError(reason) from error
         raise UnreadableImage(reason) from error
+
+
+def check_file(path: str) -> None:
+    """
+    Raises:
+        ValueError: it is no regular file, or larger than `MAX_BYTES`.
+        OSError: it is not there.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    check_size(status.st_size)
+
+
+def check_size(size: int) -> None:
+    """
+    Raises:
+        ValueError: a file of so many bytes is larger than `MAX_BYTES`.
+    """
+    if size > MAX_BYTES:
+        raise ValueError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
 
 
 def turn_upright(image: Image.Image) -> None:
@@ -125,13 +149,16 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
 
 
-def load_image(path: str, mode: str, image_size: int) -> Tensor:
+def load_image(path: str, mode: str, image_size: int, read: Callable[[], bytes] | None = None) -> Tensor:
     """A picture, cropped to a square: (1 or 3, image_size, image_size) in [-1, 1] for mode "L" or "RGB".
+
+    Args:
+        read: see `read_image`.
 
     Raises:
         UnreadableImage: it cannot be read, or is too long to be cropped.
     """
-    return square(read_image(path, mode), path, image_size)
+    return square(read_image(path, mode, read=read), path, image_size)
 
 
 def square(image: Image.Image, path: str, image_size: int) -> Tensor:

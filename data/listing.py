@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from runtime.errors import DataError
 
@@ -35,6 +36,11 @@ LEFT_BEHIND = {
 }
 
 
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder is hidden, or a system's."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """What is in a folder and was not left behind by a system or an editor, sorted by name.
 
@@ -43,7 +49,7 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """
     try:
         with os.scandir(folder) as found:
-            kept = [e for e in found if not e.name.startswith(".") and e.name.lower() not in LEFT_BEHIND]
+            kept = [e for e in found if not is_left_behind(e.name)]
     except OSError as error:
         raise DataError(f"folder {folder} cannot be listed: {error.strerror}") from error
     return sorted(kept, key=lambda entry: entry.name)
@@ -70,16 +76,23 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
+def named_as_picture(name: str) -> bool | None:
+    """Whether a file is a picture by its suffix; None where that says nothing."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return True
+    return False if suffix in OTHER_SUFFIXES or suffix.endswith(("~", "#")) else None  # editors' copies: a.png~
+
+
 def is_picture(entry: os.DirEntry[str]) -> bool:
     """Whether a file is taken for a picture: by its suffix, or if that says nothing, by its first bytes.
 
     Raises:
         DataError: it cannot be read.
     """
-    suffix = suffix_of(entry)
-    if suffix in IMAGE_SUFFIXES:
-        return True
-    if suffix in OTHER_SUFFIXES or suffix.endswith(("~", "#")) or not entry.is_file():  # editors' copies: a.png~
+    if (named := named_as_picture(entry.name)) is not None:
+        return named
+    if not entry.is_file():
         return False
     try:
         with open(entry.path, "rb") as file:
@@ -134,6 +147,60 @@ def summary(others: Counter[str]) -> str:
     most = others.most_common(5)
     rest = sum(others.values()) - sum(count for _, count in most)
     return ", ".join([*(f"{count:,} {suffix}" for suffix, count in most), *([f"{rest:,} others"] if rest else [])])
+
+
+class Children(NamedTuple):
+    """Names of what is directly in a folder, each sorted."""
+
+    folders: list[str]
+    pictures: list[str]
+    files: list[str]  # all others
+
+
+class Tree(Protocol):
+    """A folder with all below it, on disk or in an archive. Names are relative to it, with / between; "" is itself."""
+
+    root: Path
+
+    def children(self, name: str = "") -> Children: ...
+    def pictures(self, name: str, others: Counter[str]) -> list[str]:
+        """Paths, which begin with the root, of the pictures in a folder and below, sorted; others by their suffix."""
+        ...
+
+    def content(self, name: str) -> bytes:
+        """A whole file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        ...
+
+
+class Folder:
+    """A tree on disk.
+
+    Raises:
+        DataError: in all methods: something cannot be listed, followed or read; it is named.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def children(self, name: str = "") -> Children:
+        found = Children([], [], [])
+        for entry in entries(self.root / name):
+            kind = 0 if is_folder(entry) else 1 if is_picture(entry) else 2
+            found[kind].append(entry.name)
+        return found
+
+    def pictures(self, name: str, others: Counter[str]) -> list[str]:
+        return image_files(self.root / name, others)
+
+    def content(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"file {self.root / name} cannot be read: {error.strerror}") from error
 
 
 class Paths:

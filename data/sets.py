@@ -1,9 +1,10 @@
-"""Training images: a folder with one sub-folder a class, or the embedded digits; and the order they are visited in."""
+"""Training images: a folder or .zip with one sub-folder a class, or with a dataset.json, or the embedded digits."""
 
 import hashlib
 import os
 from collections import Counter
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +14,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data import dataset_json, layouts
+from data.archives import Archive, Places
+from data.formats import HELP, check_no_other, check_shapes, check_tree, open_tree
 from data.images import center_crop_arr, load_image, to_tensor
-from data.listing import IMAGE_SUFFIXES, Paths, entries, image_files, is_folder, is_picture, summary
+from data.listing import IMAGE_SUFFIXES, Paths, Tree, summary
 from data.order import Key
 from runtime import distributed, progress
 from runtime.errors import DataError
-from runtime.files import describe
+from train_utils import are_shapes
 
 DIGITS = "digits"
+SHOWN = 10  # classes
 
 
 class Items(Protocol):
@@ -31,6 +36,8 @@ class Items(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, key: Key) -> tuple[Tensor, int]: ...
+    @property
+    def labels(self) -> Sequence[int]: ...
     @property
     def digest(self) -> str:
         """Of what is trained on, and in which order: the same where the data are the same."""
@@ -63,10 +70,11 @@ class Digits(Dataset[tuple[Tensor, int]]):
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """Images of a folder, cropped to squares. The sub-folders, sorted by name, are the classes.
+    """Images of a folder or a .zip, cropped to squares. The sub-folders, sorted by name, are the classes; with a
+    `dataset.json` its numbers are.
 
     Args:
-        root: the folder.
+        root: the folder, or the .zip.
         image_size: side of the crop in pixels.
         channels: 3 for RGB, 1 for grey.
         flat: also accept a folder of images without sub-folders; their label is -1.
@@ -74,7 +82,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     Raises:
         DataError: the folder is missing, has no sub-folders, or one without images, of an unknown class, or that cannot
-            be listed.
+            be listed; its labels are elsewhere, or not one for each image; or it holds data of another format.
     """
 
     native_channels = 3
@@ -88,41 +96,76 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         flat: bool = False,
         class_names: list[str] | None = None,
     ) -> None:
-        root = Path(root)
-        if root.is_file():
-            what = describe(root)
-            raise DataError(f"data folder {root} is a file{f', {what}' if what else ''}; a folder of images is needed")
-        if not root.is_dir():
-            raise DataError(f"data folder {root} does not exist (or give '{DIGITS}', the embedded set)")
-        is_class = {entry: is_folder(entry) for entry in entries(root)}
-        folders = [entry.name for entry in is_class if is_class[entry]]
+        tree = open_tree(root)
+        check_no_other(tree)
         self.image_size = image_size
         self.mode = "L" if channels == 1 else "RGB"
-        self.class_names = class_names or folders
         self.paths = Paths(root)
         self.labels: list[int] = []
         self.others: Counter[str] = Counter()  # files that are no pictures, by suffix
-        if not folders and flat:
-            self._add(str(root), -1)
-        elif not folders:
-            raise DataError(f"data folder {root} has no sub-folders; it needs one for each class, with images in it")
-        for name in progress.bar(folders, desc=f"classes of {root}"):
-            if name not in self.class_names:
-                known = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
-                raise DataError(f"folder {root / name} is no class that the model was trained on ({known})")
-            self._add(os.path.join(root, name), self.class_names.index(name))
         self.notes: list[str] = []
-        if folders and (loose := sum(is_picture(entry) for entry in is_class if not is_class[entry])):
-            self.notes.append(f"{loose:,} pictures directly in {root} are in the folder of no class: left out")
+        self.labels_file: Path | None = None  # where they are not those of the folders
+        labels = dataset_json.read_labels(tree)
+        if labels is None:
+            self._add_classes(tree, flat, class_names)
+        else:
+            self._add_labelled(tree, labels, class_names)
+        self.places: Places | None = tree.places(self.paths) if isinstance(tree, Archive) else None
         if self.others:
             self.notes.append(f"files in {root} that are no pictures: left out ({summary(self.others)})")
 
-    def _add(self, folder: str, label: int) -> None:
+    def _add_classes(self, tree: Tree, flat: bool, class_names: list[str] | None) -> None:
+        """Add all sub-folders, each as a class."""
+        root, top = tree.root, tree.children()
+        self.class_names = class_names or top.folders
+        if not top.folders and flat:
+            self._add(tree, "", -1)
+        elif not top.folders:
+            tables = [f for f in top.files if layouts.is_table(f) or f.endswith(".csv")]
+            beside = f", {tables[0]} may hold their labels" if tables and top.pictures else ""
+            lie = f": its {len(top.pictures):,} pictures lie in it directly{beside}" if top.pictures else ""
+            raise DataError(
+                f"data folder {root} has no sub-folders{lie}; it needs one for each class, with images in it: see "
+                f"{HELP}"
+            )
+        self.notes += layouts.check(tree)
+        for name in progress.bar(top.folders, desc=f"classes of {root}"):
+            self._add(tree, name, self._class_number(name, f"folder {root / name}"))
+        if top.folders and top.pictures:
+            self.notes.append(
+                f"{len(top.pictures):,} pictures directly in {root} are in the folder of no class: left out"
+            )
+
+    def _add_labelled(self, tree: Tree, labels: dataset_json.Labels, class_names: list[str] | None) -> None:
+        """Add all pictures, with the labels of `dataset.json`."""
+        self.class_names = class_names or [str(k) for k in range(labels.classes)]
+        self.labels_file = path = tree.root / dataset_json.NAME
+        self._add(tree, "", 0)
+        self.others -= Counter({".json": 1})  # itself
+        names = [os.fsdecode(self.paths.name(k)).replace(os.sep, "/") for k in range(len(self.paths))]
+        self.labels = dataset_json.labels_of(names, labels, tree)
+        if labels.of is None:
+            self.notes.append(f"{path} has no labels (null): all images are of one class")
+        elif class_names:
+            number = {k: self._class_number(str(k), f"label {k} in {path}") for k in set(self.labels)}
+            self.labels = [number[k] for k in self.labels]
+
+    def _class_number(self, name: str, what: str) -> int:
+        """
+        Raises:
+            DataError: there is no class of this name.
+        """
+        if name not in self.class_names:
+            known = ", ".join(self.class_names[:8]) + (", ..." if len(self.class_names) > 8 else "")
+            raise DataError(f"{what} is no class that the model was trained on ({known})")
+        return self.class_names.index(name)
+
+    def _add(self, tree: Tree, folder: str, label: int) -> None:
         others: Counter[str] = Counter()
-        paths = image_files(folder, others)
+        paths = tree.pictures(folder, others)
         if not paths:
             found = f"; it holds {summary(others)}" if others else ""
-            raise DataError(f"folder {folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){found}")
+            raise DataError(f"folder {tree.root / folder} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}){found}")
         self.paths.extend(paths)
         self.labels += [label] * len(paths)
         self.others += others
@@ -139,11 +182,32 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, mirror = key
-        tensor = load_image(self.paths[index], self.mode, self.image_size)
+        read = partial(self.places.read, index) if self.places is not None else None
+        tensor = load_image(self.paths[index], self.mode, self.image_size, read)
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
 
 
 ImageDataset = Digits | ImageFolder
+
+
+def check_path(data_path: str) -> None:
+    """See quickly that `--data-path` is something to train on, before anything is fetched or loaded.
+
+    Raises:
+        DataError: it does not exist, or is a file of something else.
+    """
+    if are_shapes(data_path):
+        check_shapes(data_path)
+    elif data_path != DIGITS:
+        check_tree(data_path)
+
+
+def class_counts(dataset: Items) -> str:
+    """The first classes and how many items each has, in a line: 'cat 4, dog 4'."""
+    counts, names = Counter(dataset.labels), dataset.class_names
+    shown = ", ".join(f"{name} {counts[k]:,}" for k, name in enumerate(names[:SHOWN])) + ", ..." * (len(names) > SHOWN)
+    file = dataset.labels_file if isinstance(dataset, ImageFolder) else None
+    return f"{shown} (labels of {file})" if file else shown
 
 
 def native_channels(data_path: str) -> int:
@@ -157,7 +221,7 @@ def load_dataset(
     """The data of `--data-path`, as (channels, image_size, image_size) tensors in [-1, 1] with labels.
 
     Args:
-        data_path: an image folder, or "digits".
+        data_path: an image folder or .zip, or "digits".
         image_size: side in pixels.
         channels: 1 or 3; grey data are repeated to 3, colours made grey for 1.
         flat, class_names: see `ImageFolder`.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.autoencoder import Autoencoder, PixelSpace
 from data.latents import is_latents
-from data.sets import ImageDataset, check_same_everywhere, load_dataset
+from data.sets import ImageDataset, check_path, check_same_everywhere, load_dataset
 from runtime import distributed, progress
 from runtime.device import float64
 from runtime.errors import UsageError
@@ -31,6 +31,7 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
     args.cfg_scale = 1.0
     if args.precision == "bf16":
         raise UsageError(f"{job} needs more digits than --precision bf16 has; give tf32 or fp32")
+    check_path(args.data_path)
     if is_latents(args.data_path):
         raise UsageError(f"{job} takes images; --data-path {args.data_path} holds cached latents")
     if are_shapes(args.data_path):

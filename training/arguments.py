@@ -38,8 +38,8 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument(
         "--data-path",
         required=True,
-        help="folder of images (read as RGB), a sub-folder a class; a folder of cached latents; or 'digits'; or an "
-        ".npz of shapes, see import_shapes.py, or 'shapes'",
+        help="folder or .zip of images (read as RGB), a sub-folder a class or with a dataset.json; a folder of cached "
+        "latents; or 'digits'; or an .npz of shapes, see import_shapes.py, or 'shapes'",
     )
     group.add_argument(
         "--image-size", type=positive_int, default=256, help="side of the crop in pixels; cached latents bring theirs"

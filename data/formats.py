@@ -1,0 +1,153 @@
+"""Formats of others that are no folders of pictures: what a path holds, told by names, and by content where one file is
+asked for; in words for a message."""
+
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from data.archives import Archive
+from data.listing import Folder, Tree
+from data.shapes import holds_shapes, load_shapes
+from runtime.errors import DataError, first_line
+from runtime.files import DAMAGE, NPZ, describe
+
+HELP = "docs/training.md#data-of-other-kinds"
+LOOKED_AT = 200  # folders, of those that hold no pictures
+
+# In this order; of paths from the folder that is given, its own name among them, in small letters.
+FORMATS = {
+    r"(^|/)vae-sd/.*\.npy$|/img-mean-std-\d+\.npy$": "latents that REPA cached (vae-sd)",
+    r"/latents_rank\d+_shard\d+\.safetensors$|/latents_stats\.pt$": "latents that LightningDiT cached",
+    r"_(features|labels)/\d+\.npy$": "features and labels that fast-DiT cached",
+    r"\.parquet$": "a data set in Parquet files, as of Hugging Face",
+    r"\.arrow$": "a data set in Arrow files, as of Hugging Face",
+    r"\.tar(\.(gz|bz2|xz|zst))?$|\.tgz$": "tar archives, as WebDataset's",
+    r"\.(mdb|lmdb)$": "an LMDB data base",
+    r"/(data_batch_\d|test_batch|batches\.meta)(\.\w+)?$": "CIFAR-10 in torchvision's pickles",
+    r"(^|/)cifar-100-python/(train|test|meta)$": "CIFAR-100 in torchvision's pickles",
+    r"/(train|val)_data(_batch_\d+)?(\.npz)?$": "downsampled ImageNet in pickles",
+    r"idx\d-ubyte(\.gz)?$": "MNIST's idx files",
+    r"tfrecords?[^/]*$|-\d{5}-of-\d{5}$": "TFRecord files",
+    r"\.(h5|hdf5)$": "HDF5 files",
+    r"\.(rec|beton)$": "records of another program",
+    r"\.mat$": "Matlab files",
+    r"\.bin$": "binary files, as of STL-10",
+    r"\.(mp4|avi|mov|mkv|webm)$": "videos",
+    r"\.(npy|npz)$": "NumPy arrays",
+    r"\.safetensors$": ".safetensors files",
+    r"\.(pt|pth|pkl|pickle|ckpt)$": "PyTorch's files or pickles",
+    r"\.(zip|7z|rar|gz|bz2|xz|zst)$": "archives: unpack them",
+}
+
+
+def open_tree(path: str | Path) -> Tree:
+    """The folder or .zip of `--data-path`.
+
+    Raises:
+        DataError: it does not exist, or is a file of another kind.
+    """
+    check_tree(path)
+    return Folder(Path(path)) if Path(path).is_dir() else Archive(Path(path))
+
+
+def check_tree(path: str | Path) -> None:
+    """
+    Raises:
+        DataError: a path is neither a folder nor a .zip.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"data folder {path} does not exist (or give 'digits', the embedded set)")
+    if not path.is_dir() and not is_zip(path):
+        raise DataError(f"data folder {path} is a file{named(path)}; a folder of images is needed, see {HELP}")
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file is a .zip of files, by its content; an .npz and a checkpoint are others."""
+    if not path.is_file():
+        return False
+    what = describe(path)
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK" and (what is None or what.startswith("a zip archive"))
+
+
+def named(path: Path) -> str:
+    """What a file is, after a comma; nothing where that is not known."""
+    what = (describe(path) if path.is_file() else "no regular file") or format_of([f"/{path.name}"])
+    return f", {what}" if what else ""
+
+
+def format_of(names: list[str]) -> str | None:
+    """The first of `FORMATS` that is among names."""
+    text = "\n".join(names).lower()
+    return next((what for pattern, what in FORMATS.items() if re.search(pattern, text, re.MULTILINE)), None)
+
+
+def files_without_pictures(tree: Tree) -> list[str]:
+    """Files in a tree that holds no pictures, as far as it is looked at; none of one that does."""
+    found, pending = [], [""]
+    for _ in range(LOOKED_AT):
+        if not pending:
+            break
+        folder = pending.pop(0)
+        folders, pictures, files = tree.children(folder)
+        if pictures:
+            return []
+        prefix = f"{folder}/" if folder else ""
+        found += [prefix + file for file in files]
+        pending += [prefix + below for below in folders]
+    return found
+
+
+def check_no_other(tree: Tree) -> None:
+    """
+    Raises:
+        DataError: a tree holds no pictures, but the files of a format that is known; it is named.
+    """
+    names = files_without_pictures(tree)
+    if what := format_of([f"{tree.root.resolve().name}/{name}" for name in names]):
+        raise DataError(f"data folder {tree.root} holds {what}, no pictures in folders: see {HELP}")
+
+
+# ---- .npz files ----------------------------------------------------------------------------------------------------
+
+
+def check_shapes(path: str | Path) -> None:
+    """
+    Raises:
+        DataError: a file is no .npz of shapes; what it holds is named, by its content.
+    """
+    if holds_shapes(path):
+        return
+    if not Path(path).is_file() or describe(Path(path)) != NPZ:
+        load_shapes(path)  # says what is the matter
+    arrays = array_headers(Path(path))
+    shown = ", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in list(arrays.items())[:4])
+    are_images = any(dtype == np.uint8 and len(shape) in (3, 4) for shape, dtype in arrays.values())
+    if {"mu", "sigma"} <= arrays.keys() and not are_images:
+        raise DataError(f"data file {path} holds statistics of images, which evaluate.py takes ({shown}), no shapes")
+    what = "images" if are_images else "arrays"
+    raise DataError(f"data file {path} holds {what} ({shown}), no shapes: to train on images see {HELP}")
+
+
+def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each array of an .npz.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as array:
+                    version = np.lib.format.read_magic(array)
+                    reader = np.lib.format.read_array_header_1_0
+                    reader = reader if version == (1, 0) else np.lib.format.read_array_header_2_0
+                    shape, _, dtype = reader(array)
+                    found[name.removesuffix(".npy")] = shape, dtype
+    except DAMAGE as error:
+        raise DataError(f"{path} is damaged: {first_line(error)}") from None
+    return found
