@@ -6,11 +6,10 @@
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --model SiT-XL/2                     # the baseline
 
 FOLDER holds one sub-folder a class, or a dataset.json with labels (a .zip of it will do), or the latents that
-extract_latents.py made of such a folder. The experiment goes to RESULTS_DIR/<model>-<exp>: log.txt,
-metrics.csv, args.json, ckpt.pt (rolling), checkpoints/<step>.pt,
-samples/<step>.png, evaluations.csv (with --eval-every). The same command again continues from ckpt.pt; --ckpt FILE
-continues any checkpoint with its training configuration. Data order and noise are functions of the seed and the step,
-so that a continued run is the run it would have been.
+extract_latents.py made of such a folder. The experiment goes to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv,
+args.json, ckpt.pt (rolling), checkpoints/<step>.pt, samples/<step>.png, evaluations.csv (with --eval-every). The same
+command again continues from ckpt.pt; --ckpt FILE continues any checkpoint with its training configuration. Data order
+and noise are functions of the seed and the step, so that a continued run is the run it would have been.
 """
 
 from runtime.errors import begin
