@@ -93,7 +93,7 @@ def test_labels_without_folders(folder):
 
 
 def test_a_model_that_was_trained_on_other_classes(folder):
-    (folder / "dataset.json").write_text(json.dumps({"labels": {name: 2 for name in NAMES}}))
+    (folder / "dataset.json").write_text(json.dumps({"labels": dict.fromkeys(NAMES, 2)}))
     assert ImageFolder(folder, 8, class_names=["0", "2"]).labels == [1] * 4
     with pytest.raises(DataError, match=r"label 2 in .*dataset\.json is no class that the model was trained on"):
         ImageFolder(folder, 8, class_names=["cat", "dog"])

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data.listing import Children, Folder
 from data.layouts import parts_of
+from data.listing import Children, Folder
 from data.sets import ImageFolder, class_counts, load_dataset
 from runtime.errors import DataError
 from tests.data.test_listing import picture
