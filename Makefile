@@ -200,7 +200,7 @@ study-times: $(READY) $(COLOURED)
 study-fashion: $(READY)
 	@test -d results/fashion-mnist || $(BIN)/python experiments/fashion_mnist.py --out results/fashion-mnist
 	$(STUDY) --out results/study-fashion --table best --data-path results/fashion-mnist --size XS/4 --seeds 0 \
-	  --max-steps 3000 --every 1500 -- $(subst image-size 8,image-size 28,$(TINY)) --ema-decay 0.99 > results/study-fashion.md
+	  --max-steps 3000 --every 1500 -- --channels 3 $(subst image-size 8,image-size 28,$(TINY)) --ema-decay 0.99 > results/study-fashion.md
 	@cat results/study-fashion.md
 
 timesteps: $(READY) $(COLOURED)

@@ -67,12 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if shapes:
         data = load_shape_data(args, start.saved, start.source)
     else:
-        data = load_images(args, process) if latents is None else load_latents(args, process, latents)
+        trained = found.in_channels if found else None
+        data = load_images(args, process, trained) if latents is None else load_latents(args, process, latents)
     dataset = data.dataset
     check_same_everywhere(dataset, args.data_path)
     config = ModelConfig.for_input(args.model, data.input_shape, args.num_classes)
     config = resume.check_model(config, found, start.source)
-    lines = [*start.lines, *(f"Warning: {note}" for note in dataset.notes)]
+    lines = [*start.lines, *data.lines, *(f"Warning: {note}" for note in dataset.notes)]
     if from_latents := [resume.as_typed(k, v) for k, v in supplied.items() if getattr(args, k) == v]:
         lines.append(f"From the latents: {', '.join(from_latents)}")
     lines += without_effect(args, typed_arguments(parser, argv))

@@ -15,7 +15,7 @@ from data import workers
 from data.autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_size, load_autoencoder
 from data.latents import CachedLatents
 from data.order import BatchOrder
-from data.sets import Items, load_dataset, native_channels
+from data.sets import LOOKED_AT, ImageFolder, Items, load_dataset
 from data.shapes import Layout, ShapeData, ShapeSpace, open_shapes
 from data.skipping import Skipping, collate
 from runtime import distributed, signals
@@ -31,6 +31,7 @@ class Data:
     input_shape: tuple[int, ...]  # of the model's input: (C, H, W), or (L, F) for shapes
     autoencoder: Autoencoder | ShapeSpace | None  # None where nothing needs it
     about: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has to know of it
+    lines: list[str] = field(default_factory=list)  # what the log says of it
 
     @property
     def attributes(self) -> tuple[int, ...] | None:
@@ -38,17 +39,28 @@ class Data:
         return self.autoencoder.layout.widths_of_all if isinstance(self.autoencoder, ShapeSpace) else None
 
 
-def load_images(args: argparse.Namespace, process: distributed.Process) -> Data:
-    """Images, to be encoded in every step."""
+def load_images(args: argparse.Namespace, process: distributed.Process, trained: int | None = None) -> Data:
+    """Images, to be encoded in every step.
+
+    Args:
+        trained: channels of the model that is continued. One of three goes on with them, also on grey pictures.
+    """
     if args.encode_bf16 and args.vae == "none":
         raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
-    pixel_channels = native_channels(args.data_path)
-    dataset = load_dataset(args.data_path, args.image_size, pixel_channels if args.vae == "none" else 3)
-    autoencoder = load_autoencoder(args.vae, process.device, pixel_channels)  # after the data: it may be fetched
+    channels = args.channels or (3 if args.vae != "none" or trained == 3 else None)
+    dataset = load_dataset(args.data_path, args.image_size, channels)
+    lines = []
+    if channels is None and isinstance(dataset, ImageFolder) and dataset.channels == 1:
+        args.channels = 1  # which the checkpoint keeps, whatever is found later
+        lines = [
+            f"The pictures are grey (of {min(len(dataset), LOOKED_AT):,} looked at): one channel; --channels 3 is RGB"
+        ]
+    autoencoder = load_autoencoder(args.vae, process.device, dataset.channels)  # after the data: it may be fetched
     if isinstance(autoencoder, LatentSpace) and args.encode_bf16:
         autoencoder.encode_precision = "bf16"
     input_size = latent_size(args.image_size, autoencoder.factor, args.model)
-    return Data(dataset, autoencoder.encode, (autoencoder.channels, input_size, input_size), autoencoder)
+    shape = autoencoder.channels, input_size, input_size
+    return Data(dataset, autoencoder.encode, shape, autoencoder, lines=lines)
 
 
 def load_latents(args: argparse.Namespace, process: distributed.Process, dataset: CachedLatents) -> Data:

@@ -19,6 +19,7 @@ from runtime.files import describe
 
 # By content, whatever the name says. Nothing that Pillow would hand to another program, as it does EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
+GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # of Pillow's modes
 MAX_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb: half a GiB as RGB
 MAX_BYTES = 2**31
 # Colour profile, comments and metadata of a PNG, decompressed: as much as the pixels may be. Pillow's own limit, a MiB
@@ -128,6 +129,23 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     if pixels.min() < 0 or pixels.max() >= 2**16:
         raise ValueError("integer pixels beyond 16 bits have no known range")
     return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)
+
+
+def is_grey(path: str, read: Callable[[], bytes] | None = None) -> bool | None:
+    """Whether a picture is stored as grey, by its header alone; None where that cannot be read.
+
+    Args:
+        path, read: see `read_image`.
+    """
+    try:
+        if read is None:
+            check_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path if read is None else io.BytesIO(read()), formats=FORMATS) as image:
+                return image.mode in GREY
+    except Exception:  # reading it will say why
+        return None
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:

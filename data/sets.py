@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from data import dataset_json, layouts
 from data.archives import Archive, Places
 from data.formats import HELP, check_no_other, check_shapes, check_tree, open_tree
-from data.images import center_crop_arr, load_image, to_tensor
+from data.images import center_crop_arr, is_grey, load_image, to_tensor
 from data.listing import IMAGE_SUFFIXES, Paths, Tree, summary
 from data.order import Key
 from runtime import distributed, progress
@@ -26,6 +26,7 @@ from train_utils import are_shapes
 
 DIGITS = "digits"
 SHOWN = 10  # classes
+LOOKED_AT = 1000  # pictures of a folder, of which one in colour makes it one of colours
 
 
 class Items(Protocol):
@@ -47,9 +48,7 @@ class Items(Protocol):
 class Digits(Dataset[tuple[Tensor, int]]):
     """scikit-learn's handwritten digits: 1797 grey images of 8 x 8 in ten classes. Never mirrored."""
 
-    native_channels = 1
-
-    def __init__(self, image_size: int, channels: int) -> None:
+    def __init__(self, image_size: int, channels: int | None = None) -> None:
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -57,7 +56,8 @@ class Digits(Dataset[tuple[Tensor, int]]):
         self.labels = [int(k) for k in digits.target]
         grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # stored as 0 .. 16
         images = torch.stack([to_tensor(center_crop_arr(Image.fromarray(g), image_size)) for g in grey])
-        self.images = images.expand(-1, channels, -1, -1)  # (1797, channels, image_size, image_size)
+        self.channels = channels or 1
+        self.images = images.expand(-1, self.channels, -1, -1)  # (1797, channels, image_size, image_size)
         self.notes: list[str] = []
         self.digest = DIGITS
 
@@ -76,7 +76,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
     Args:
         root: the folder, or the .zip.
         image_size: side of the crop in pixels.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for grey; None for 1 where all pictures are grey, as far as they are looked at, else 3.
         flat: also accept a folder of images without sub-folders; their label is -1.
         class_names: take the class numbers from this list of names instead of from the sort order.
 
@@ -85,13 +85,11 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             be listed; its labels are elsewhere, or not one for each image; or it holds data of another format.
     """
 
-    native_channels = 3
-
     def __init__(
         self,
         root: str | Path,
         image_size: int,
-        channels: int = 3,
+        channels: int | None = 3,
         *,
         flat: bool = False,
         class_names: list[str] | None = None,
@@ -99,7 +97,6 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         tree = open_tree(root)
         check_no_other(tree)
         self.image_size = image_size
-        self.mode = "L" if channels == 1 else "RGB"
         self.paths = Paths(root)
         self.labels: list[int] = []
         self.others: Counter[str] = Counter()  # files that are no pictures, by suffix
@@ -111,6 +108,8 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         else:
             self._add_labelled(tree, labels, class_names)
         self.places: Places | None = tree.places(self.paths) if isinstance(tree, Archive) else None
+        self.channels = channels or (1 if distributed.from_main(self._is_grey) else 3)
+        self.mode = "L" if self.channels == 1 else "RGB"
         if self.others:
             self.notes.append(f"files in {root} that are no pictures: left out ({summary(self.others)})")
 
@@ -150,6 +149,21 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
             number = {k: self._class_number(str(k), f"label {k} in {path}") for k in set(self.labels)}
             self.labels = [number[k] for k in self.labels]
 
+    def _is_grey(self) -> bool:
+        """Whether all pictures are grey, of `LOOKED_AT` that are spread evenly; what cannot be read says nothing."""
+        count = min(len(self), LOOKED_AT)
+        looks = (is_grey(self.paths[k], self._reader(k)) for k in (i * len(self) // count for i in range(count)))
+        any_grey = False
+        for look in looks:
+            if look is False:
+                return False
+            any_grey |= look is True
+        return any_grey
+
+    def _reader(self, index: int) -> Callable[[], bytes] | None:
+        """Reads a picture of an archive."""
+        return partial(self.places.read, index) if self.places is not None else None
+
     def _class_number(self, name: str, what: str) -> int:
         """
         Raises:
@@ -182,8 +196,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         index, mirror = key
-        read = partial(self.places.read, index) if self.places is not None else None
-        tensor = load_image(self.paths[index], self.mode, self.image_size, read)
+        tensor = load_image(self.paths[index], self.mode, self.image_size, self._reader(index))
         return tensor.flip(-1) if mirror else tensor, self.labels[index]
 
 
@@ -210,20 +223,15 @@ def class_counts(dataset: Items) -> str:
     return f"{shown} (labels of {file})" if file else shown
 
 
-def native_channels(data_path: str) -> int:
-    """Channels of the data itself, which are the model's in pixel space."""
-    return Digits.native_channels if data_path == DIGITS else ImageFolder.native_channels
-
-
 def load_dataset(
-    data_path: str, image_size: int, channels: int, *, flat: bool = False, class_names: list[str] | None = None
+    data_path: str, image_size: int, channels: int | None, *, flat: bool = False, class_names: list[str] | None = None
 ) -> ImageDataset:
     """The data of `--data-path`, as (channels, image_size, image_size) tensors in [-1, 1] with labels.
 
     Args:
         data_path: an image folder or .zip, or "digits".
         image_size: side in pixels.
-        channels: 1 or 3; grey data are repeated to 3, colours made grey for 1.
+        channels: 1 or 3; grey data are repeated to 3, colours made grey for 1. None is for the data's own.
         flat, class_names: see `ImageFolder`.
     """
     if data_path == DIGITS:

@@ -34,7 +34,7 @@ import torch
 
 import train as program
 from data.latents import is_latents
-from data.sets import DIGITS, ImageDataset, load_dataset, native_channels
+from data.sets import DIGITS, ImageDataset, load_dataset
 from data.shapes import open_shapes
 from evaluation.shapes import ShapeJudge
 from experiments.judge import Judge, judge_samples, unguided
@@ -377,7 +377,7 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
 def load_images(args: argparse.Namespace) -> ImageDataset:
     """The data as train.py has them."""
     given = program.make_parser().parse_args(common_args(args))
-    return load_dataset(args.data_path, given.image_size, native_channels(args.data_path) if given.vae == "none" else 3)
+    return load_dataset(args.data_path, given.image_size, given.channels if given.vae == "none" else 3)
 
 
 def visible_gpus() -> list[str]:

@@ -26,7 +26,7 @@ from train_utils import (
 )
 
 DEFAULT_EXTRACTOR = "inception"
-NOT_OF_SHAPES = {"image_size", "vae", "encode_bf16", "flip", "max_bad_images"}  # of the arguments
+NOT_OF_SHAPES = {"image_size", "vae", "channels", "encode_bf16", "flip", "max_bad_images"}  # of the arguments
 MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 
 
@@ -49,6 +49,12 @@ def make_parser(doc: str | None = None) -> Parser:
         "--vae",
         default="ema",
         help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder; cached latents bring theirs",
+    )
+    group.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="of images with --vae none; default: 1 where the pictures are grey, else 3",
     )
     group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
     add_flip_arg(group, "mirror half of the images, other ones in each epoch")
@@ -218,6 +224,8 @@ def check_arguments(args: argparse.Namespace, world_size: int) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value} is for images, not for shapes")
     if not shapes:
         args.eval_features = args.eval_features or DEFAULT_EXTRACTOR
+    if args.channels and args.vae != "none" and not shapes:
+        raise UsageError(f"--channels {args.channels} is for --vae none; an autoencoder takes RGB")
     if args.eval_every and args.eval_samples < 2:
         raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
     args.cfg_scale = args.cfg_scale or (1.0 if shapes else 4.0)

@@ -37,7 +37,7 @@ def test_workers_and_threads_read_one_archive(tmp_path):
     order = BatchOrder(length=40, global_batch_size=8, rank=0, world_size=1, seed=0)
     loaders = [
         DataLoader(Skipping(d), batch_sampler=order, num_workers=n, collate_fn=collate)
-        for d, n in ((folder, 0), (data, 3))
+        for d, n in ((folder, 0), (data, 2))
     ]
     for _, (x, y, bad), (x2, y2, bad2) in zip(range(10), *loaders, strict=False):
         assert torch.equal(x, x2) and torch.equal(y, y2) and bad == bad2 == {}

@@ -3,11 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
+from data.feed import load_images
 from data.images import to_tensor
 from data.pictures import to_uint8
 from data.sets import Digits, ImageFolder, check_same_everywhere, load_dataset
 from runtime import distributed
 from runtime.errors import DataError
+from training.arguments import make_parser
 
 
 def test_pixels_survive_the_way_to_the_model_and_back():
@@ -98,3 +100,69 @@ def test_processes_with_other_data_are_told_apart(monkeypatch, image_folder, oth
         check_same_everywhere(data, "here")
     monkeypatch.setattr(distributed, "gather", lambda value: [value] * 3)
     check_same_everywhere(data, "here")
+
+
+# ---- grey ------------------------------------------------------------------------------------------------------------
+
+
+def greys(root, modes):
+    for k, mode in enumerate(modes):
+        (root / f"{k % 2}x").mkdir(exist_ok=True, parents=True)
+        Image.new(mode, (8, 8)).save(root / f"{k % 2}x" / f"{k}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("modes", "channels"),
+    [
+        (["L"] * 4, 1),
+        (["L", "1", "LA", "I;16"], 1),
+        (["L", "L", "L", "RGB"], 3),
+        (["L", "P"], 3),  # whose palette may have colours
+        (["RGB"] * 2, 3),
+    ],
+)
+def test_channels_are_found_by_looking(tmp_path, modes, channels):
+    greys(tmp_path, modes)
+    data = ImageFolder(tmp_path, 8, None)
+    assert data.channels == channels and data[0, False][0].shape == (channels, 8, 8)
+    assert ImageFolder(tmp_path, 8).channels == 3 and ImageFolder(tmp_path, 8, 1)[0, False][0].shape == (1, 8, 8)
+
+
+def test_what_cannot_be_read_says_nothing_of_colour(tmp_path):
+    greys(tmp_path, ["L", "L"])
+    (tmp_path / "0x" / "bad.png").write_bytes(b"no picture")
+    assert ImageFolder(tmp_path, 8, None).channels == 1
+    for k in range(2):
+        (tmp_path / f"{k}x" / f"{k}.png").unlink()
+        (tmp_path / f"{k}x" / "bad.png").write_bytes(b"no picture")
+    assert ImageFolder(tmp_path, 8, None).channels == 3
+
+
+def test_a_large_folder_is_looked_at_in_part(tmp_path, monkeypatch):
+    """Evenly: the last class, too."""
+    monkeypatch.setattr("data.sets.LOOKED_AT", 4)
+    looked: list[str] = []
+    monkeypatch.setattr("data.sets.is_grey", lambda path, read: looked.append(path) or True)
+    ImageFolder(greys(tmp_path, ["L"] * 10), 8, None)
+    assert [path[-7:-4] for path in looked] == ["x/0", "x/4", "x/1", "x/5"]
+
+
+@pytest.mark.parametrize(
+    ("modes", "asked", "trained", "channels"),
+    [
+        (["L", "L"], [], None, 1),
+        (["L", "L"], [], 3, 3),  # begun before grey was looked for
+        (["L", "L"], ["--channels", "3"], None, 3),
+        (["RGB", "L"], [], None, 3),
+        (["RGB", "L"], [], 1, 3),  # refused later, by the model's channels
+        (["RGB", "L"], ["--channels", "1"], 1, 1),
+    ],
+)
+def test_channels_of_training(tmp_path, modes, asked, trained, channels):
+    words = ["--data-path", str(greys(tmp_path, modes)), "--vae", "none", "--image-size", "8", "--model", "SiT-XS/2"]
+    args = make_parser().parse_args([*words, *asked])
+    data = load_images(args, distributed.single(), trained)
+    assert data.input_shape == (channels, 8, 8) and data.dataset[0, False][0].shape == (channels, 8, 8)
+    found = not asked and trained is None and channels == 1
+    assert len(data.lines) == found and (not found or args.channels == 1)
