@@ -220,8 +220,10 @@ def make_files(folder: Path) -> None:
 
 
 def python_blocks() -> str:
-    """The blocks of Python of all pages as one program, library.md's first, with what they take for granted."""
-    texts = [block.text for page in pages() for block in blocks(page) if block.language == "python"]
+    """The blocks of Python of all pages as one program, library.md's first, with what they take for granted; without
+    those of a SOURCE, which tests/data/test_recipes.py runs."""
+    found = [block.text for page in pages() for block in blocks(page) if block.language == "python"]
+    texts = [text for text in found if "SOURCE" not in text]
     texts.sort(key=lambda text: "import" not in text)  # stable: the others go on from those that import
     given = "import torch\nx1, z, y = torch.randn(1, 4, 32, 32), torch.randn(1, 4, 32, 32), torch.tensor([207])\n"
     return f"{given}preserve = torch.rand(1, 1, 32, 32)\n" + stand_in("\n".join(texts))
