@@ -50,7 +50,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data import workers
-from data.autoencoder import LatentSpace, load_autoencoder
+from data.autoencoder import LatentSpace, check_name, load_autoencoder
 from data.images import UnreadableImage
 from data.latents import (
     ENCODER,
@@ -99,11 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--data-path {args.data_path} holds shapes, which are not encoded: train.py takes them as is")
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
+    check_name(args.vae)
+    if args.vae == "none":
+        raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
     images = ImageFolder(args.data_path, args.image_size)
     check_same_everywhere(images, args.data_path)
     autoencoder = load_autoencoder(args.vae, process.device)  # after the data: it may be fetched
-    if not isinstance(autoencoder, LatentSpace):
-        raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
+    assert isinstance(autoencoder, LatentSpace)
     if args.image_size % autoencoder.factor:
         raise UsageError(f"--image-size {args.image_size} is not a multiple of the autoencoder's {autoencoder.factor}")
     autoencoder.encode_precision = args.precision

@@ -191,6 +191,15 @@ def draw_posterior(moments: Tensor) -> Tensor:
     return mean + std * torch.randn(mean.shape, device=mean.device)  # randn_like would follow the memory's layout
 
 
+def check_name(name: str) -> None:
+    """
+    Raises:
+        DataError: `--vae` names no autoencoder, as far as that shows without loading it.
+    """
+    if name != "none" and name not in PUBLISHED and not (Path(name) / "config.json").is_file():
+        raise DataError(f"--vae {name} is neither ema, mse, none nor a diffusers folder with a config.json")
+
+
 def load_autoencoder(name: str, device: torch.device, pixel_channels: int = 3) -> Autoencoder:
     """The autoencoder of `--vae`.
 
@@ -204,8 +213,5 @@ def load_autoencoder(name: str, device: torch.device, pixel_channels: int = 3) -
     """
     if name == "none":
         return PixelSpace(pixel_channels)
-    if name in PUBLISHED:
-        return LatentSpace(PUBLISHED[name], device)
-    if not (Path(name) / "config.json").is_file():
-        raise DataError(f"--vae {name} is neither ema, mse, none nor a diffusers folder with a config.json")
-    return LatentSpace(name, device)
+    check_name(name)
+    return LatentSpace(PUBLISHED.get(name, name), device)

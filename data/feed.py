@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data import workers
-from data.autoencoder import Autoencoder, LatentSpace, draw_posterior, latent_size, load_autoencoder
+from data.autoencoder import Autoencoder, LatentSpace, check_name, draw_posterior, latent_size, load_autoencoder
 from data.latents import CachedLatents
 from data.order import BatchOrder
 from data.sets import LOOKED_AT, ImageFolder, Items, load_dataset
@@ -47,6 +47,7 @@ def load_images(args: argparse.Namespace, process: distributed.Process, trained:
     """
     if args.encode_bf16 and args.vae == "none":
         raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
+    check_name(args.vae)
     channels = args.channels or (3 if args.vae != "none" or trained == 3 else None)
     dataset = load_dataset(args.data_path, args.image_size, channels)
     lines = []
