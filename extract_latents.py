@@ -94,14 +94,14 @@ def collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None,
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    if args.vae == "none":
+        raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
     check_path(args.data_path)
     if are_shapes(args.data_path):
         raise UsageError(f"--data-path {args.data_path} holds shapes, which are not encoded: train.py takes them as is")
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     check_name(args.vae)
-    if args.vae == "none":
-        raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
     images = ImageFolder(args.data_path, args.image_size)
     check_same_everywhere(images, args.data_path)
     autoencoder = load_autoencoder(args.vae, process.device)  # after the data: it may be fetched

@@ -91,7 +91,7 @@ def test_hugging_face(run, tmp_path):
 
 def test_lmdb(run, tmp_path):
     lmdb = pytest.importorskip("lmdb")
-    with lmdb.open(str(tmp_path / "SOURCE"), map_size=1 << 20).begin(write=True) as transaction:
+    with lmdb.open(str(tmp_path / "SOURCE"), map_size=1 << 20) as made, made.begin(write=True) as transaction:
         for k in range(3):
             transaction.put(f"{k:03d}".encode(), encoded((9 * k, 0, 0)))
     data = run("lmdb")
