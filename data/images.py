@@ -35,9 +35,7 @@ class UnreadableImage(DataError):
     """A file that is no picture, or not one that is understood."""
 
 
-def read_image(
-    path: str, mode: str, background: str = "white", read: Callable[[], bytes] | None = None
-) -> Image.Image:
+def read_image(path: str, mode: str, background: str = "white", read: Callable[[], bytes] | None = None) -> Image.Image:
     """A picture upright as its EXIF orientation says, in 8 bits, transparent parts on white or black.
 
     Args:
