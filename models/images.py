@@ -22,7 +22,9 @@ from models.layers import (
     PatchTimestepEmbedder,
     SiTBlock,
     TimestepEmbedder,
+    Tokens,
     recomputed,
+    split,
 )
 
 
@@ -120,7 +122,7 @@ class SiT(nn.Module):
         """(N,), or (N, 1, 1, 1) which says the same, -> (N, 1, D)."""
         if t.shape not in ((x.shape[0],), (x.shape[0], 1, 1, 1)):
             raise ValueError(f"SiT takes one timestep per sample, (N,), got t of shape {tuple(t.shape)}")
-        return self.t_embedder(t.reshape(-1))[:, None]
+        return self.t_embedder(t.reshape(-1), x.dtype)[:, None]
 
     def embed(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, T, D)."""
@@ -133,7 +135,7 @@ class SiT(nn.Module):
         x = x.reshape(n, side, side, p, p, c).permute(0, 5, 1, 3, 2, 4)  # (N, C, rows, p, columns, p)
         return x.reshape(n, c, side * p, side * p)
 
-    def forward(self, x: Tensor, t: Tensor | Sequence[Tensor], y: Tensor, *, log_variance: bool = False) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor | Sequence[Tensor], y: Tensor, log_variance: bool = False) -> Tensor:
         """Predict velocity, score, noise or data at x.
 
         Args:
@@ -148,22 +150,24 @@ class SiT(nn.Module):
         """
         if log_variance and not self.learn_sigma:
             raise ValueError("a model without learn_sigma predicts no log-variance")
-        parts = [t] if isinstance(t, Tensor) else t
-        c = self.condition(x, parts, self.y_embedder(y, self.training))
-        x = self.embed(x)
-        tokens = list(x.split([n for n, _ in c.parts]))  # a list, as a block returns: one compilation serves all
+        times = [t] if isinstance(t, Tensor) else t
+        c = self.condition(x, times, self.y_embedder(y, self.training))
+        tokens: Tokens = self.embed(x)
+        if len(times) > 1:
+            sizes = [n for n, _ in c.parts]
+            tokens = list(split(tokens, sizes))  # a list, as a block returns: one compilation serves all
         every = self.grad_checkpointing if self.training else 0
         for i, block in enumerate(self.blocks):
             tokens = recomputed(block, tokens, c) if every and i % every == 0 else block(tokens, c)
-        x = self.unpatchify(self.final_layer(tokens, c))
-        return x[:, : self.in_channels] if self.learn_sigma and not log_variance else x
+        output = self.unpatchify(self.final_layer(tokens, c))
+        return output[:, : self.in_channels] if self.learn_sigma and not log_variance else output
 
     forward.takes_segments = True  # type: ignore[attr-defined]  # `Transport.training_losses` asks
 
     def condition(self, x: Tensor, parts: Sequence[Tensor], y_emb: Tensor) -> Conditioning:
         """From the timesteps of consecutive parts of the batch and its embedded labels (N, D)."""
-        sizes = [len(t) for t in parts] if len(parts) > 1 else [len(x)]
-        embedded = zip(x.split(sizes), parts, y_emb.split(sizes), strict=True)
+        sizes = [t.shape[0] for t in parts]
+        embedded = zip(split(x, sizes), parts, split(y_emb, sizes), strict=True)
         vectors = [self.embed_timesteps(t, x_part) + y_part[:, None] for x_part, t, y_part in embedded]  # (n, k, D)
         # Flat and so contiguous: a patch embedding leaves positions last in memory, and every block would pay for it.
         c = F.silu(torch.cat([v.flatten(0, 1) for v in vectors]))
@@ -178,7 +182,6 @@ class SiT(nn.Module):
         y: Tensor,
         cfg_scale: float | Tensor,
         cfg_channels: int | None = 3,
-        *,
         log_variance: bool = False,
     ) -> Tensor:
         """Classifier-free guidance: uncond + cfg_scale (cond - uncond), both from one batch.
@@ -192,7 +195,7 @@ class SiT(nn.Module):
                 DiT that published numbers depend on; None guides all.
             log_variance: see `forward`; it is not guided.
         """
-        half = x[: len(x) // 2]
+        half = x[: x.shape[0] // 2]
         settings = {"log_variance": True} if log_variance else {}  # a subclass need not know of it
         output = self.forward(torch.cat([half, half]), t, y, **settings)
         channels = self.in_channels if cfg_channels is None else min(cfg_channels, self.in_channels)
@@ -218,4 +221,4 @@ class ComboStoc(SiT):
                 f"t of shape {tuple(t.shape)} does not fit x of shape {tuple(x.shape)}; "
                 "it must be (N,), (N, 1, 1, 1), (N, C, 1, 1), (N, 1, H, W) or (N, C, H, W)"
             )
-        return self.t_embedder(t)
+        return self.t_embedder(t, x.dtype)

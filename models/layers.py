@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -25,15 +26,19 @@ T = TypeVar("T")
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor:
-    """Sinusoidal features of every entry of t, cosines then sines: (...) -> (..., dim)."""
+    """Sinusoidal features of every entry of t, cosines then sines, in at least float32: (...) -> (..., dim)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t[..., None].float() * frequencies
-    features = torch.empty(*t.shape, dim, device=t.device)
-    torch.cos(angles, out=features[..., :half])
-    torch.sin(angles, out=features[..., half : 2 * half])
-    features[..., 2 * half :] = 0
-    return features
+    angles = t[..., None].to(torch.promote_types(t.dtype, torch.float32)) * frequencies
+    features = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    return F.pad(features, (0, 1)) if dim % 2 else features
+
+
+def input_dtype(layer: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The floating dtype that a layer takes: its weight's. Quantised weights, and those kept in float8, do not say."""
+    weight = getattr(layer, "weight", None)  # of dynamically quantised layers, a method
+    says = isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1
+    return weight.dtype if says else otherwise
 
 
 class TimestepEmbedder(nn.Module):
@@ -46,10 +51,11 @@ class TimestepEmbedder(nn.Module):
         )
         self.frequency_embedding_size = frequency_embedding_size
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """In the precision of the weights, or in dtype, see `input_dtype`."""
         with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
             features = timestep_embedding(t, self.frequency_embedding_size)
-            return self.mlp(features.to(next(self.mlp.parameters()).dtype))
+            return self.mlp(features.to(input_dtype(self.mlp[0], dtype)))
 
 
 class PatchTimestepEmbedder(nn.Module):
@@ -76,11 +82,12 @@ class PatchTimestepEmbedder(nn.Module):
         self.in_channels = in_channels
         self.patch_size = patch_size
 
-    def forward(self, t: Tensor) -> Tensor:
-        """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D)."""
+    def forward(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D), in the precision of the weights, or in
+        dtype, see `input_dtype`."""
         n, c, h, w = t.shape
         with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
-            codes = self.codes_in_chunks(t.flatten())
+            codes = self.codes_in_chunks(t.flatten(), dtype)
             codes = codes.view(n, c, h, w, self.code_size).permute(0, 1, 4, 2, 3)
             codes = codes.reshape(n, c * self.code_size, h, w)  # code k of channel c at 4c + k
             if c == 1:
@@ -89,16 +96,16 @@ class PatchTimestepEmbedder(nn.Module):
                 codes = codes.expand(-1, -1, self.patch_size, self.patch_size)  # one patch of a constant map
             return self.patchEmb.proj(codes).flatten(2).transpose(1, 2)
 
-    def codes_in_chunks(self, t: Tensor) -> Tensor:
-        """(M,) -> (M, 4), a chunk after the other."""
-        if len(t) <= self.chunk_size:
-            return self.codes(t)
-        return torch.cat([recomputed(self.codes, chunk) for chunk in t.split(self.chunk_size)])
+    def codes_in_chunks(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """(M,) -> (M, 4), a chunk after the other; all at once in a graph, which is to serve any M."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or t.shape[0] <= self.chunk_size:
+            return self.codes(t, dtype)
+        return torch.cat([recomputed(self.codes, chunk, dtype) for chunk in t.split(self.chunk_size)])
 
-    def codes(self, t: Tensor) -> Tensor:
+    def codes(self, t: Tensor, dtype: torch.dtype) -> Tensor:
         """(M,) -> (M, 4)."""
         features = timestep_embedding(t, self.frequency_embedding_size)
-        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
+        return self.mlp(features.to(input_dtype(self.mlp[0], dtype)))
 
 
 class LabelEmbedder(nn.Module):
@@ -136,10 +143,21 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 def recomputed(function: Callable[..., T], *args: Any) -> T:
-    """function(*args), which keeps nothing but the arguments for the backward pass. It must not draw random numbers."""
-    if not torch.is_grad_enabled():
+    """function(*args), which keeps nothing but the arguments for the backward pass. It must not draw random numbers.
+
+    The transforms of torch.func do not allow that, and keep all.
+    """
+    compiling = torch.compiler.is_compiling()  # asked first: it cannot look at the other
+    if not torch.is_grad_enabled() or (not compiling and torch._C._are_functorch_transforms_active()):
         return function(*args)
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+Tokens = Tensor | Sequence[Tensor]  # (N, T, D), or consecutive parts of it
+
+
+def as_parts(x: Tokens) -> Sequence[Tensor]:
+    return (x,) if isinstance(x, Tensor) else x
 
 
 class Conditioning(NamedTuple):
@@ -153,9 +171,14 @@ class Conditioning(NamedTuple):
 
     def modulation(self, layer: nn.Module, count: int) -> Iterator[Sequence[Tensor]]:
         """What a layer of adaLN makes of them: `count` times, for each part (n, k, D)."""
-        made = layer(self.vectors).split([n * k for n, k in self.parts])  # one product for all parts
-        parts = [m.view(n, k, -1).chunk(count, dim=-1) for m, (n, k) in zip(made, self.parts, strict=True)]
+        made = split(layer(self.vectors), [n * k for n, k in self.parts])  # one product for all parts
+        parts = [m.view(n, k, m.shape[-1]).chunk(count, -1) for m, (n, k) in zip(made, self.parts, strict=True)]
         return zip(*parts, strict=True)
+
+
+def split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Consecutive parts of a batch; the only one is the batch, of any size."""
+    return x.split(sizes) if len(sizes) > 1 else (x,)  # type: ignore[no-untyped-call]
 
 
 def modulate(x: Iterable[Tensor], shift: Sequence[Tensor], scale: Sequence[Tensor]) -> Tensor:
@@ -166,7 +189,7 @@ def modulate(x: Iterable[Tensor], shift: Sequence[Tensor], scale: Sequence[Tenso
 
 def gated_sum(x: Sequence[Tensor], gate: Sequence[Tensor], branch: Tensor) -> list[Tensor]:
     """x + gate branch for each part of a batch, with gate (n, 1 or T, D) and branch (N, T, D)."""
-    branches = branch.split([len(part) for part in x])
+    branches = split(branch, [part.shape[0] for part in x])
     return [torch.addcmul(part, g, b) for part, g, b in zip(x, gate, branches, strict=True)]
 
 
@@ -179,7 +202,8 @@ def adaln_modulation(hidden_size: int, out_features: int) -> nn.Sequential:
 class SiTBlock(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero).
 
-    Each product is one for the whole batch, also where its parts are conditioned differently.
+    Takes and returns a batch (N, T, D), or a list of its parts where they are conditioned differently. Each product is
+    one for the whole batch.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, **block_kwargs: Any) -> None:
@@ -190,14 +214,16 @@ class SiTBlock(nn.Module):
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))  # type: ignore[arg-type]
         self.adaLN_modulation = adaln_modulation(hidden_size, 6 * hidden_size)
 
-    def forward(self, x: Sequence[Tensor], c: Conditioning) -> list[Tensor]:  # parts of x (N, T, D)
+    def forward(self, x: Tokens, c: Conditioning) -> Tokens:
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = c.modulation(self.adaLN_modulation, 6)
-        x = gated_sum(x, gate_msa, self.attn(modulate(map(self.norm1, x), shift_msa, scale_msa)))
-        return gated_sum(x, gate_mlp, self.mlp(modulate(map(self.norm2, x), shift_mlp, scale_mlp)))
+        parts = as_parts(x)
+        parts = gated_sum(parts, gate_msa, self.attn(modulate(map(self.norm1, parts), shift_msa, scale_msa)))
+        parts = gated_sum(parts, gate_mlp, self.mlp(modulate(map(self.norm2, parts), shift_mlp, scale_mlp)))
+        return parts[0] if isinstance(x, Tensor) else parts
 
 
 class FinalLayer(nn.Module):
-    """From tokens to patches."""
+    """From tokens, as a block returns them, to patches."""
 
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
@@ -205,7 +231,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
         self.adaLN_modulation = adaln_modulation(hidden_size, 2 * hidden_size)
 
-    def forward(self, x: Sequence[Tensor], c: Conditioning) -> Tensor:  # parts of x (N, T, D)
+    def forward(self, x: Tokens, c: Conditioning) -> Tensor:
         shift, scale = c.modulation(self.adaLN_modulation, 2)
-        with without_autocast(x[0].device):  # guidance takes differences of what comes out
-            return self.linear(modulate(map(self.norm_final, x), shift, scale))
+        with without_autocast(c.vectors.device):  # guidance takes differences of what comes out
+            return self.linear(modulate(map(self.norm_final, as_parts(x)), shift, scale))

@@ -43,7 +43,7 @@ class Parts(ComboStoc):
                 f"t of shape {tuple(t.shape)} does not fit x of shape {tuple(x.shape)}; "
                 "it must be (N,), (N, 1, 1), (N, L, 1), (N, 1, F) or (N, L, F)"
             )
-        return self.t_embedder(as_map(t))
+        return self.t_embedder(as_map(t), x.dtype)
 
     def forward_with_cfg(
         self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None = None, **_: Any
@@ -55,7 +55,7 @@ class Parts(ComboStoc):
             t, y: timesteps and labels of the 2N samples, the second N labels being the null class.
             cfg_scale: 1 is no guidance. A tensor that broadcasts to N samples is for each number.
         """
-        half = x[: len(x) // 2]
+        half = x[: x.shape[0] // 2]
         cond, uncond = self.forward(half.repeat(2, 1, 1), t, y).chunk(2)
         return (uncond + cfg_scale * (cond - uncond)).repeat(2, 1, 1)
 
