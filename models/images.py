@@ -182,6 +182,7 @@ class SiT(nn.Module):
         y: Tensor,
         cfg_scale: float | Tensor,
         cfg_channels: int | None = 3,
+        *,
         log_variance: bool = False,
     ) -> Tensor:
         """Classifier-free guidance: uncond + cfg_scale (cond - uncond), both from one batch.

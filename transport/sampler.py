@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .ahead import AHEAD_METHODS, dual_loop, look_ahead
 from .difficulty import call_with_log_variance
+from .divergence import autograd_in_words, exact_divergence, hutchinson_divergence, outside_inference
 from .graded import SCHEDULES, Graded, Grading, Synchronous, preservation_map
 from .integrators import (
     ADAPTIVE_METHODS,
@@ -39,7 +42,8 @@ MAX_STEPS = 2**20  # as many times in [0, 1] are still some roundings of float32
 
 
 class SampleFn:
-    """A sampler with its settings fixed. Runs without autograd and counts evaluations of the model.
+    """A sampler with its settings fixed. Runs without autograd, unless it is to have it, and counts evaluations of the
+    model.
 
     The state and the times are kept in at least float32 (bfloat16 cannot tell 250 steps apart); the model gets the
     state in z's dtype, and the sample comes back in it.
@@ -48,8 +52,14 @@ class SampleFn:
         nfe: how many times the last call evaluated the model.
     """
 
-    def __init__(self, solve: Callable[..., Sequence[Tensor]]) -> None:
+    def __init__(
+        self, solve: Callable[..., Sequence[Tensor]], *, grad: bool = False, grad_checkpointing: bool = False
+    ) -> None:
+        if grad_checkpointing and not grad:
+            raise ValueError("grad_checkpointing is for samplers with grad=True")
         self.solve = solve
+        self.grad = grad
+        self.grad_checkpointing = grad_checkpointing
         self.nfe = 0
 
     def __call__(self, z: Tensor, model: Model, **model_kwargs: Any) -> Sequence[Tensor]:
@@ -63,9 +73,13 @@ class SampleFn:
 
         def counted(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
             self.nfe += 1
-            return model(x.to(z.dtype), t, **kwargs).to(state.dtype)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                output = checkpoint(model, x.to(z.dtype), t, use_reentrant=False, **kwargs)
+            else:
+                output = model(x.to(z.dtype), t, **kwargs)
+            return output.to(state.dtype)
 
-        with torch.no_grad():
+        with nullcontext() if self.grad else torch.no_grad():
             results = self.solve(state, counted, **model_kwargs)
         return [r.to(z.dtype) if r.shape == z.shape else r for r in results]
 
@@ -87,6 +101,8 @@ class Sampler:
         reverse: bool = False,
         trajectory: bool = False,
         grading: Grading | None = None,
+        grad: bool = False,
+        grad_checkpointing: bool = False,
     ) -> SampleFn:
         """Integrate the probability-flow ODE dx = velocity dt from noise to data.
 
@@ -99,6 +115,9 @@ class Sampler:
             reverse: from data to noise.
             trajectory: return the states at all time points instead of the end state only.
             grading: what is kept of a reference; see `sample_graded`, which makes it.
+            grad: keep the samples' derivatives in z, in the model's weights and in model_kwargs, for autograd.
+            grad_checkpointing: with grad, evaluate the model again in the backward pass instead of keeping its
+                activations: memory for a state and little more an evaluation.
         """
         _check("ODE method", sampling_method, ODE_METHODS)
         _check_ode_settings(num_steps, atol, rtol, max_evaluations)
@@ -154,7 +173,7 @@ class Sampler:
                 states += [x for (x,) in (leg[1:] if trajectory else leg)]
             return [course.end(x) for x in (states if trajectory else states[-1:])]
 
-        return SampleFn(solve)
+        return SampleFn(solve, grad=grad, grad_checkpointing=grad_checkpointing)
 
     def sample_sde(
         self,
@@ -168,6 +187,8 @@ class Sampler:
         randn: Callable[[Tensor], Tensor] = torch.randn_like,
         trajectory: bool = False,
         grading: Grading | None = None,
+        grad: bool = False,
+        grad_checkpointing: bool = False,
     ) -> SampleFn:
         """Integrate dx = [velocity + w score] dt + sqrt(2 w) dW from noise to data (SiT, equation 10).
 
@@ -183,6 +204,9 @@ class Sampler:
             randn: gives the noise of a step, one tensor like x a call.
             trajectory: return the states at all time points instead of the end state only.
             grading: what is kept of a reference; see `sample_graded`, which makes it.
+            grad: keep the samples' derivatives in z, in the model's weights and in model_kwargs, for autograd.
+            grad_checkpointing: with grad, evaluate the model again in the backward pass instead of keeping its
+                activations: memory for a state and little more an evaluation.
         """
         _check("SDE method", sampling_method, SDE_METHODS)
         _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
@@ -245,7 +269,7 @@ class Sampler:
                 states = [*states, x] if trajectory else [x]
             return [course.end(x) for x in states]
 
-        return SampleFn(solve)
+        return SampleFn(solve, grad=grad, grad_checkpointing=grad_checkpointing)
 
     def sample_graded(
         self,
@@ -296,7 +320,7 @@ class Sampler:
 
             return sampler.solve(z, velocity, **model_kwargs)
 
-        return SampleFn(solve)
+        return SampleFn(solve, grad=sampler.grad, grad_checkpointing=sampler.grad_checkpointing)
 
     def _check_ahead(self, method: str, reverse: bool) -> None:
         transport = self.transport
@@ -324,7 +348,8 @@ class Sampler:
     ) -> SampleFn:
         """Log-likelihood of data under the ODE: log p(x1) = log N(x0) - int_0^1 div velocity dt.
 
-        The function takes data x1 and returns (log-likelihood in nats (N,), the noise x0 it maps to).
+        The function takes data x1 and returns (log-likelihood in nats (N,), the noise x0 it maps to). It derives the
+        model's output by autograd whatever the caller's mode is, also in torch.inference_mode().
 
         Args:
             sampling_method, num_steps, atol, rtol, max_evaluations: as in `sample_ode`.
@@ -332,6 +357,10 @@ class Sampler:
                 Hutchinson's estimator with a single Rademacher probe, which stays the same over the whole solve so
                 that the integrand is smooth (FFJORD, section 3.1).
             probe: the probe to use, of x1's shape.
+
+        Calling the function raises:
+            RuntimeError: the output has no derivative, as where the model switches autograd off or was itself made in
+                torch.inference_mode().
         """
         _check("ODE method of a likelihood", sampling_method, SOLVERS)
         _check_ode_settings(num_steps, atol, rtol, max_evaluations)
@@ -339,11 +368,13 @@ class Sampler:
         velocity = transport.get_drift()
         t0, t1 = transport.check_interval(transport.train_eps, transport.sample_eps, eval=True, reverse=True)
 
+        @torch.inference_mode(False)
         def solve(x1: Tensor, model: Model, **model_kwargs: Any) -> tuple[Tensor, Tensor]:
-            v = torch.randint_like(x1, 2) * 2 - 1 if probe is None else probe
+            x1, model_kwargs = outside_inference(x1), {k: outside_inference(v) for k, v in model_kwargs.items()}
+            v = torch.randint_like(x1, 2) * 2 - 1 if probe is None else outside_inference(probe)
 
             def field(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                with torch.enable_grad():
+                with torch.enable_grad(), autograd_in_words():
                     x = state[0].detach().requires_grad_()
                     u = velocity(x, t.expand(x.shape[0]), model, **model_kwargs)
                     divergence = exact_divergence(u, x) if exact_trace else hutchinson_divergence(u, x, v)
@@ -355,23 +386,6 @@ class Sampler:
             return transport.prior_logp(x0) + delta_logp, x0
 
         return SampleFn(solve)
-
-
-def hutchinson_divergence(u: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """v^T (du/dx) v for each sample, an unbiased estimate of div u when v has unit covariance: (N, ...) -> (N,)."""
-    (vjp,) = torch.autograd.grad(u, x, grad_outputs=v)
-    return (vjp * v).flatten(1).sum(1)
-
-
-def exact_divergence(u: Tensor, x: Tensor) -> Tensor:
-    """tr du/dx for each sample, one backward pass per dimension: (N, ...) -> (N,)."""
-    divergence = torch.zeros(x.shape[0], device=x.device, dtype=x.dtype)
-    basis = torch.zeros_like(x).flatten(1)
-    for i in range(basis.shape[1]):
-        basis.zero_()[:, i] = 1
-        (row,) = torch.autograd.grad(u, x, grad_outputs=basis.view_as(x), retain_graph=True)
-        divergence = divergence + row.flatten(1)[:, i]
-    return divergence
 
 
 def _check(what: str, value: str | None, choices: Sequence[str | None]) -> None:

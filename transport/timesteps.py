@@ -206,9 +206,35 @@ def draw_timesteps(
     Returns:
         A tensor that broadcasts to x1: of `timestep_shape(x1.shape, combostoc_type)`, or one that broadcasts to it, or
         for attributes to all of their numbers.
+
+    Raises:
+        ValueError: a function for times returned what is no tensor of times, or not of that shape.
     """
     t = _draw(x1, combostoc_type, attributes, times, use_halfmixing, async_fraction, use_blend)
     return over_attributes(t, combostoc_type, attributes)
+
+
+def _checked(draw: Draw) -> Draw:
+    """A user's way of drawing, whose times are looked at. (A GPU is waited for, as it is not with names of `TIMES`.)"""
+
+    def checked(empty: Tensor) -> Tensor:
+        t = draw(empty)
+        name = getattr(draw, "__name__", type(draw).__name__)
+        if not isinstance(t, Tensor):
+            raise ValueError(f"times by {name}: it returned {type(t).__name__}, not a tensor of times in [0, 1]")
+        try:
+            t.expand(empty.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"times by {name}: they are of shape {tuple(t.shape)}, which does not broadcast to {tuple(empty.shape)}"
+            ) from None
+        if t.isnan().any():
+            raise ValueError(f"times by {name}: they hold NaN; times lie in [0, 1]")
+        if t.numel() and not (t.amin() >= 0 and t.amax() <= 1):
+            raise ValueError(f"times by {name}: they run from {t.amin():g} to {t.amax():g}; times lie in [0, 1]")
+        return t
+
+    return checked
 
 
 def _draw(
@@ -226,6 +252,8 @@ def _draw(
     draw = TIMES[times] if isinstance(times, str) else times
     if draw is not None:
         empty = torch.empty(shape, device=device, dtype=dtype)
+        if not isinstance(times, str):
+            draw = _checked(draw)
         if not use_halfmixing or combostoc_type is ComboStocType.UNSYNC_NONE:
             return draw(empty)
         return torch.where(are_async(empty, async_fraction), draw(empty), draw(one_each(empty)))

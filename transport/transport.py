@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from .difficulty import call_with_log_variance, gaussian_nll
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .sampler import Sampler as Sampler  # SiT's programs look for it here, too
+from .segments import takes_segments, warn_of_lost_segments
 from .timesteps import (
     OF_SHAPES,
     TIMES,
@@ -225,10 +225,10 @@ class Transport:
         n = t.shape[0]
         positions = t.shape[2:] if self.attributes is None else t.shape[1:2]
         varies = t.ndim > 2 and any(size > 1 for size in positions)
-        if not (varies and self.use_halfmixing) or n == 1:
+        if not (varies and self.use_halfmixing) or n <= 1:
             return [t]
         n_async = count_async(n, self.async_fraction)
-        return [part for part in (t[:n_async], one_each(t[n_async:])) if len(part)]
+        return [part for part in (t[:n_async], one_each(t[n_async:])) if part.shape[0]]
 
     def training_losses(
         self, model: Model, x1: Tensor, model_kwargs: dict[str, Any] | None = None
@@ -246,7 +246,11 @@ class Transport:
         """
         t, x0, x1 = self.sample(x1)
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
-        times = self.segments(t) if takes_segments(model) else t
+        times: Tensor | list[Tensor] = self.segments(t)
+        if not takes_segments(model):
+            if len(times) > 1:
+                warn_of_lost_segments(model)
+            times = t
         settings, x = model_kwargs or {}, xt.to(x1.dtype)  # xt is float32 for bfloat16 data, as t is
         if self.difficulty:
             output, log_variance = call_with_log_variance(model, x, times, settings)
@@ -365,17 +369,6 @@ class Transport:
         if singular_end and t1 > 1 - 1e-6:
             t1 = 1 - SINGULAR_EPS
         return (t1, t0) if reverse else (t0, t1)
-
-
-def takes_segments(model: Model) -> bool:
-    """Whether a model's `forward` is marked to take a list of timesteps, for consecutive parts of the batch.
-
-    Asked of the model within DistributedDataParallel and torch.compile, which hand on what they are given. A subclass
-    with a `forward` of its own has no mark.
-    """
-    while isinstance(model, DistributedDataParallel) or hasattr(model, "_orig_mod"):
-        model = model.module if isinstance(model, DistributedDataParallel) else model._orig_mod
-    return getattr(getattr(model, "forward", None), "takes_segments", False)
 
 
 def _call(model: Model, x: Tensor, t: Tensor | list[Tensor], model_kwargs: dict[str, Any]) -> Tensor:
