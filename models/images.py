@@ -152,10 +152,10 @@ class SiT(nn.Module):
             raise ValueError("a model without learn_sigma predicts no log-variance")
         times = [t] if isinstance(t, Tensor) else t
         c = self.condition(x, times, self.y_embedder(y, self.training))
-        tokens: Tokens = self.embed(x)
-        if len(times) > 1:
-            sizes = [n for n, _ in c.parts]
-            tokens = list(split(tokens, sizes))  # a list, as a block returns: one compilation serves all
+        embedded = self.embed(x)
+        tokens: Tokens = embedded
+        if len(times) > 1:  # a list, as a block returns: one compilation serves all
+            tokens = list(split(embedded, [n for n, _ in c.parts]))
         every = self.grad_checkpointing if self.training else 0
         for i, block in enumerate(self.blocks):
             tokens = recomputed(block, tokens, c) if every and i % every == 0 else block(tokens, c)

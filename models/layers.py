@@ -37,8 +37,9 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000) -> Tensor
 def input_dtype(layer: nn.Module, otherwise: torch.dtype) -> torch.dtype:
     """The floating dtype that a layer takes: its weight's. Quantised weights, and those kept in float8, do not say."""
     weight = getattr(layer, "weight", None)  # of dynamically quantised layers, a method
-    says = isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1
-    return weight.dtype if says else otherwise
+    if isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1:
+        return weight.dtype
+    return otherwise
 
 
 class TimestepEmbedder(nn.Module):
@@ -178,7 +179,7 @@ class Conditioning(NamedTuple):
 
 def split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
     """Consecutive parts of a batch; the only one is the batch, of any size."""
-    return x.split(sizes) if len(sizes) > 1 else (x,)  # type: ignore[no-untyped-call]
+    return x.split(sizes) if len(sizes) > 1 else (x,)
 
 
 def modulate(x: Iterable[Tensor], shift: Sequence[Tensor], scale: Sequence[Tensor]) -> Tensor:

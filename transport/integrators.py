@@ -47,6 +47,9 @@ def integrate_ode(
         FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
             arrived after `max_evaluations`; or the method needs float64, which the device does not have.
     """
+    points = range(num_steps) if trajectory else [-1]
+    if not state[0].numel():  # whose error an adaptive method cannot tell
+        return [state for _ in points]
     adaptive, device = method in ADAPTIVE_METHODS, state[0].device
     if adaptive and (fault := beyond_rounding(atol, rtol, state[0].dtype)):
         warnings.warn(f"{fault}: {method} may not arrive", stacklevel=2)
@@ -90,7 +93,6 @@ def integrate_ode(
             f"{method} cannot take its step to t = {float(now):.4g}: the model's output on the way is not finite, or "
             "changes too fast"
         ) from None
-    points = range(num_steps) if trajectory else [-1]
     return [tuple(component[k] for component in solution) for k in points]
 
 

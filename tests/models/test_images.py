@@ -137,8 +137,10 @@ def test_a_block_by_itself(seeded):
     outputs = []
     for c in (one := torch.randn(2, 1, 48), one.expand(2, 16, 48)):
         n, k, _ = c.shape
-        (output,) = block([x], Conditioning(c.flatten(0, 1), ((n, k),)))
-        outputs.append(output)
+        conditioning = Conditioning(c.flatten(0, 1), ((n, k),))
+        outputs.append(block(x, conditioning))
+        (of_a_list,) = block([x], conditioning)
+        assert torch.equal(of_a_list, outputs[-1])
     assert outputs[0].shape == x.shape
     torch.testing.assert_close(*outputs)
 

@@ -1,10 +1,13 @@
+import functools
+import math
+
 import pytest
 import torch
 
 from models import ComboStoc, SiT
 from tests.conftest import golden
 from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape, timesteps
-from transport.transport import takes_segments
+from transport.segments import takes_segments
 
 TYPES = [c.name for c in ComboStocType if c.name not in timesteps.OF_SHAPES]
 ASYNC = TYPES[1:]
@@ -450,3 +453,33 @@ def test_a_half_mixed_batch_of_shapes_in_segments(kind, seeded):
     assert torch.equal(torch.cat([s.expand(-1, *t.shape[1:]) for s in segments]), t)
     assert len(segments) == (2 if WHERE[kind][0] == 5 else 1)
     assert t.ndim == 1 or (t[3:] == t[3:, :1, :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("times", "named"),
+    [
+        (lambda t: t.new_full(t.shape, math.nan), r"times by <lambda>: they hold NaN; times lie in \[0, 1\]"),
+        (lambda t: torch.rand_like(t) + 0.5, r"times by <lambda>: they run from .* to 1\..*; times lie in \[0, 1\]"),
+        (lambda t: -torch.rand_like(t), "they run from -"),
+        (lambda t: torch.where(torch.arange(4) == 2, math.inf, 0.5)[:, None, None, None], "to inf; times lie in"),
+        (lambda t: torch.rand(3), r"they are of shape \(3,\), which does not broadcast to \(4, 2, 4, 4\)"),
+        (lambda t: 0.5, "it returned float, not a tensor"),
+        (functools.partial(torch.full_like, fill_value=1000), "times by partial: they run from 1000 to 1000"),
+    ],
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_own_times_that_are_none_end_in_one_line(times, named, half):
+    transport = create_transport(combostoc_type="UNSYNC_ALL", times=times, use_halfmixing=half)
+    with pytest.raises(ValueError, match=named):
+        transport.sample(torch.zeros(4, 2, 4, 4))
+
+
+@pytest.mark.parametrize("kind", ComboStocType.__members__)
+def test_an_empty_batch_has_no_times_and_no_segments(kind):
+    shapes = kind in ("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART")
+    x1 = torch.zeros(0, 5, 3) if shapes else torch.zeros(0, 4, 8, 8)
+    transport = create_transport(combostoc_type=kind, attributes=(1, 2) if shapes else None)
+    losses = transport.training_losses(lambda x, t: x, x1)
+    assert losses["loss"].shape == (0,) and losses["pred"].shape == x1.shape
+    t, *_ = transport.sample(x1)
+    assert [len(part) for part in transport.segments(t)] == [0]
