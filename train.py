@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.compile:
             log("Compiling: the first step takes a minute or so")
         counted = f"{len(dataset):,} {things(args.model)} in {len(dataset.class_names)} classes"
-        log(f"{counted}, {order.steps_per_epoch} steps an epoch")
+        log(f"{counted}, {order.pace}")
         log(f"Classes: {class_counts(dataset)}")
         begun = f"Continuing {start.source} from step {step} to {total_steps}"
         log(begun if start.source else f"Training for {total_steps} steps")

@@ -7,7 +7,6 @@ import torch
 from torch.utils.data import Sampler
 
 from runtime.distributed import seed_for
-from runtime.errors import DataError
 
 Key = tuple[int, bool]  # (index of the image, whether to mirror it)
 
@@ -18,19 +17,17 @@ class BatchOrder(Sampler[list[Key]]):
     The order of an epoch is a function of (seed, epoch) alone, so that a continued run sees what an uninterrupted one
     would, on any number of processes. Images that do not fill a last batch wait for the next epoch's order. Where a run
     is in all this is one number, the images that it is past, those that waited included: epoch * length + how many of
-    the epoch's order. It keeps its meaning when the batch size changes.
+    the epoch's order. It keeps its meaning when the batch size changes. A set smaller than a batch fills it by several
+    epochs, one behind the other, and the next batch goes on from there.
 
     Args:
-        length: images in the data set.
+        length: images in the data set, at least 1.
         global_batch_size: images a step, over all processes.
         rank, world_size: this process among them.
         seed: of the run.
         start_step: first step to yield.
         start: images that the run is past then; by default, as many as so many steps of this batch size take.
         flip: mirror half of the images.
-
-    Raises:
-        DataError: there are fewer images than one global batch takes.
     """
 
     def __init__(
@@ -44,46 +41,60 @@ class BatchOrder(Sampler[list[Key]]):
         start: int | None = None,
         flip: bool = True,
     ) -> None:
-        if length < global_batch_size:
-            raise DataError(f"the data set has {length} samples, fewer than one global batch of {global_batch_size}")
         self.length = length
         self.global_batch_size = global_batch_size
         self.local_batch_size = global_batch_size // world_size
         self.rank = rank
         self.seed = seed
         self.flip = flip
-        self.steps_per_epoch = length // global_batch_size
+        self.steps_per_epoch = length // global_batch_size  # 0: a batch takes several epochs
         self.start_step = start_step
         self.start = steps_to_images(start_step, length, global_batch_size) if start is None else start
         self.epoch, offset = divmod(self.start, length)
         self.steps_left = (length - offset) // global_batch_size  # of the epoch that is begun
 
+    @property
+    def pace(self) -> str:
+        """How many steps an epoch takes, or epochs a step, to be logged."""
+        if self.steps_per_epoch:
+            return f"{self.steps_per_epoch} steps an epoch"
+        epochs = self.global_batch_size / self.length
+        return f"fewer than a batch of {self.global_batch_size}: {epochs:.1f} epochs a step"
+
     def images(self, step: int) -> int:
         """Images that the run is past before a step, from the first one on."""
         steps = step - self.start_step
-        if steps < self.steps_left:
+        if steps < self.steps_left or not self.steps_per_epoch:
             return self.start + steps * self.global_batch_size
         later = steps_to_images(steps - self.steps_left, self.length, self.global_batch_size)
         return (self.epoch + 1) * self.length + later
 
     def last_step(self, epochs: int) -> int:
         """The step at which so many passes over the data are done; before the first one where they have been."""
+        if not self.steps_per_epoch:
+            return self.start_step - (self.start - epochs * self.length) // self.global_batch_size  # rounded up
         return self.start_step + self.steps_left + (epochs - self.epoch - 1) * self.steps_per_epoch
 
     def __iter__(self) -> Iterator[list[Key]]:
         current = -1
         for step in itertools.count(self.start_step):
-            epoch, offset = divmod(self.images(step), self.length)
-            if epoch != current:
-                current = epoch
-                generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", epoch))
-                order = torch.randperm(self.length, generator=generator)
-                mirror = torch.randint(2, (self.length,), generator=generator).bool() & self.flip
-            mine = slice(start := offset + self.rank * self.local_batch_size, start + self.local_batch_size)
-            yield list(zip(order[mine].tolist(), mirror[mine].tolist(), strict=True))
+            place = self.images(step) + self.rank * self.local_batch_size
+            keys: list[Key] = []
+            while (missing := self.local_batch_size - len(keys)) > 0:
+                epoch, offset = divmod(place + len(keys), self.length)
+                if epoch != current:
+                    current = epoch
+                    generator = torch.Generator().manual_seed(seed_for(self.seed, "epoch", epoch))
+                    order = torch.randperm(self.length, generator=generator)
+                    mirror = torch.randint(2, (self.length,), generator=generator).bool() & self.flip
+                mine = slice(offset, offset + missing)  # or as far as the epoch goes
+                keys += zip(order[mine].tolist(), mirror[mine].tolist(), strict=True)
+            yield keys
 
 
 def steps_to_images(steps: int, length: int, global_batch_size: int) -> int:
     """Images that so many steps from the beginning of an epoch take a run past, see `BatchOrder`."""
+    if length < global_batch_size:
+        return steps * global_batch_size
     epochs, rest = divmod(steps, length // global_batch_size)
     return epochs * length + rest * global_batch_size

@@ -1,7 +1,6 @@
 import pytest
 
 from data.order import BatchOrder
-from runtime.errors import DataError
 
 
 def batches(order, count):
@@ -61,6 +60,29 @@ def test_an_epoch_visits_every_image_once_and_epochs_differ():
     assert 0.45 < sum(mirrored) / len(mirrored) < 0.55
 
 
-def test_fewer_images_than_a_batch():
-    with pytest.raises(DataError, match="5 samples, fewer than one global batch of 8"):
-        BatchOrder(5, 8, 0, 1, seed=0)
+@pytest.mark.parametrize(("length", "batch_size"), [(5, 8), (5, 256), (1, 4), (7, 8)])
+def test_a_batch_of_a_small_set_takes_several_epochs_one_behind_the_other(length, batch_size):
+    steps = 2 * length
+    keys = [key for batch in batches(BatchOrder(length, batch_size, 0, 1, seed=3), steps) for key in batch]
+    assert len(keys) == steps * batch_size
+    epochs = [[i for i, _ in keys[k : k + length]] for k in range(0, len(keys), length)]
+    assert all(sorted(epoch) == list(range(length)) for epoch in epochs)
+    assert length == 1 or len(set(map(tuple, epochs))) > 1
+    shares = [batches(BatchOrder(length, batch_size, rank, 4, seed=3), steps) for rank in range(4)]
+    assert [key for parts in zip(*shares, strict=True) for part in parts for key in part] == keys
+
+
+@pytest.mark.parametrize("batch_size", [3, 8, 256])
+def test_a_small_set_goes_on_where_it_was_with_any_batch_size(batch_size):
+    before = BatchOrder(5, 8, 0, 1, seed=3)
+    after = BatchOrder(5, batch_size, 0, 1, seed=3, start_step=4, start=before.images(4))
+    assert before.images(4) == after.images(4) == 32
+    stream = [key for batch in batches(BatchOrder(5, 1, 0, 1, seed=3), 400) for key in batch]
+    assert batches(after, 1)[0] == stream[32 : 32 + batch_size]
+    last = after.last_step(100)
+    assert after.images(last - 1) < 500 <= after.images(last)
+
+
+def test_the_pace_is_told_of_large_and_small_sets():
+    assert BatchOrder(1797, 16, 0, 1, seed=0).pace == "112 steps an epoch"
+    assert BatchOrder(5, 256, 0, 1, seed=0).pace == "fewer than a batch of 256: 51.2 epochs a step"
