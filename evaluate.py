@@ -106,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if process.is_main:
         for line in warnings_about_sources(sources):
             print(f"Warning: {line}", file=sys.stderr)
-    extractor = distributed.on_main_first(lambda: load_extractor(args.features, args.weights, process.device))
+    extractor = None
+    if any(source.images is not None for source in sources):  # statistics alone need no network, nor its weights
+        extractor = distributed.on_main_first(lambda: load_extractor(args.features, args.weights, process.device))
     found = [source.statistics(extractor, process, args.batch_size) for source in sources]
     statistics = [s for s in found if s is not None]  # none in other processes than the first
     if process.is_main and args.save_stats:

@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         flip=args.flip,
     )
     total_steps = max(order.last_step(args.epochs), 0)
+    if args.max_steps and args.max_steps > total_steps:
+        lines.append(f"Warning: --epochs {args.epochs} ends at step {total_steps}, before --max-steps {args.max_steps}")
     total_steps = min(total_steps, args.max_steps or total_steps)
     if step > total_steps:
         raise UsageError(

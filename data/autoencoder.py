@@ -4,6 +4,7 @@ Pixels are float tensors (N, 3, H, W) in [-1, 1]; latents are what the transform
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,12 +41,18 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
     scaling_factor / latents_std; without them, (z - shift_factor) scaling_factor.
 
     Raises:
-        ValueError: these are not numbers, one for each channel.
+        ValueError: these are not numbers, one for each channel, or latents would all be alike.
     """
     factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
     mean, std = config.get("latents_mean"), config.get("latents_std")
+    scale, shift = config["scaling_factor"], config.get("shift_factor") or 0.0
+    for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}, not a number")
+    if scale == 0:
+        raise ValueError(f"scaling_factor is {scale!r}: all latents would be 0")
     if mean is None or std is None:
-        return Layout(factor, channels, config["scaling_factor"], config.get("shift_factor") or 0.0)
+        return Layout(factor, channels, scale, shift)
     for name, values in (("latents_mean", mean), ("latents_std", std)):
         if not (
             isinstance(values, list | tuple)
@@ -54,7 +61,7 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
             and (name == "latents_mean" or min(values) > 0)
         ):
             raise ValueError(f"{name} is {values}, not a number for each of {channels} channels")
-    return Layout(factor, channels, [config["scaling_factor"] / v for v in std], list(mean))
+    return Layout(factor, channels, [scale / v for v in std], list(mean))
 
 
 def check_channels(name: str, channels: int, source: str) -> None:
@@ -126,7 +133,8 @@ class LatentSpace:
         try:
             from diffusers.models import AutoencoderKL
 
-            self.vae = AutoencoderKL.from_pretrained(source).to(device).eval().requires_grad_(False)
+            self.vae = AutoencoderKL.from_pretrained(source, **variant(Path(source))).to(device, torch.float32)
+            self.vae.eval().requires_grad_(False)
             self.factor, self.channels, self.scale, self.shift = layout_of(self.vae.config)
         except Exception as error:  # diffusers and the Hub raise many kinds
             advice = " (without network, give --vae a diffusers folder of it)" if source in PUBLISHED.values() else ""
@@ -185,6 +193,29 @@ def weights_that_are_none(folder: Path) -> str | None:
     return None
 
 
+def variant(folder: Path) -> dict[str, str]:
+    """What diffusers has to be told of a folder that has its weights in half precision only."""
+    stem = "diffusion_pytorch_model"
+    has_full = any((folder / f"{stem}.{kind}").is_file() for kind in ("safetensors", "bin"))
+    has_half = any((folder / f"{stem}.fp16.{kind}").is_file() for kind in ("safetensors", "bin"))
+    return {"variant": "fp16"} if has_half and not has_full else {}
+
+
+def other_than_autoencoder(path: Path) -> str | None:
+    """What is at a path in place of a diffusers folder of an AutoencoderKL; None where nothing speaks against it."""
+    if path.is_file():
+        return f"is a file; give its folder, {path.parent}" if (path.parent / "config.json").is_file() else "is a file"
+    if (path / "vae" / "config.json").is_file() and not (path / "config.json").is_file():
+        return f"is the folder of a whole pipeline; give {path / 'vae'}"
+    try:
+        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("_class_name", "AutoencoderKL")
+    except (OSError, ValueError, AttributeError):
+        return None  # what comes next says it
+    return (
+        None if kind == "AutoencoderKL" else f"is of the class {kind}; of diffusers' autoencoders AutoencoderKL is read"
+    )
+
+
 def draw_posterior(moments: Tensor) -> Tensor:
     """A latent from its posterior's mean and standard deviation: (N, 2, C, h, w) -> (N, C, h, w)."""
     mean, std = moments.unbind(1)
@@ -196,7 +227,11 @@ def check_name(name: str) -> None:
     Raises:
         DataError: `--vae` names no autoencoder, as far as that shows without loading it.
     """
-    if name != "none" and name not in PUBLISHED and not (Path(name) / "config.json").is_file():
+    if name == "none" or name in PUBLISHED:
+        return
+    if other := other_than_autoencoder(Path(name)):
+        raise DataError(f"--vae {name} {other}")
+    if not (Path(name) / "config.json").is_file():
         raise DataError(f"--vae {name} is neither ema, mse, none nor a diffusers folder with a config.json")
 
 

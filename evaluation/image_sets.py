@@ -56,8 +56,12 @@ class NpzImages:
     def __post_init__(self) -> None:
         with open_array(self.path, IMAGES) as array:
             shape, fortran_order, dtype = read_header(array, self.path)
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or fortran_order or 0 in shape:
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
             raise DataError(f"{self.path}: {IMAGES} is {dtype} of shape {shape}; uint8 of (N, H, W, 3) is needed")
+        if 0 in shape:
+            raise DataError(f"{self.path} holds no images: {IMAGES} is of shape {shape}")
+        if fortran_order:
+            raise DataError(f"{self.path}: {IMAGES} is in Fortran order; save numpy.ascontiguousarray of it")
         self.shape = shape
 
     @property

@@ -132,9 +132,15 @@ class Source:
     images: ImageSet | None
     has_moments: bool = False  # beside the images, of whichever network
 
-    def statistics(self, extractor: Extractor, process: distributed.Process, batch_size: int) -> Statistics | None:
-        """Its statistics, for which all processes look at the images, in the first process; None in the others."""
-        if self.images is None:
+    def statistics(
+        self, extractor: Extractor | None, process: distributed.Process, batch_size: int
+    ) -> Statistics | None:
+        """Its statistics, for which all processes look at the images, in the first process; None in the others.
+
+        Args:
+            extractor: the network that looks; None will do where there are no images.
+        """
+        if self.images is None or extractor is None:
             return self.saved
         batches = self.images.batches(batch_size, process.rank, process.world_size)
         total = -(-len(self.images) // (batch_size * process.world_size))

@@ -12,7 +12,7 @@ import evaluate
 from evaluation import features, metrics
 from evaluation.features import Extractor, Features
 from evaluation.image_sets import open_images
-from runtime.errors import run_program
+from runtime.errors import DataError, run_program
 from tests.faults import launch
 
 OFFLINE = ["--features", "efficientnet-lite0"]
@@ -168,6 +168,24 @@ def test_moments_alone(files, tmp_path, means, capsys):
     assert names == ["FID", "IS"]
 
 
+@pytest.mark.parametrize("extra", [{}, {"extractor": "inception", "count": 40}])
+def test_two_files_of_statistics_need_no_network(extra, tmp_path, monkeypatch, capsys):
+    """Nor its weights, which the machine may not be able to fetch."""
+
+    def fail(*_):
+        raise DataError("weights of inception cannot be fetched")
+
+    monkeypatch.setattr(evaluate, "load_extractor", fail)
+    monkeypatch.setitem(features.DIMENSIONS, "inception", 12)
+    for name, mean in (("a", 0.0), ("b", 0.5)):
+        np.savez(tmp_path / f"{name}.npz", mu=np.full(12, mean), sigma=np.eye(12, dtype=np.float32), **extra)
+    evaluate.main([str(tmp_path / "a.npz"), str(tmp_path / "b.npz")])
+    assert capsys.readouterr().out.split() == ["FID", "3"]
+    np.savez(tmp_path / "images.npz", np.zeros((4, 8, 8, 3), np.uint8))
+    with pytest.raises(DataError, match="cannot be fetched"):
+        evaluate.main([str(tmp_path / "images.npz"), str(tmp_path / "b.npz")])
+
+
 def test_statistics_of_many_images_keep_features_of_some(files, tmp_path, means, monkeypatch, capsys):
     """Evenly spaced ones, for folders are in the order of their classes; the moments are those of all."""
     monkeypatch.setattr("evaluation.statistics.MAX_FEATURES", 5)
@@ -190,6 +208,8 @@ def bad(files):
     with np.load(files / "some.npz") as some:
         pixels = some["arr_0"]
     np.savez(files / "one.npz", pixels[:1])
+    np.savez(files / "none.npz", pixels[:0])
+    np.savez(files / "fortran.npz", np.asfortranarray(pixels))
     np.savez(files / "other.npz", images=pixels)
     np.savez(files / "float.npz", pixels / 255)
     np.savez(files / "thin.npz", mu=np.zeros(7), sigma=np.eye(7), extractor="efficientnet-lite0")
@@ -222,6 +242,8 @@ CASES = [
     ("{f}/page.npz {f}/some.npz", 1, "page.npz is no .npz file but a web page"),
     ("{f}/many.npz {f}/some.npz", 1, "many.npz has no arr_0; it holds a0, a1, a2, a3, a4, a5, a6, a7, ..."),
     ("{f}/some.npz {f}/float.npz", 1, "arr_0 is float64 of shape (40, 8, 8, 3); uint8 of (N, H, W, 3) is needed"),
+    ("{f}/none.npz {f}/some.npz", 1, "none.npz holds no images: arr_0 is of shape (0, 8, 8, 3)"),
+    ("{f}/fortran.npz {f}/some.npz", 1, "arr_0 is in Fortran order; save numpy.ascontiguousarray of it"),
     ("{f}/some.npz {f}/one.npz", 1, "one.npz holds 1 image; a distribution takes two or more"),
     ("{f}/some.npz {f}/thin.npz", 1, "thin.npz holds statistics of 7 features; efficientnet-lite0 has 1280"),
     ("{f}/some.npz {f}/skew.npz", 1, "mu has shape (1280,), sigma (7, 7)"),

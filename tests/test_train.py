@@ -261,6 +261,25 @@ def test_classes_without_data_are_announced(tmp_path):
     assert "Warning: the data have 10 of --num-classes 12" in (folder / "log.txt").read_text()
 
 
+def test_five_pictures_of_ones_own_train_and_continue_as_if_never_stopped(tmp_path):
+    """Fewer than a batch: each step takes them several times. The log says where --epochs ends before --max-steps."""
+    (tmp_path / "data" / "own").mkdir(parents=True)
+    for k in range(5):
+        Image.new("RGB", (8, 8), (50 * k, 0, 99)).save(tmp_path / "data" / "own" / f"{k}.png")
+    own = ["--data-path", str(tmp_path / "data"), "--num-classes", "1", "--epochs", "10"]
+    folders = [run(tmp_path, *own, steps=3, exp="whole")]
+    whole = (folders[0] / "log.txt").read_text()
+    assert "5 images in 1 classes, fewer than a batch of 16: 3.2 epochs a step" in whole and "--epochs" not in whole
+    run(tmp_path, *own, steps=2, exp="parts")
+    folders.append(run(tmp_path, *own, steps=3, exp="parts"))
+    ends = [checkpoint.load(folder / "ckpt.pt") for folder in folders]
+    assert_equal_bit_for_bit(ends[0]["model"], ends[1]["model"])
+    assert ends[0]["progress"]["images_seen"] == 48
+    run(tmp_path, *own, steps=100, exp="parts")
+    log = (folders[1] / "log.txt").read_text()
+    assert "Warning: --epochs 10 ends at step 4, before --max-steps 100" in log and "from step 3 to 4" in log
+
+
 def test_a_model_without_learn_sigma_continues(tmp_path):
     build = ComboStoc_models["ComboStoc-XS/4"]
     torch.save(build(input_size=8, in_channels=1, num_classes=10, learn_sigma=False).state_dict(), tmp_path / "a.pt")

@@ -92,6 +92,58 @@ def test_means_and_deviations_that_fit_no_channels_are_named(configured, values)
         load_autoencoder(configured(**values), CPU)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"scaling_factor": None}, "scaling_factor is None, not a number"),
+        ({"scaling_factor": 0.0}, "scaling_factor is 0.0: all latents would be 0"),
+        ({"scaling_factor": float("nan")}, "scaling_factor is nan, not a number"),
+        ({"scaling_factor": "0.18215"}, "scaling_factor is '0.18215', not a number"),
+        ({"shift_factor": [0.1] * 4}, r"shift_factor is \[0.1, .*, not a number"),
+        ({"shift_factor": float("inf")}, "shift_factor is inf, not a number"),
+        ({"scaling_factor": 0, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}, "scaling_factor is 0: all"),
+    ],
+)
+def test_a_scale_or_shift_that_is_no_number_is_named(configured, values, said):
+    with pytest.raises(DataError, match=f"could not be loaded: {said}"):
+        load_autoencoder(configured(**values), CPU)
+
+
+def test_a_configuration_without_a_scale_has_diffusers_own(configured, tmp_path):
+    folder = configured()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "scaling_factor"}))
+    assert load_autoencoder(folder, CPU).scale == 0.18215
+
+
+def test_weights_in_half_precision_alone_are_read(tiny_vae, tmp_path):
+    """As `save_pretrained(variant="fp16")` leaves them; they compute in float32."""
+    space = load_autoencoder(str(tiny_vae), CPU)
+    type(space.vae).from_pretrained(tiny_vae).half().save_pretrained(tmp_path, variant="fp16")
+    half, images = load_autoencoder(str(tmp_path), CPU), torch.rand(1, 3, 16, 16)
+    assert half.vae.dtype == torch.float32
+    torch.testing.assert_close(half.encode(images, False), space.encode(images, False), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL", "UNet2DModel"])
+def test_another_class_of_diffusers_is_named(configured, kind):
+    with pytest.raises(DataError, match=f"is of the class {kind}; of diffusers' classes AutoencoderKL is read"):
+        load_autoencoder(configured(_class_name=kind), CPU)
+
+
+def test_a_pipelines_folder_and_a_file_are_told_which_folder_is_meant(tiny_vae, tmp_path):
+    shutil.copytree(tiny_vae, tmp_path / "vae")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(DataError, match=r"is the folder of a whole pipeline; give .*/vae$"):
+        load_autoencoder(str(tmp_path), CPU)
+    (weights,) = (tmp_path / "vae").glob("*.safetensors")
+    with pytest.raises(DataError, match=r"\.safetensors is a file; give its folder, .*/vae$"):
+        load_autoencoder(str(weights), CPU)
+    (tmp_path / "vae.ckpt").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"vae\.ckpt is a file$"):
+        load_autoencoder(str(tmp_path / "vae.ckpt"), CPU)
+
+
 def test_what_is_no_autoencoder_is_named(tmp_path):
     with pytest.raises(DataError, match=r"neither ema, mse, none nor a diffusers folder"):
         load_autoencoder(str(tmp_path), CPU)
