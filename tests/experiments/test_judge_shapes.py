@@ -83,5 +83,5 @@ def test_real_shapes_are_better_than_noised_ones_and_the_row_is_complete(some, m
     assert real.test_to_samples < noised.test_to_samples and real.samples_to_test < noised.samples_to_test
     assert real.parts == noised.parts == pytest.approx(shapes.counts[: COUNT // 2].mean())
     values = {name: value for name, value in asdict(real).items() if isinstance(value, float) and name != "seconds"}
-    assert len(values) == 7 and all(np.isfinite(value) and value > 0 for value in values.values()), values
+    assert len(values) == 9 and all(np.isfinite(value) and value > 0 for value in values.values()), values
     assert real.accuracy <= 1 and real.coverage <= 100 and real.nearest <= 100

@@ -106,6 +106,7 @@ def test_bf16_sampling_is_close_and_keeps_the_state_in_float32(random_checkpoint
 @pytest.mark.parametrize("prediction", ["velocity", "data"])
 def test_the_progress_bars_total_is_what_the_sampler_does(settings, prediction):
     rest = {"diffusion_form": "sigma", "diffusion_norm": 1.0, "last_step_size": 0.04, "likelihood": False}
+    rest |= {"max_evaluations": 10_000}
     args = argparse.Namespace(**(rest | settings), prediction=prediction, num_sampling_steps=9, atol=1e-6, rtol=1e-3)
     transport = create_transport(prediction=prediction)
     sampler = build_sampler(args, transport)
