@@ -1,6 +1,7 @@
 """Graded control against closed forms: oracles for one data point, Gaussians, and the samplers it must agree with."""
 
 import math
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from models import ComboStoc, SiT
 from tests.conftest import GaussianModel
 from tests.models.test_images import random_model
-from transport import DIFFUSION_FORMS, LAST_STEPS, Sampler, create_transport
+from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, Sampler, create_transport
 from transport.graded import Graded, Grading, preservation_map
 from transport.sampler import SOLVERS
 
@@ -122,24 +123,23 @@ def test_on_curved_paths_the_error_is_that_of_the_integrator(path, schedule, see
     m = 0.8 * torch.rand(4, 2, 4, 4, dtype=torch.float64)
     transport = create_transport(path, combostoc_type="UNSYNC_ALL", sample_eps=0.1)
     errors = []
-    for num_steps in (51, 101, 201):
+    for num_steps in (21, 41, 81):
         sampler = Sampler(transport).sample_graded(
             x1, m, schedule=schedule, decompensate=True, sampling_method="euler", num_steps=num_steps
         )
         _, t1 = transport.check_interval(0.0, 0.1, eval=True)
         end = m + t1 * (1 - m) if schedule == "number" else torch.full_like(m, t1)
         errors.append(relative(sampler(z, Oracle(transport, x1))[-1], transport.path_sampler.compute_xt(end, z, x1)))
-    assert errors[0] < 0.02
+    assert errors[0] < 0.05
     assert errors[0] / errors[1] > 1.7 and errors[1] / errors[2] > 1.7, errors
 
 
 # ---- nothing kept, all kept ----------------------------------------------------------------------------------------
 
-MODES = [("ODE", {"sampling_method": m, "num_steps": 5}) for m in SOLVERS] + [
-    ("SDE", {"sampling_method": method, "diffusion_form": "sigma", "last_step": last, "num_steps": 5})
-    for method in ("Euler", "Heun")
-    for form in DIFFUSION_FORMS
-    for last in LAST_STEPS
+# Every solver; every pair of a method and a last step of the SDE, and every diffusion.
+MODES = [("ODE", {"sampling_method": m, "num_steps": 5, "rtol": 0.1, "atol": 0.1}) for m in SOLVERS] + [
+    ("SDE", {"sampling_method": method, "diffusion_form": form, "last_step": last, "num_steps": 5})
+    for (method, last), form in zip(product(SDE_METHODS, LAST_STEPS), cycle(DIFFUSION_FORMS), strict=False)
 ]
 
 
