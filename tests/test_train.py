@@ -340,11 +340,24 @@ def test_weights_alone_start_at_step_0(tmp_path):
 
 
 TYPES = [kind for kind in COMBOSTOC_TYPES if kind not in OF_SHAPES]
-TRANSPORTS = [
+ALL_TRANSPORTS = [
     *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], TYPES),
     *itertools.product(["Linear", "GVP", "VP"], ["score", "noise"], ["None", "velocity", "likelihood"], ["UNSYNC_ALL"]),
     ("Linear", "velocity", "likelihood", "UNSYNC_ALL"),
 ]
+IN_SUITE = [  # every choice of each flag, and every path with every prediction; the others: make drill
+    ("Linear", "velocity", "None", "UNSYNC_NONE"),
+    ("GVP", "velocity", "None", "UNSYNC_VEC"),
+    ("VP", "velocity", "None", "UNSYNC_PATCH"),
+    ("Linear", "score", "None", "UNSYNC_ALL"),
+    ("GVP", "score", "velocity", "UNSYNC_ALL"),
+    ("VP", "score", "likelihood", "UNSYNC_ALL"),
+    ("Linear", "noise", "likelihood", "UNSYNC_ALL"),
+    ("GVP", "noise", "None", "UNSYNC_ALL"),
+    ("VP", "noise", "velocity", "UNSYNC_ALL"),
+    ("Linear", "velocity", "likelihood", "UNSYNC_ALL"),
+]
+TRANSPORTS = [pytest.param(*case, marks=() if case in IN_SUITE else pytest.mark.drill) for case in ALL_TRANSPORTS]
 
 
 @pytest.mark.parametrize(("path", "prediction", "weight", "kind"), TRANSPORTS)
