@@ -409,6 +409,7 @@ def test_a_drawing_is_a_reference(visit):
     assert (reference[1:7, 1:3] > 200).all() and (reference[:, 4:] == 0).all()
 
 
+@pytest.mark.drill
 def test_pictures_that_cannot_be_read(visit, files):
     page = visit.page
     page.locator("#generate").click()
@@ -442,6 +443,7 @@ def test_it_listens_on_the_loopback_only(server):
     assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", server[0])]
 
 
+@pytest.mark.drill
 def test_a_model_with_one_time_and_three_channels_has_a_page(browser, files, random_checkpoint, tmp_path):
     from playwright.sync_api import TimeoutError as NotShown
 

@@ -249,6 +249,7 @@ def test_parts_are_ticked_and_the_rest_is_generated(visit, files):
     assert np.array_equal(np.asarray(visit.generate()), np.asarray(first)) and not np.array_equal(other, first)
 
 
+@pytest.mark.drill
 def test_sets_of_ones_own_and_mistakes(visit, files):
     from playwright.sync_api import expect
 
@@ -273,6 +274,7 @@ def test_sets_of_ones_own_and_mistakes(visit, files):
     assert "Traceback" not in (files / "log.txt").read_text()
 
 
+@pytest.mark.drill
 def test_on_a_phone_nothing_is_wider_than_the_page(server, browser):
     visit = ShapeVisit(browser, server[0], width=390)
     visit.quick()

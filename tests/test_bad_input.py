@@ -265,8 +265,11 @@ def test_two_processes_end_alike_where_samples_are_not_finite(files, tmp_path):
 
 
 def test_the_same_from_a_shell(files, tmp_path):
-    for arguments, code in ((["--data-path", files / "absent"], 1), (["--data-path", "digits", "--model", "x"], 2)):
-        result = run_cli("train.py", *arguments, "--vae", "none", cwd=tmp_path, check=False)
+    for start, arguments, code in (
+        (run_forked, ["--data-path", files / "absent"], 1),
+        (run_cli, ["--data-path", "digits", "--model", "x"], 2),
+    ):
+        result = start("train.py", *arguments, "--vae", "none", cwd=tmp_path, check=False)
         assert result.returncode == code
         assert result.stderr.startswith("train.py: error: ") and result.stderr.count("\n") == 1
         assert result.stdout == "" and list(tmp_path.iterdir()) == []
@@ -281,7 +284,7 @@ def test_a_batch_not_divisible_by_the_processes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("workers", "processes"), [("0", 1), ("2", 1), ("0", 2)])
+@pytest.mark.parametrize(("workers", "processes"), [pytest.param("0", 1, marks=pytest.mark.drill), ("2", 1), ("0", 2)])
 def test_a_broken_picture_is_named_without_a_traceback(workers, processes, tmp_path):
     (tmp_path / "data" / "class").mkdir(parents=True)
     for i in range(4):
@@ -301,5 +304,5 @@ def test_a_broken_picture_is_named_without_a_traceback(workers, processes, tmp_p
 
 def test_a_mistake_all_processes_make_is_said_once(tmp_path):
     args = ["--data-path", tmp_path / "absent", "--vae", "none", "--global-batch-size", "4"]
-    result = run_cli("train.py", *args, processes=2, cwd=tmp_path, check=False)
+    result = run_forked("train.py", *args, processes=2, cwd=tmp_path, check=False)
     assert result.stderr.count("absent does not exist") == 1

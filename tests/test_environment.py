@@ -29,7 +29,11 @@ def without_streams(rank: int, closed: tuple[int, ...]) -> None:
         setattr(sys, ("stdin", "stdout", "stderr")[descriptor], None)
 
 
-@pytest.mark.parametrize("closed", [(2,), (1,), (0, 1, 2)], ids=["stderr", "stdout", "all"])
+@pytest.mark.parametrize(
+    "closed",
+    [*(pytest.param(closed, marks=pytest.mark.drill) for closed in ((2,), (1,))), (0, 1, 2)],
+    ids=["stderr", "stdout", "all"],
+)
 def test_training_with_closed_streams(closed, tmp_path):
     workers = ["--num-workers", "1"] if 0 in closed else []
     run_forked("train.py", *TRAIN, *workers, cwd=tmp_path, before=partial(without_streams, closed=closed))
@@ -38,7 +42,9 @@ def test_training_with_closed_streams(closed, tmp_path):
     assert (run / "log.txt").read_text().endswith("Done\n")
 
 
-@pytest.mark.parametrize("program", ["sample", "sample_ddp", "evaluate"])
+@pytest.mark.parametrize(
+    "program", ["sample_ddp", *(pytest.param(name, marks=pytest.mark.drill) for name in ("sample", "evaluate"))]
+)
 def test_programs_with_closed_streams(program, random_checkpoint, tmp_path):
     small = ["--ckpt", random_checkpoint, *SAMPLE]
     arguments, code, made = {
@@ -86,6 +92,7 @@ def test_the_programs_start_and_train_without_what_only_posix_has(tmp_path):
     assert "Done" in ran.stderr and (tmp_path / "results" / "ComboStoc-XS-4-exp_tmp" / "ckpt.pt").is_file()
 
 
+@pytest.mark.drill
 def test_samples_without_what_only_posix_has(random_checkpoint, tmp_path):
     argv = ["SDE", "--ckpt", random_checkpoint, *SAMPLE, "Euler", "--num-fid-samples", "3"]
     run_forked("sample_ddp.py", *argv, cwd=tmp_path, before=as_on_windows)

@@ -16,9 +16,9 @@ import train
 from data import feed, latents
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError
-from tests.conftest import ROOT, run_cli
+from tests.conftest import ROOT
 from tests.faults import metrics
-from tests.forked import start
+from tests.forked import run_forked, start
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +66,6 @@ def whole(pictures, tiny_vae, tmp_path_factory):
     return out
 
 
-SMALL_SHARDS = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import extract_latents
-extract_latents.SHARD_SIZE = 4
-extract_latents.run_program(extract_latents.main)
-"""
-
-
 def write_small_shards(rank: int, seconds: float = 0.0) -> None:
     """In the process of an extraction, which may wait before each."""
     extract_latents.SHARD_SIZE = 4
@@ -82,11 +73,10 @@ def write_small_shards(rank: int, seconds: float = 0.0) -> None:
     extract_latents.write_shard = lambda *args: (time.sleep(seconds), write(*args))
 
 
-def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
-    """The last one in a process like a user's."""
+def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, tiny_vae, whole, tmp_path, capsys):
     out = tmp_path / "latents"
     argv = arguments(pictures, tiny_vae, out, "--num-workers", "1")
-    said, slowly = tmp_path / "said", partial(write_small_shards, seconds=0.3)
+    said, slowly = tmp_path / "said", partial(write_small_shards, seconds=0.1)
     for shards in (2, 5):
         (process,) = start("extract_latents", argv, stdout=said, stderr=said, before=slowly)
         deadline = time.time() + 120
@@ -98,17 +88,15 @@ def test_an_extraction_that_is_killed_twice_ends_with_the_same_bytes(pictures, t
     (out / "00001.npy").write_bytes(b"cut")  # as a file system may leave it
     (out / "00009.npy.123.tmp").write_bytes(b"half")
     (out / "records" / "00009.json.123.tmp").write_bytes(b"half")
-    program = tmp_path / "extract_small.py"
-    program.write_text(SMALL_SHARDS)
-    assert "continuing: " in run_cli(program, *argv, cwd=tmp_path).stdout
+    with small_shards_on_one_thread():
+        extract_latents.main(argv)
+    assert "continuing: " in capsys.readouterr().out
     assert files_of(out) == files_of(whole)
 
 
 def test_two_processes_write_the_same_bytes(pictures, tiny_vae, whole, tmp_path):
-    """Through torchrun."""
-    program = tmp_path / "extract_small.py"
-    program.write_text(SMALL_SHARDS)
-    result = run_cli(program, *arguments(pictures, tiny_vae, tmp_path / "latents"), processes=2, cwd=tmp_path)
+    argv = arguments(pictures, tiny_vae, tmp_path / "latents")
+    result = run_forked("extract_latents.py", *argv, processes=2, cwd=tmp_path, before=write_small_shards)
     assert "latents of 38 images in 2 classes" in result.stdout and "images/s" in result.stdout
     assert files_of(tmp_path / "latents") == files_of(whole)
 

@@ -35,18 +35,21 @@ def uninterrupted(tmp_path_factory):
 # ---- killed and continued ------------------------------------------------------------------------------------------
 
 
-RUNS = list(itertools.product((1, 2), ("0", "2"), ("SIGKILL", "SIGTERM")))
-IN_SUITE = [(1, "0", "SIGTERM"), (1, "2", "SIGKILL"), (2, "0", "SIGKILL"), (2, "2", "SIGTERM")]  # pairs of all choices
+RUNS = [  # processes, data workers, signal, how often: once at each of the five moments, or twice in `make drill`
+    (1, "2", "SIGKILL", 5),
+    (2, "0", "SIGTERM", 5),
+    *(
+        pytest.param(*run, 10, marks=pytest.mark.drill)
+        for run in itertools.product((1, 2), ("0", "2"), ("SIGKILL", "SIGTERM"))
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("world_size", "workers", "what"),
-    [pytest.param(*run, marks=() if run in IN_SUITE else pytest.mark.drill) for run in RUNS],  # the others: make drill
-)
-def test_a_run_that_is_killed_ten_times_is_the_same_run(uninterrupted, tmp_path, world_size, workers, what):
+@pytest.mark.parametrize(("world_size", "workers", "what", "count"), RUNS)
+def test_a_run_that_is_killed_many_times_is_the_same_run(uninterrupted, tmp_path, world_size, workers, what, count):
     """In steps, in the middle of saving, between epochs: model, average, optimiser and log, bit for bit."""
     argv = [*RUN, "--num-workers", workers, "--results-dir", str(tmp_path)]
-    for fault in random_faults(what, 10, STEPS, world_size, seed=world_size + 2 * int(workers)):
+    for fault in random_faults(what, count, STEPS, world_size, seed=world_size + 2 * int(workers)):
         codes = launch(argv, tmp_path / "output", world_size=world_size, fault=fault)
         if what == "SIGKILL":
             assert codes[fault.rank] == -signal.SIGKILL and set(codes) <= {-signal.SIGKILL, 1}, fault
@@ -57,7 +60,7 @@ def test_a_run_that_is_killed_ten_times_is_the_same_run(uninterrupted, tmp_path,
     assert "Traceback" not in (tmp_path / "output").read_text()
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.drill), 2])
 def test_a_signal_while_the_last_checkpoint_is_written_does_no_harm(tmp_path, world_size):
     """As where a scheduler and torchrun both pass on one request."""
     argv = [*RUN, "--results-dir", str(tmp_path)]
@@ -68,6 +71,7 @@ def test_a_signal_while_the_last_checkpoint_is_written_does_no_harm(tmp_path, wo
     assert "Done" in (tmp_path / NAME / "log.txt").read_text()
 
 
+@pytest.mark.drill
 def test_three_processes_too(tmp_path):
     """Whose gradients are summed in an order that a restart must not change."""
     argv = [*RUN, "--global-batch-size", "48", "--grad-accum", "1", "--max-steps", "10", "--results-dir"]
@@ -88,12 +92,15 @@ def test_another_number_of_processes_goes_on_with_the_same_images(tmp_path):
 
 FAULTS = [
     (Fault("SIGINT", "begin", 5), 2, 130, "Stopped by SIGINT at step 6; the same command continues"),
-    (Fault("SIGUSR1", "begin", 5), 1, 138, "Stopped by SIGUSR1 at step 6; the same command continues"),
-    (Fault("SIGHUP", "begin", 5), 1, 129, "Stopped by SIGHUP at step 6; the same command continues"),
     (Fault("full disk", "begin", 5), 1, 1, r"train.py: error: .*/ckpt-next.pt: File too large"),
     (Fault("dead worker", "begin", 5), 1, 1, "train.py: error: DataLoader worker .*illed.*was there too little memory"),
+]
+IN_DRILL = [
+    (Fault("SIGUSR1", "begin", 5), 1, 138, "Stopped by SIGUSR1 at step 6; the same command continues"),
+    (Fault("SIGHUP", "begin", 5), 1, 129, "Stopped by SIGHUP at step 6; the same command continues"),
     (Fault("SIGSTOP", "begin", 5, rank=1), 2, 1, "train.py: error: another process has failed, or does not answer"),
 ]
+FAULTS += [pytest.param(*fault, marks=pytest.mark.drill) for fault in IN_DRILL]
 
 
 @pytest.mark.parametrize(("fault", "world_size", "code", "line"), FAULTS, ids=lambda v: getattr(v, "what", None))
@@ -126,6 +133,7 @@ def children(pid: int) -> list[int]:
         return [int(child) for child in file.read().split()]
 
 
+@pytest.mark.drill
 def test_torchrun_carries_on_after_the_death_of_a_rank(uninterrupted, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -143,6 +151,7 @@ def test_torchrun_carries_on_after_the_death_of_a_rank(uninterrupted, tmp_path):
     assert differences(uninterrupted(2), tmp_path / NAME) == []
 
 
+@pytest.mark.drill
 def test_two_nodes_are_two_processes(uninterrupted, tmp_path):
     """Two launchers of one process each, over the loopback; the local rank is 0 on both."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]

@@ -10,8 +10,8 @@ from data.pictures import to_uint8
 from models import SiT
 from runtime.files import sha256
 from sampling.network import ImageNoise, guided
-from tests.conftest import run_cli
 from tests.faults import Fault, launch
+from tests.forked import run_forked
 from train_utils import model_config
 from transport import Sampler, create_transport
 
@@ -121,9 +121,9 @@ def test_balanced_labels_are_all_alike_often_and_leave_the_noise(tmp_path, rando
     assert all(torch.equal(a, b) for a, b in zip(drawn[:half], drawn[half:], strict=True))
 
 
-def test_ode_through_torchrun(trained, tmp_path):
+def test_an_ode_in_two_processes(trained, tmp_path):
     args = ["ODE", "--ckpt", trained / "ckpt.pt", "--sample-dir", tmp_path / "out", *COMMON]
-    assert "model evaluations" in run_cli("sample_ddp.py", *args, processes=2, cwd=tmp_path).stdout
+    assert "model evaluations" in run_forked("sample_ddp.py", *args, processes=2, cwd=tmp_path).stdout
     assert npz_of(tmp_path).shape == (10, 8, 8, 3)
 
 

@@ -83,7 +83,12 @@ def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers)
     assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
 
 
-@pytest.mark.parametrize("times", [name for name in TIMES if name != "combostoc"])
+DRAWS = [name for name in TIMES if name != "combostoc"]
+
+
+@pytest.mark.parametrize(  # a third of them; the others: make drill
+    "times", [pytest.param(name, marks=() if k % 3 == 2 else pytest.mark.drill) for k, name in enumerate(DRAWS)]
+)
 def test_a_run_with_another_draw_of_times_continues_and_is_sampled(tmp_path, times):
     """As if never stopped, without being told again how it was begun; in segments, accumulated;
     guided, ahead of themselves and graded."""
@@ -207,6 +212,16 @@ def test_a_schedule_longer_than_the_run_is_refused(tmp_path):
         run(tmp_path, "--warmup-steps", "4", "--lr-decay", "3", steps=6)
 
 
+def test_compile_reaches_every_block(tmp_path, monkeypatch):
+    """What is compiled is tested with the models."""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **settings: compiled.append(self))
+    run(tmp_path, "--compile", "--sample-every", "1", steps=1)
+    blocks = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=1, num_classes=10).blocks
+    assert len(set(compiled)) == len(compiled) == len(blocks)
+
+
+@pytest.mark.drill
 def test_compiled_training_in_two_processes_is_training(tmp_path):
     args = [*DIGITS_ARGS, "--max-steps", "2", "--sample-every", "2"]
     eager = [*args, "--exp", "eager", "--results-dir", str(tmp_path / "results")]

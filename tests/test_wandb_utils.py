@@ -85,12 +85,15 @@ def test_a_key_that_the_server_refuses_is_one_line(tmp_path):
 ONCE = {"WANDB_X_GRAPHQL_RETRY_MAX": "1"}  # or wandb's service may go on asking when the program ends
 
 
+@pytest.mark.drill
 def test_a_server_that_is_not_there_is_one_line(tmp_path):
     said = log_in(tmp_path, WANDB_KEY=KEY, WANDB_BASE_URL="http://127.0.0.1:1", WANDB_HTTP_TIMEOUT="1", **ONCE)
     assert "the server does not answer" in said and "http://127.0.0.1:1" in said
 
 
-@pytest.mark.parametrize("source", ["WANDB_KEY", "WANDB_API_KEY", "netrc"])
+@pytest.mark.parametrize(
+    "source", ["WANDB_KEY", *(pytest.param(name, marks=pytest.mark.drill) for name in ("WANDB_API_KEY", "netrc"))]
+)
 def test_where_the_key_comes_from(tmp_path, source):
     """Whatever holds one is asked; that it is too short is seen without a server."""
     if source == "netrc":  # as `wandb login` writes it
@@ -101,6 +104,7 @@ def test_where_the_key_comes_from(tmp_path, source):
     assert source == "netrc" or f"{source} invalid" in said
 
 
+@pytest.mark.drill
 def test_without_a_key(tmp_path):
     assert "set WANDB_KEY or WANDB_API_KEY, or run `wandb login`" in log_in(tmp_path)
 

@@ -76,6 +76,7 @@ def test_training_beside_the_predecessor_sit_and_cached_latents(tmp_path, image_
     assert f"| {ours['name']}, batch 4 |" in capsys.readouterr().out
 
 
+@pytest.mark.drill
 def test_random_latents_stand_in_for_a_folder(monkeypatch, capsys):
     monkeypatch.setattr(extract_latents, "SHARD_SIZE", 8)
     flags = "train --model ComboStoc-XS/4 --batch-size 4 --image-size 64 --precision fp32 --rounds 1".split()
@@ -83,6 +84,7 @@ def test_random_latents_stand_in_for_a_folder(monkeypatch, capsys):
     assert "cached / ours, UNSYNC_ALL" in capsys.readouterr().out
 
 
+@pytest.mark.drill
 def test_one_case_alone_tells_its_memory(tmp_path):
     """At least weights, gradients, moments and average: 20 bytes a parameter."""
     path = tmp_path / "one.json"

@@ -117,6 +117,7 @@ def test_a_run_is_trained_once_and_judged(tmp_path, monkeypatch):
     assert images < 1e-6
 
 
+@pytest.mark.drill
 def test_a_run_of_shapes_is_trained_once_and_judged(tmp_path, monkeypatch):
     monkeypatch.setattr(point_network, "STEPS", 20)
     monkeypatch.setattr(judge_shapes, "OFTEN_POINTS", 64)

@@ -3,12 +3,13 @@ import gzip
 import json
 import os
 import pickle
-import subprocess
+import resource
 import sys
 import tarfile
 import threading
 import zipfile
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,9 +20,8 @@ from safetensors.torch import save_file
 import download
 from models import SiT_models
 from runtime import checkpoint
-from runtime.errors import DataError
+from runtime.errors import DataError, run_program
 from runtime.state_dicts import under
-from tests.conftest import ROOT
 from train_utils import load_weights, model_config
 
 
@@ -570,27 +570,23 @@ def test_an_export_holds_the_average_and_its_configuration(tmp_path):
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch, capsys):
     """The limit on a file's size stands in for the disk's end: the system refuses to write on."""
-    code = f"""
-import resource, sys, torch
-sys.path.insert(0, {str(ROOT)!r})
-from runtime import checkpoint
-from runtime.errors import run_program
-from pathlib import Path
-sys.argv = ["train.py"]
-path, write = Path("a.{{suffix}}"), checkpoint.{{write}}
-content = {{{{"ema": {{{{"w": torch.zeros(100)}}}}, "step": 1, "args": {{{{}}}}, "class_names": ["a"]}}}}
-write(path, content)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))
-content |= {{{{"step": 2, "ema": {{{{"w": torch.zeros(10**6)}}}}}}}}
-run_program(lambda: write(path, content))
-"""
-    for suffix, write in (("pt", "save"), ("safetensors", "export")):
-        command = [sys.executable, "-c", code.format(suffix=suffix, write=write)]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert (result.returncode, result.stderr) == (1, f"train.py: error: a.{suffix}: File too large\n")
-        assert checkpoint.load(tmp_path / f"a.{suffix}")["step"] == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    content = {"ema": {"w": torch.zeros(100)}, "step": 1, "args": {}, "class_names": ["a"]}
+    large = content | {"step": 2, "ema": {"w": torch.zeros(10**6)}}
+    for name, write in (("a.pt", checkpoint.save), ("a.safetensors", checkpoint.export)):
+        write(Path(name), content)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            with pytest.raises(SystemExit, match="1"):
+                run_program(lambda name=name, write=write: write(Path(name), large))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert capsys.readouterr().err == f"train.py: error: {name}: File too large\n"
+        assert checkpoint.load(tmp_path / name)["step"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "a.safetensors"]
 
 

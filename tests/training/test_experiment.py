@@ -163,6 +163,7 @@ def test_metrics_of_another_version_are_put_aside(tmp_path):
     assert "3\n" in (folder / "metrics-of-an-older-version.csv").read_text()
 
 
+@pytest.mark.drill
 def test_a_second_run_is_refused(run):
     code = f"""
 import sys

@@ -87,6 +87,7 @@ def test_evaluating_changes_nothing_and_a_run_continues(tmp_path, image_folder):
     assert all(float(row["FD"]) > 0 and row["sFD"] == "" for row in rows(whole))
 
 
+@pytest.mark.drill
 def test_a_signal_ends_an_evaluation_which_the_run_that_continues_makes_up_for(tmp_path, reference):
     """Two processes, of which one is told to stop in the middle of sampling."""
     args = [*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", "4", *EVALUATED, "--eval-every", "2"]
