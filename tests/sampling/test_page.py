@@ -1,5 +1,7 @@
 """The pages of app.py over HTTP, in this process and without a browser: what is typed, and what handlers raise."""
 
+import itertools
+import json
 import math
 from pathlib import Path
 
@@ -71,11 +73,25 @@ def test_a_click_generates(images, shapes):
     assert shapes.generate(**FAST) == "ODE euler: 2 model evaluations"
 
 
+def every_third(*values, start: int = 0):
+    """Of cases that are alike those that are in the suite; the others: make drill."""
+    return [pytest.param(v, marks=() if k % 3 == start else pytest.mark.drill) for k, v in enumerate(values)]
+
+
 ODD = [2.5, math.nan, math.inf, -math.inf, -1, 10**30, 1e300, None, "", "abc", "3", True, [3], {"a": 3}, []]
 
 
-@pytest.mark.parametrize("value", ODD, ids=repr)
-@pytest.mark.parametrize("box", ["Time points", "Variations", "Class", "Guidance", "Kept where nothing is painted"])
+BOXES = ["Time points", "Variations", "Class", "Guidance", "Kept where nothing is painted"]
+
+
+@pytest.mark.parametrize(  # every kind of value, every box; all of both: make drill
+    ("box", "value"),
+    [
+        pytest.param(box, value, marks=() if j == k % len(BOXES) else pytest.mark.drill)
+        for (j, box), (k, value) in itertools.product(enumerate(BOXES), enumerate(ODD))
+    ],
+    ids=repr,
+)
 def test_what_no_box_can_hold_is_a_line_on_the_page(box, value, images):
     if [box, value] in (["Guidance", 2.5], ["Class", -1]):  # these can be
         value = 99
@@ -83,14 +99,14 @@ def test_what_no_box_can_hold_is_a_line_on_the_page(box, value, images):
     assert (box in said or "setting is empty" in said or "list of choices" in said) and "\n" not in said
 
 
-@pytest.mark.parametrize("value", [v for v in ODD if v != -1], ids=repr)
+@pytest.mark.parametrize("value", every_third(*(v for v in ODD if v != -1)), ids=repr)
 def test_a_seed_is_a_whole_number(value, images, shapes):
     for page in (images, shapes):
         said = page.generate(**FAST | {"Seed": value})
         assert ("Seed" in said or "setting is empty" in said) and "\n" not in said
 
 
-@pytest.mark.parametrize("value", [v for v in ODD if v is not None], ids=repr)
+@pytest.mark.parametrize("value", every_third(*(v for v in ODD if v is not None), start=1), ids=repr)
 def test_a_shape_has_a_whole_number(value, shapes):
     status, answer = shapes.direct("Number", "input", Number=value)
     assert status == 200 and "Number: " in answer["data"][-1]
@@ -100,7 +116,7 @@ def test_a_shape_has_a_whole_number(value, shapes):
     )  # 1 == True
 
 
-@pytest.mark.parametrize("error", [SystemExit(2), SystemExit(), RuntimeError("two\nlines"), KeyError("a")], ids=repr)
+@pytest.mark.parametrize("error", every_third(SystemExit(2), KeyError("a"), SystemExit(), RuntimeError("two\nlines")))
 def test_whatever_a_handler_raises_the_page_lives(error, images, shapes, studio, monkeypatch):
     def fail(*_, **__):
         raise error
@@ -113,6 +129,25 @@ def test_whatever_a_handler_raises_the_page_lives(error, images, shapes, studio,
     assert status == 500 and answer["error"].startswith(type(error).__name__)
     monkeypatch.undo()
     assert images.generate(**FAST).startswith("ODE euler")
+
+
+def test_pictures_that_cannot_be_read_are_named(images, folder):
+    for name, content, says in (
+        ("text.png", b"this is no picture", "it is text that begins with 'this is no picture'"),
+        ("cut.png", picture()[:60], "cannot be read"),
+    ):
+        status, answer = images.choose("Picture", name, content)
+        said = json.dumps(answer)
+        assert status == 200 and f"image {name} cannot be read" in said and says in said and str(folder) not in said
+    assert images.choose("Picture", "a.png", picture())[0] == 200
+
+
+def test_a_model_with_one_time_and_three_channels_says_so(random_checkpoint, folder):
+    with serve(app.build_page(studio_of(random_checkpoint)), folder) as http:
+        client = Client(http, "one time")
+        assert client.choose("Picture", "a.png", picture())[0] == 200
+        typed = {"Kept where nothing is painted": 0.5, "Channel 2, times the map": 0.5}
+        assert "SiT-XS/4 has one time for all of a picture" in client.generate(**FAST | typed)
 
 
 def test_every_handler_is_guarded(images, shapes):
