@@ -61,6 +61,7 @@ def test_a_run_through_torchrun_leaves_what_it_should(trained):
         assert picture.size == (10 * 68 + 4, 2 * 82 + 4)  # a column a class
 
 
+@pytest.mark.drill
 def test_one_process_through_the_command_line(tmp_path):
     """Plain python, with data workers."""
     args = [*DIGITS_ARGS, "--num-workers", "2", "--max-steps", "20", "--exp", "one"]
@@ -69,7 +70,7 @@ def test_one_process_through_the_command_line(tmp_path):
     assert "(step=0000020) loss" in result.stderr and "images/s" in result.stderr
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.drill), "2"])
 def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers):
     """Model, average, optimiser and the log's steps, across an epoch's end (112 steps of 16 images an epoch)."""
     flags = ("--num-workers", workers, "--log-every", "3", "--global-batch-size", "256")  # 7 steps an epoch
