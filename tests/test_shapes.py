@@ -163,6 +163,7 @@ def others(tmp_path_factory, trained, chairs):
     folder = tmp_path_factory.mktemp("others")
     digits = [*DIGITS_ARGS, "--max-steps", "1", "--results-dir", str(folder), "--exp", "x", "--sample-every", "0"]
     train.main(digits)
+    Image.new("L", (8, 8)).save(folder / "a.png")
     np.savez(folder / "images.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
     shapes = load_shapes(chairs)
     boxes = {name: values for name, values in shapes.attributes.items() if name.startswith("box")}
@@ -341,7 +342,8 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         ),
         (sample, "ODE --ckpt {ckpt} --reference {set}:0", 2, "how much is kept"),
         (sample, "ODE --ckpt {ckpt} --reference {set}:999 --preserve 1", 1, "few.npz has 120 shapes, 0 to 119"),
-        (sample, "ODE --ckpt {ckpt} --reference a.png --preserve 1", 2, "a.png is no shape"),
+        (sample, "ODE --ckpt {ckpt} --reference a.png --preserve 1", 1, "--reference a.png does not exist"),
+        (sample, "ODE --ckpt {ckpt} --reference {o}/a.png --preserve 1", 2, "a.png is no shape"),
         (sample, "ODE --ckpt {ckpt} --reference {set}:0 --preserve parts:99:1", 2, "parts 0 to .*, not 99"),
         (sample, "ODE --ckpt {ckpt} --reference {set}:0 --preserve colour:1", 2, "a part has exists, box.center"),
         (sample, "ODE --ckpt {ckpt} --reference {set}:0 --preserve parts:0:1.5", 2, "1.5 is not between 0 and 1"),
@@ -370,7 +372,7 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
         (train, "--data-path {set} --ckpt {o}/two.pt", 1, "few.npz does not fit checkpoint .*two.pt: .* the model's 2"),
         (train, "--data-path {o}/boxes.npz --ckpt {ckpt}", 1, "boxes.npz does not fit checkpoint .*: a shape has the"),
         (train, "--data-path {set} --model Parts-XS --num-classes 5", 2, "5 is less than the data's 6 classes"),
-        (train, "--data-path {o}/images.npz --model Parts-XS", 1, "images.npz is not an .npz of shapes: it lacks"),
+        (train, "--data-path {o}/images.npz --model Parts-XS", 1, r"images.npz holds images \(arr_0 .*\), no shapes"),
         (
             train,
             "--data-path {o}/one.npz --model Parts-XS --preset fast-async",

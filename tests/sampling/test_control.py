@@ -249,7 +249,7 @@ def test_without_a_class_by_the_sde_and_pasted_pixels(picture, tmp_path, tiny_va
         ("--reference {r} --preserve 0.5 --preserve-pixels", UsageError, "the map and its factors keep none"),
         ("--reference {r} --preserve-channels 1,1", UsageError, "2 factors; the model has 1 channel"),
         ("--reference {r} --preserve 0.5 --preserve-schedule size", UsageError, "ODE by 'euler', not 'dopri5'"),
-        ("--reference {r}.no --preserve 0.5", DataError, "ref.png.no cannot be read"),
+        ("--reference {r}.no --preserve 0.5", DataError, "ref.png.no does not exist"),
         ("--reference {r} --preserve nothing.png", DataError, "neither a number from 0 to 1 nor regions"),
         ("--reference {r} --preserve 0.5 --class-labels 10", UsageError, "class label 10 is out of range"),
     ],

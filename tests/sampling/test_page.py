@@ -134,7 +134,7 @@ def test_whatever_a_handler_raises_the_page_lives(error, images, shapes, studio,
 def test_pictures_that_cannot_be_read_are_named(images, folder):
     for name, content, says in (
         ("text.png", b"this is no picture", "it is text that begins with 'this is no picture'"),
-        ("cut.png", picture()[:60], "cannot be read"),
+        ("cut.png", picture()[:45], "cannot be read"),
     ):
         status, answer = images.choose("Picture", name, content)
         said = json.dumps(answer)
