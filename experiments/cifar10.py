@@ -21,11 +21,9 @@ from torchvision.datasets import CIFAR10
 
 from data.formats import open_tree
 from data.listing import Tree
-from data.pictures import save_image
 from runtime import progress
 from runtime.command_line import Parser
 from runtime.errors import DataError, first_line, run_program
-from runtime.files import replacing
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = CIFAR10.base_folder
@@ -57,7 +55,7 @@ def write_batches(dataset: CIFAR10, out: Path) -> int:
     make_classes(out)
     for i in progress.bar(range(len(dataset)), desc=str(out)):
         image, label = dataset[i]
-        save_image(image, out / CLASSES[label] / f"{i:05d}.png")
+        image.save(out / CLASSES[label] / f"{i:05d}.png")
     return len(dataset)
 
 
@@ -78,8 +76,7 @@ def write_files(tree: Tree, out: Path) -> int:
     make_classes(out)
     for name in progress.bar(names, desc=str(out)):
         for file in pictures[name]:
-            with replacing(out / name / file) as beside:
-                beside.write_bytes(tree.content(f"{top}{name}/{file}"))
+            (out / name / file).write_bytes(tree.content(f"{top}{name}/{file}"))
     return sum(map(len, pictures.values()))
 
 
