@@ -167,9 +167,8 @@ def serve(app: Any, host: str, port: int) -> None:
     import uvicorn
 
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(
-        target=server.run, daemon=True
-    )  # here an interrupt would wait for those who are connected
+    # In a thread: here an interrupt would wait for those who are connected.
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
         while thread.is_alive():

@@ -372,8 +372,7 @@ def load_weights(model: SiT, state: StateDict, source: str) -> list[str]:
         DataError: see `check_weights`.
     """
     lines = check_weights(model, state, source)
-    own = model.state_dict()
-    model.load_state_dict({key: tensor for key, tensor in state.items() if key in own})
+    model.load_state_dict(state, strict=False)  # all weights are there; what is left aside is named
     return lines
 
 

@@ -202,7 +202,7 @@ def variant(folder: Path) -> dict[str, str]:
 
 
 def other_than_autoencoder(path: Path) -> str | None:
-    """What is at a path in place of a diffusers folder of an AutoencoderKL; None where nothing speaks against it."""
+    """Words for a path that is no diffusers folder of an AutoencoderKL; None where nothing speaks against it."""
     if path.is_file():
         return f"is a file; give its folder, {path.parent}" if (path.parent / "config.json").is_file() else "is a file"
     if (path / "vae" / "config.json").is_file() and not (path / "config.json").is_file():

@@ -90,7 +90,7 @@ def choose(frames: np.ndarray, volumes: np.ndarray, filled: float) -> np.ndarray
 
 
 def named(frame: np.ndarray) -> np.ndarray:
-    """The same axes in the order and with the signs that are nearest to the world's."""
+    """Axes in the order and with the signs that are nearest to the world's."""
     turned = TURNS @ frame + 0.0  # no -0
     nearness = np.trace(turned, axis1=1, axis2=2).round(6)
     nearest = turned[nearness == nearness.max()]

@@ -24,7 +24,7 @@ from runtime.errors import DataError, UsageError
 
 @dataclass
 class Data:
-    """What is trained on, and the way from an item to the model's input."""
+    """A training set, and the way from an item to the model's input."""
 
     dataset: Items
     to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device

@@ -184,7 +184,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             raise self.other_autoencoder(vae)
 
     def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder | None) -> None:
-        """The same with the autoencoder itself; without it, by its name.
+        """Compare the latents with a run's settings and its autoencoder; without it, by its name.
 
         Raises:
             UsageError: the latents are of another image size or another encoder.

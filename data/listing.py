@@ -42,7 +42,7 @@ def is_left_behind(name: str) -> bool:
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and was not left behind by a system or an editor, sorted by name.
+    """Entries of a folder, less what a system or an editor has left behind, sorted by name.
 
     Raises:
         DataError: it cannot be listed.

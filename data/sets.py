@@ -30,7 +30,7 @@ LOOKED_AT = 1000  # pictures of a folder, of which one in colour makes it one of
 
 
 class Items(Protocol):
-    """What is trained on: tensors with labels."""
+    """Training items: tensors with labels."""
 
     class_names: list[str]
     notes: list[str]  # lines about what was left out

@@ -360,7 +360,7 @@ class ShapeData(Dataset[tuple[Tensor, int]]):
 
 
 class ShapeSpace:
-    """What is for shapes what an autoencoder is for images: nothing is encoded, and samples are shapes."""
+    """The counterpart of an autoencoder for shapes: nothing is encoded, and samples are shapes."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout

@@ -101,9 +101,8 @@ def begin(parser: argparse.ArgumentParser) -> None:
     """
     open_streams()
     parser.parse_args()
-    if (
-        in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # not where it is ignored, as under nohup
+    # Not where it is ignored, as under nohup.
+    if in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
 
 

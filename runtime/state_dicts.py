@@ -39,8 +39,8 @@ def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Itera
 
 
 def with_dots(tensors: StateDict) -> StateDict:
-    """The same with the names that LDM's wrapper has taken the dots from, since buffers' names must not have any, put
-    right: model_ema.x_embedderprojweight. The model it averages tells them, and has what was not trained."""
+    """Tensors, with the names put right that LDM's wrapper has taken the dots from, since buffers' names must not have
+    any: model_ema.x_embedderprojweight. The model it averages tells them, and has what was not trained."""
     first = next((key for key in tensors if f".{key}".endswith(f".{MARKER}")), "")
     *outer, _ = (prefix := first.removesuffix(MARKER)).split(".")
     model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -42,9 +42,10 @@ class Files:
         if not folder.is_dir():
             return []
         with os.scandir(folder) as entries:
-            stems = [entry.name.removesuffix(self.suffix) for entry in entries if entry.is_file()]
+            names = {entry.name for entry in entries if entry.is_file()}
+        stems = [name.removesuffix(self.suffix) for name in names]
         numbers = {int(stem) for stem in stems if stem.isascii() and stem.isdecimal()}
-        return sorted(i for i in numbers if i < total and self.path(folder, i).is_file())
+        return sorted(i for i in numbers if i < total and self.path(folder, i).name in names)
 
     def room(self, folder: Path, total: int) -> tuple[int, int, int]:
         """Bytes on the disk of a folder, which need not exist, that samples without a file, and the packed ones of all,

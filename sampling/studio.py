@@ -159,7 +159,7 @@ class Choices:
 
 
 def sampler_settings(points: Any, variations: Any, seed: Any) -> dict[str, int]:
-    """What is typed for any sampler, by the names of sample.py.
+    """Typed settings of any sampler, by the names of sample.py.
 
     Raises:
         UsageError: a box holds what it cannot.

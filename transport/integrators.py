@@ -97,7 +97,7 @@ def integrate_ode(
 
 
 def beyond_rounding(atol: float, rtol: float, dtype: torch.dtype) -> str:
-    """What is wrong with tolerances that are smaller than how a state is rounded, whose entries are about 1; or ""."""
+    """Words for tolerances below the rounding of a state whose entries are about 1; "" for others."""
     eps = torch.finfo(dtype).eps
     name = str(dtype).removeprefix("torch.")
     return f"atol {atol:g} and rtol {rtol:g} are less than {name} resolves, {eps:.1e}" if atol + rtol < eps else ""
