@@ -9,11 +9,11 @@ localhost, 127.0.0.1 or ::1, unless --host or --allow-host says otherwise, and n
 
 import argparse
 
+from page.hosts import LOOPBACK, allowed_host, host_name
 from runtime.command_line import Parser
 from runtime.errors import begin
 from runtime.precision import add_speed_args
 from sampling.arguments import add_model_args
-from sampling.hosts import LOOPBACK, allowed_host, host_name
 from train_utils import parse_transport_args
 
 
@@ -61,14 +61,10 @@ from typing import Any
 
 from PIL import Image
 
-from runtime import distributed, precision
-from runtime.errors import DataError, UsageError, run_program
-from sampling import shape_page
-from sampling.arguments import CFG_SCALE, VARIATIONS
-from sampling.network import load_network, say
-from sampling.page import application, as_typed, guard
-from sampling.shape_studio import ShapeStudio
-from sampling.studio import (
+from page import shapes as shape_page
+from page.server import application, as_typed, guard
+from page.shape_studio import ShapeStudio
+from page.studio import (
     ANY_CLASS,
     CANVAS,
     MAX_GUIDANCE,
@@ -83,6 +79,10 @@ from sampling.studio import (
     note,
     real,
 )
+from runtime import distributed, precision
+from runtime.errors import DataError, UsageError, run_program
+from sampling.arguments import CFG_SCALE, VARIATIONS
+from sampling.network import load_network, say
 
 TITLE = "ComboStoc: graded control"
 NO_PICTURE = "Load or draw a picture first"

@@ -64,9 +64,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from data.shapes import holds_shapes, open_shapes
 from evaluation.features import load_extractor
-from evaluation.shapes import ShapeJudge, held_out
 from evaluation.statistics import (
     Source,
     Statistics,
@@ -81,6 +79,8 @@ from runtime import distributed, precision
 from runtime.device import float64
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
+from shapes.judging import ShapeJudge, held_out
+from shapes.sets import holds_shapes, open_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -71,13 +71,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.importing import SPLITS, Meshes, TooManyParts, draw_split, find_meshes, printable, shape_of, some
 from data.listing import summary
-from data.mesh_files import UnreadableMesh
-from data.shapes import ShapeSet, from_shapes, save_shapes
 from data.skipping import check_readable
 from runtime import progress
 from runtime.errors import DataError, run_program
+from shapes.importing import SPLITS, Meshes, TooManyParts, draw_split, find_meshes, printable, shape_of, some
+from shapes.mesh_files import UnreadableMesh
+from shapes.sets import ShapeSet, from_shapes, save_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:

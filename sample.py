@@ -33,14 +33,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from data.meshes import write_glb
 from data.pictures import columns_for, grid, save_image, to_uint8
-from data.rendering import pictures_of
-from data.shapes import SHAPES, Shape
 from runtime import distributed, precision, progress
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
-from sampling import control, likelihood, parts
+from sampling import control, likelihood
 from sampling.labels import class_labels, default_labels
 from sampling.network import (
     ImageNoise,
@@ -52,6 +49,10 @@ from sampling.network import (
     say,
     with_progress,
 )
+from shapes import control as parts
+from shapes.meshes import write_glb
+from shapes.rendering import pictures_of
+from shapes.sets import SHAPES, Shape
 from train_utils import are_shapes, build_graded_sampler, build_sampler, things
 
 REVERSED_IMAGES = 8

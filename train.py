@@ -36,13 +36,13 @@ from data.sets import check_path, check_same_everywhere, class_counts
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
 from runtime.errors import DataError, UsageError, run_program
+from shapes.monitor import ShapeMonitor
 from train_utils import ModelConfig, are_shapes, build_transport, method_settings, things, typed_arguments
 from training import resume
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
 from training.monitor import Evaluator, Monitor, report
 from training.preview import preview
-from training.shape_monitor import ShapeMonitor
 from training.step import build_optimizer, learning_rate, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
 

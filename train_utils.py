@@ -289,9 +289,11 @@ class ModelConfig:
         return f"{self.name}{variant} for inputs of {shape} and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> SiT:
-        from models import ComboStoc_models, Parts_models, SiT_models
+        from models import ComboStoc_models, SiT_models
 
         if of_shapes(self.name):
+            from shapes.network import Parts_models
+
             return Parts_models[self.name](in_channels=self.in_channels, num_classes=self.num_classes, **kwargs)
         return (ComboStoc_models | SiT_models)[self.name](
             input_size=self.input_size,

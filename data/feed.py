@@ -16,10 +16,10 @@ from data.autoencoder import Autoencoder, LatentSpace, check_name, draw_posterio
 from data.latents import CachedLatents
 from data.order import BatchOrder
 from data.sets import LOOKED_AT, ImageFolder, Items, load_dataset
-from data.shapes import Layout, ShapeData, ShapeSpace, open_shapes
 from data.skipping import Skipping, collate
 from runtime import distributed, signals
 from runtime.errors import DataError, UsageError
+from shapes.sets import Layout, ShapeData, ShapeSpace, open_shapes
 
 
 @dataclass

@@ -9,9 +9,9 @@ import numpy as np
 
 from data.archives import Archive
 from data.listing import Folder, Tree
-from data.shapes import holds_shapes, load_shapes
 from runtime.errors import DataError, first_line
 from runtime.files import DAMAGE, NPZ, describe
+from shapes.sets import holds_shapes, load_shapes
 
 HELP = "docs/training.md#data-of-other-kinds"
 LOOKED_AT = 200  # folders, of those that hold no pictures

@@ -35,8 +35,6 @@ import torch
 import train as program
 from data.latents import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset
-from data.shapes import open_shapes
-from evaluation.shapes import ShapeJudge
 from experiments.judge import Judge, judge_samples, unguided
 from experiments.judge_shapes import judge_shapes, make_shape_judge
 from experiments.measurements import (
@@ -56,6 +54,8 @@ from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_float, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import load_network
+from shapes.judging import ShapeJudge
+from shapes.sets import open_shapes
 from train_utils import MODEL_NAMES, MODELS, SHAPE_MODELS, are_shapes, of_shapes
 
 ROOT = Path(__file__).resolve().parent.parent

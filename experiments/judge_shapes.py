@@ -2,11 +2,11 @@
 
 import argparse
 
-from data.shapes import ShapeSet, from_shapes
-from evaluation.shapes import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
 from experiments.judge import drawn, labels_of
 from experiments.measurements import ShapeRow
 from sampling.network import Network
+from shapes.judging import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
+from shapes.sets import ShapeSet, from_shapes
 
 
 def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:

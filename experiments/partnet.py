@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from data.shapes import ShapeSet, save_shapes
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, first_line, run_program
+from shapes.sets import ShapeSet, save_shapes
 
 
 def cuboids(arrays: dict[str, np.ndarray], category: str) -> ShapeSet:

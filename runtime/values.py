@@ -30,7 +30,7 @@ def checked(content: dict[Any, Any], path: Path) -> dict[str, Any]:
         "args": ("a dict or a Namespace", lambda v: isinstance(v, dict | argparse.Namespace)),
         "class_names": ("a list of names", is_names),
         "progress": ("a dict", lambda v: isinstance(v, dict)),
-        "layout": ("a dict", lambda v: isinstance(v, dict)),  # of shapes, see data/shapes.py
+        "layout": ("a dict", lambda v: isinstance(v, dict)),  # of shapes, see shapes/sets.py
     }
     if others := [key for key in content if not isinstance(key, str)]:
         raise DataError(f"checkpoint {path} holds a dict with the key {others[0]!r:.40}, which is no name")

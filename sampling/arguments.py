@@ -195,7 +195,7 @@ REGION = rf"(?:([a-z]+)|({NUMBER}),({NUMBER}),({NUMBER}),({NUMBER})):({NUMBER})"
 @dataclass(frozen=True)
 class Preserve:
     """A SPEC of --preserve: a path to a mask, or boxes with a value each. Of shapes the text says it, see
-    `sampling.parts`."""
+    `shapes.control`."""
 
     text: str
     mask: str | None

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from data.pictures import fault_of, save_image, save_npz, to_uint8_later
-from data.shapes import Layout, fault_of_numbers, from_shapes, save_shapes
 from runtime.errors import DataError, UsageError
 from runtime.files import replacing
 from sampling.network import Network
+from shapes.sets import Layout, fault_of_numbers, from_shapes, save_shapes
 
 BLOCK = 4096  # bytes that a file takes on disk, at least
 
@@ -117,7 +117,7 @@ def write_numbers(numbers: np.ndarray, path: Path) -> None:
 def pack_shapes(
     paths: Sequence[Path], labels: Sequence[int], npz: Path, *, layout: Layout, class_names: Sequence[str]
 ) -> None:
-    """A set of shapes, as data/shapes.py has them.
+    """A set of shapes, as shapes/sets.py has them.
 
     Raises:
         DataError: a file is damaged.

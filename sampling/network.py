@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 import download
 from data.autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
-from data.rendering import SIDE
-from data.shapes import Layout, ShapeSpace
 from models import SiT
 from runtime import checkpoint, precision
 from runtime.distributed import seed_for
 from runtime.errors import DataError, UsageError
 from sampling.arguments import DEFAULT_MODEL
+from shapes.rendering import SIDE
+from shapes.sets import Layout, ShapeSpace
 from train_utils import (
     TIMES,
     ModelConfig,

@@ -24,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from data.meshes import write_glb
-from data.shapes import furniture
+from shapes.meshes import write_glb
+from shapes.sets import furniture
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = Path("results/ComboStoc-XS-2-demo")

@@ -28,10 +28,10 @@ from sklearn.datasets import load_digits
 
 import app
 from models import ComboStoc_models
+from page.studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
 from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import load_network
-from sampling.studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
 from tests.conftest import ROOT
 from train_utils import parse_transport_args
 

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 import sample
-from data.meshes import PALETTE
-from data.shapes import Layout, ShapeSet, furniture, save_shapes
-from models import Parts_models
+from page.shape_studio import COLOURS, ShapeChoices, ShapeStudio
 from runtime.errors import DataError, UsageError
-from sampling import parts
-from sampling.shape_studio import COLOURS, ShapeChoices, ShapeStudio
+from shapes import control as parts
+from shapes.meshes import PALETTE
+from shapes.network import Parts_models
+from shapes.sets import Layout, ShapeSet, furniture, save_shapes
 from tests.test_app import Visit, serving, studio_of
 
 FEW = 60

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 import export
-from models import Parts_models, SiT_models
+from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError, run_program
 from sampling.arguments import sampling_parser
 from sampling.network import load_network
+from shapes.network import Parts_models
 
 
 def network(path):

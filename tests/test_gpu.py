@@ -54,7 +54,7 @@ def run_code(code: str) -> None:
 def test_the_golden_outputs_on_the_gpu():
     """The models' golden numbers in float32 on CUDA, and draws on the device."""
     run_code("""
-        from tests.models.test_images import *
+        from tests.test_models import *
         from transport import create_transport
         model = golden_model("combostoc").cuda()
         x, y, t = (G[f"combostoc/{k}"].cuda() for k in ("x", "y", "t_full"))
@@ -95,7 +95,7 @@ def test_a_training_step_never_waits_for_the_gpu():
 
 def test_compiled_equals_eager_on_the_gpu():
     run_code("""
-        from tests.models.test_images import *
+        from tests.test_models import *
         model = random_model(class_dropout_prob=0.0).cuda()
         x, y = torch.randn(4, 4, 8, 8).cuda(), torch.tensor([1, 2, 3, 9]).cuda()
         t = [torch.rand(2, 4, 8, 8).cuda(), torch.rand(2, 1, 1, 1).cuda()]
@@ -152,7 +152,7 @@ def test_two_sets_compare_on_the_gpu_as_on_the_cpu():
 def test_shapes_compare_on_the_gpu_as_on_the_cpu():
     """Several clouds at a time, in float32 whatever training allows."""
     run_code("""
-        from evaluation.chamfer import chamfer_distances
+        from shapes.chamfer import chamfer_distances
         precision.setup("tf32")
         a, b = torch.rand(40, 700, 3), torch.rand(50, 700, 3) + 0.1
         for pair in ((a, b), (a,), (a, a + 1e-3)):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import import_shapes
-from data.shapes import ShapeData, load_shapes
 from runtime.errors import DataError
+from shapes.sets import ShapeData, load_shapes
 from tests.conftest import run_cli
-from tests.data.test_importing import BROKEN, TABLE, TRIANGLES, changed, cuboid, obj_text, ply_file, same, write
+from tests.shapes.test_importing import BROKEN, TABLE, TRIANGLES, changed, cuboid, obj_text, ply_file, same, write
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ PROGRAMS = ("train", "sample", "sample_ddp", "evaluate", "extract_latents", "imp
 ORDER = (
     ("experiments", "benchmarks"),
     PROGRAMS,
-    ("training",),
+    ("page",),
+    ("training", "shapes"),
     ("sampling",),
     ("evaluation",),
     ("data",),
@@ -83,7 +84,7 @@ def test_every_arrow_points_down():
 
 
 def test_the_top_holds_programs_and_the_names_that_sits_users_know():
-    assert {p.stem for p in ROOT.glob("*.py")} == {*PROGRAMS, "train_utils", "download", "wandb_utils"}
+    assert {p.stem for p in ROOT.glob("*.py")} == {*PROGRAMS, "models", "train_utils", "download", "wandb_utils"}
 
 
 def modules_after(*statements: str) -> list[set[str]]:

@@ -19,16 +19,16 @@ import extract_latents
 import sample
 import sample_ddp
 import train
-from data.shapes import Layout, furniture, load_shapes, save_shapes
-from evaluation import point_network
-from evaluation.shapes import NUMBERS
 from runtime import checkpoint
 from runtime.errors import run_program
 from sampling.network import ImageNoise
+from shapes import monitor as shape_monitor
+from shapes import point_network
+from shapes.judging import NUMBERS
+from shapes.sets import Layout, furniture, load_shapes, save_shapes
 from tests.conftest import DIGITS_ARGS
 from tests.faults import tensors_of
 from tests.forked import run_forked
-from training import shape_monitor
 
 STEPS = ("--sampling-method", "euler", "--num-sampling-steps", "6")
 

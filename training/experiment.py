@@ -18,11 +18,11 @@ from PIL import Image
 
 import wandb_utils
 from data.pictures import save_image
-from evaluation.shapes import NUMBERS
 from evaluation.statistics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.files import flush, link, replacing
+from shapes.judging import NUMBERS
 from train_utils import of_shapes, things
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints

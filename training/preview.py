@@ -7,9 +7,9 @@ from PIL import Image
 
 from data.feed import Data
 from data.pictures import columns_for, grid
-from data.rendering import pictures_of
 from models import SiT
 from sampling.network import ImageNoise, guided
+from shapes.rendering import pictures_of
 from transport import Sampler, Transport
 
 IMAGES = 16

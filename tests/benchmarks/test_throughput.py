@@ -9,7 +9,7 @@ from PIL import Image
 import extract_latents
 from benchmarks import measure, predecessor, throughput
 from runtime.errors import run_program
-from tests.models.test_images import random_model
+from tests.test_models import random_model
 from train_utils import ModelConfig
 
 CPU = torch.device("cpu")

@@ -9,14 +9,14 @@ from PIL import Image
 
 import train
 from data.sets import Digits
-from data.shapes import furniture, save_shapes
-from evaluation import point_network
 from experiments import ablation, judge_shapes
 from experiments.judge import Judge
 from experiments.judge_shapes import make_shape_judge
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
 from runtime.errors import UsageError, run_program
+from shapes import point_network
+from shapes.sets import furniture, save_shapes
 from training.arguments import check_arguments
 from transport import TIMES
 

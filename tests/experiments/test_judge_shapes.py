@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.shapes import Layout, ShapeSet, furniture
-from evaluation import point_network
 from experiments import judge as drawing
 from experiments import judge_shapes as module
 from experiments.judge import unguided
 from experiments.judge_shapes import judge_shapes, make_shape_judge
 from experiments.measurements import ShapeRow
+from shapes import point_network
+from shapes.sets import Layout, ShapeSet, furniture
 
 COUNT = 60
 

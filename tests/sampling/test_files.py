@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data.shapes import Layout, furniture, load_shapes
 from runtime.errors import DataError, UsageError
 from sampling.files import BLOCK, Files, check_room, files_of
+from shapes.sets import Layout, furniture, load_shapes
 
 SIDE, CLASSES = 8, ["chair", "table"]
 

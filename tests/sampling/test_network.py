@@ -6,7 +6,7 @@ import torch
 from sampling.arguments import sampling_parser
 from sampling.network import ImageNoise, evaluations, guided, guided_by, load_network
 from tests.conftest import GaussianModel
-from tests.models.test_images import random_model
+from tests.test_models import random_model
 from train_utils import build_sampler
 from transport import Sampler, create_transport
 

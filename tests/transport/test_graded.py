@@ -8,7 +8,7 @@ import torch
 
 from models import ComboStoc, SiT
 from tests.conftest import GaussianModel
-from tests.models.test_images import random_model
+from tests.test_models import random_model
 from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, Sampler, create_transport
 from transport.graded import Graded, Grading, preservation_map
 from transport.sampler import SOLVERS

@@ -1,0 +1,211 @@
+"""What the page of shapes does, without the page: references of a set, ticked parts and attributes, samples of them."""
+
+import math
+import shutil
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from page.studio import Service, as_arguments, real, sampler_settings, whole
+from runtime.errors import UsageError
+from sampling import control
+from sampling.network import Network
+from shapes import control as parts
+from shapes.meshes import write_glb
+from shapes.rendering import View, render
+from shapes.sets import SHAPES, Shape, ShapeSet, open_shapes
+from train_utils import build_graded_sampler
+
+PICTURE = 320  # side in pixels of the reference's
+OPEN_SETS = 4  # at a time
+KEPT_FOLDERS = 200  # of scenes: what many visitors look at together
+ANGLE = 0.8  # of view, of a camera in 3D
+COLOURS = ("blue", "orange", "green", "red", "purple", "ochre", "teal", "pink", "brown", "olive")  # of the palette
+MEANINGS = {
+    "exists": "whether a part is there",
+    "box.center": "where it is",
+    "box.size": "how large",
+    "box.axes": "how it is turned",
+    "code.exponents": "how round",
+}
+
+
+def part_name(number: int) -> str:
+    """A part as the page calls it."""
+    return f"{number} {COLOURS[number % len(COLOURS)]}"
+
+
+def attribute_name(attribute: str) -> str:
+    """An attribute as the page calls it."""
+    return f"{attribute}: {MEANINGS[attribute]}" if attribute in MEANINGS else attribute
+
+
+@dataclass
+class ShapeChoices:
+    """What the page is set to."""
+
+    path: str  # of the reference's set, or "shapes"
+    number: int  # of the reference in it
+    parts: Sequence[int]  # that are ticked
+    attributes: Sequence[str]  # that are ticked
+    kept: float  # of what is ticked both as a part and as an attribute
+    label: int | None
+    sampler: str  # mode and method
+    points: int
+    schedule: str
+    variations: int
+    seed: int
+
+    def as_arguments(self) -> list[str]:
+        """The same, less what is ticked, for sample.py.
+
+        Raises:
+            UsageError: a box holds what it cannot.
+        """
+        return as_arguments(
+            self.sampler,
+            reference=f"{self.path}:{self.number}",
+            preserve=real("How much is kept", self.kept, 0, 1),
+            preserve_schedule=self.schedule,
+            class_labels=self.label,
+            cfg_scale=1,
+            **sampler_settings(self.points, self.variations, self.seed),
+        )
+
+
+@dataclass
+class Reference:
+    """A shape as the page shows it."""
+
+    shape: Shape
+    name: str  # of its class and number, for a file
+    said: str
+
+    @property
+    def parts(self) -> list[int]:
+        """Their numbers."""
+        return list(range(len(self.shape["box.center"])))
+
+    def picture(self, ticked: Sequence[int]) -> np.ndarray:
+        """(S, S, 3) uint8, with the parts that are not ticked pale."""
+        return render(self.shape, PICTURE, View.of([self.shape]), ~np.isin(self.parts, ticked))
+
+
+class ShapeStudio(Service):
+    """What the page of shapes does."""
+
+    def __init__(self, network: Network, device: torch.device, precision: str, folder: Path) -> None:
+        super().__init__(network, device, precision)
+        self.layout, self.folder = parts.layout_of(network), folder
+        self.folders: deque[Path] = deque()  # of scenes, oldest first
+        self.making = threading.Lock()
+        self.open = lru_cache(OPEN_SETS)(open_shapes)
+
+    @cached_property
+    def embedded(self) -> dict[str, np.ndarray]:
+        """The shapes of the embedded set's test split, by class; {} where the model's shapes have other attributes."""
+        shapes = self.open(SHAPES)
+        if {name: v.shape[1] for name, v in shapes.attributes.items()} | {"exists": 1} != self.layout.attributes:
+            return {}
+        test = np.full(len(shapes), True) if shapes.split is None else shapes.split == "test"
+        return {name: np.flatnonzero(test & (shapes.labels == k)) for k, name in enumerate(shapes.class_names)}
+
+    def reference(self, path: str, number: int) -> Reference:
+        """A shape of a set, to look at.
+
+        Raises:
+            DataError: the set cannot be read, has no such shape, or the model cannot know it.
+        """
+        number = whole("Number", number)
+        shapes, shape = self.pick(path, number)
+        name = shapes.class_names[shapes.labels[number]]
+        count = len(shape["box.center"])
+        said = f"{Path(path).name}:{number}, {name}, {count} part{'s' * (count > 1)}"
+        return Reference(shape, f"{name}-{number}".replace("/", "-"), said)
+
+    def pick(self, path: str, number: int) -> tuple[ShapeSet, Shape]:
+        shapes = self.open(path)
+        shape = parts.pick(shapes, number, path)
+        self.layout.encode(shape)  # complains about one that is not of the model's kind
+        return shapes, shape
+
+    def scene(self, reference: Reference) -> Path:
+        """A shape as a .glb, to look at from all sides."""
+        path = self.new_folder() / f"{reference.name}.glb"
+        write_glb([reference.shape], path, names=[reference.name.rpartition("-")[0]])
+        return path
+
+    def new_folder(self) -> Path:
+        """A folder for what a visitor looks at next, in the place of the one that was made longest ago."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        with self.making:
+            self.folders.append(folder)
+            old = [self.folders.popleft() for _ in range(len(self.folders) - KEPT_FOLDERS)]
+        for each in old:
+            shutil.rmtree(each, ignore_errors=True)
+        return folder
+
+    def generate(
+        self, choices: ShapeChoices, tell: Callable[[int, int | None], None]
+    ) -> tuple[Image.Image, list[Path], list[str]]:
+        """One picture of reference, what is kept, and samples; scenes (.glb) of all samples and of each; and what there
+        is to say: the work it took, and any warning.
+
+        Args:
+            choices: what the page is set to.
+            tell: see `Service.model`.
+
+        Raises:
+            UsageError, DataError: it cannot be done.
+            FloatingPointError: the samples are not finite.
+        """
+        network = self.network
+        number = whole("Number", choices.number)
+        choices = replace(choices, number=number, label=self.known_class(choices.label))
+        args = self.settings(choices.as_arguments())
+        control.check_arguments(args)
+        _, shape = self.pick(choices.path, number)
+        count = len(shape["box.center"])
+        chosen = [whole("Parts that are kept", part, 0) for part in choices.parts]
+        if chosen and max(chosen) >= count:
+            raise UsageError("other parts are ticked than the reference has: choose it again")
+        ticked = parts.ticked_map(chosen, count, choices.attributes, choices.kept, self.layout)
+        keep = parts.make_control([shape], [ticked], self.layout)
+        build_graded_sampler(args, network.transport, keep.numbers, keep.keep)  # complains about bad settings
+        model = self.model(args, tell)
+        settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
+        with self.busy:
+            labels = [network.config.num_classes if choices.label is None else choices.label]
+            x, nfe = parts.generate(args, network, keep, labels, model, self.device, **settings)
+        samples, numbers = [self.layout.decode(one) for one in x], [self.layout.existing(one) for one in x]
+        caption = "sample" if choices.label is None else network.class_name(choices.label)
+        sheet = parts.sheet(keep, samples, numbers, [caption], network.image_size)
+        scenes = self.scenes(keep, samples, numbers)
+        said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
+        if warning := parts.untrained_times(keep.keep, network):
+            said.append(f"**warning:** {warning}")
+        return sheet, scenes, said
+
+    @staticmethod
+    def distance(scene: Path) -> float:
+        """From where a camera sees all of a .glb, whichever way it is turned, at Babylon's angle of view."""
+        import trimesh
+
+        return float(np.linalg.norm(trimesh.load_scene(scene).extents)) / 2 / math.sin(ANGLE / 2)
+
+    def scenes(self, keep: parts.Control, samples: Sequence[Shape], numbers: Sequence[np.ndarray]) -> list[Path]:
+        """Files of all samples side by side, and of each, coloured as on the sheet."""
+        folder, new = self.new_folder(), [parts.new_parts(keep.keep[0], called) for called in numbers]
+        paths = [folder / "samples.glb", *(folder / f"sample-{i}.glb" for i in range(1, len(samples) + 1))]
+        write_glb(samples, paths[0], faded=new, numbers=numbers)
+        for path, sample, faded, called in zip(paths[1:], samples, new, numbers, strict=True):
+            write_glb([sample], path, faded=[faded], numbers=[called])
+        return paths

@@ -1,0 +1,223 @@
+"""Graded control of shapes: references, and what is kept of them, by part and by attribute.
+
+A spec says how much is kept, from 0 (regenerate) to 1 (keep); what it does not name is 0. Later items go over earlier:
+
+    0.9                          everything, and so the number of parts
+    parts:0,2:0.9                parts, by their number in the picture of the reference: completion
+    box.size:0.9,code:0.9        an attribute of all parts there are, or several that begin so: assembly
+    parts:0:1,box.center:0.5     both
+    exists:1,box.size:0.9        with 1 of existence there are these parts and no others
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.pictures import grid
+from runtime.errors import DataError, UsageError
+from sampling.arguments import NUMBER
+from sampling.network import ImageNoise, Network, draw
+from shapes.rendering import View, render
+from shapes.sets import EXISTS, SHAPES, Layout, Shape, ShapeSet, open_shapes
+from train_utils import are_shapes
+from transport.graded import preservation_map
+
+ITEM = rf"(?:parts:(\d+(?:,\d+)*)|([A-Za-z_][\w.]*)):({NUMBER})"
+
+
+@dataclass
+class Control:
+    """Shapes, and what is kept of them."""
+
+    shapes: list[Shape]
+    numbers: Tensor  # (R, L, F)
+    keep: Tensor  # (R, L, F) in [0, 1]
+
+
+def load_control(args: argparse.Namespace, network: Network) -> Control:
+    """What the arguments say.
+
+    Raises:
+        UsageError, DataError: a reference or a map cannot be used.
+    """
+    if args.preserve is None or args.preserve_channels or args.preserve_pixels:
+        raise UsageError("of a shape --preserve says how much is kept: 0.9, parts:0,2:0.9 or box.size:0.9")
+    layout = layout_of(network)
+    opened = cache(open_shapes)  # each set once
+    shapes = [reference(word, layout, opened) for word in args.reference]
+    return make_control(shapes, [keep_map(args.preserve.text, shape, layout) for shape in shapes], layout)
+
+
+def make_control(shapes: Sequence[Shape], maps: Sequence[Tensor], layout: Layout) -> Control:
+    """Shapes, with how much is kept of each number.
+
+    Raises:
+        DataError: a shape is not of the layout.
+    """
+    return Control(list(shapes), torch.stack([layout.encode(shape) for shape in shapes]), torch.stack(list(maps)))
+
+
+def layout_of(network: Network) -> Layout:
+    assert network.layout is not None
+    return network.layout
+
+
+def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
+    """One of a set of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not 0 <= index < len(shapes):
+        raise DataError(f"{name} has {len(shapes):,} shapes, 0 to {len(shapes) - 1}")
+    return shapes[index]
+
+
+def reference(word: str, layout: Layout, opened: Callable[[str], ShapeSet]) -> Shape:
+    """A shape of a set that is opened by name: FILE.npz:3 or shapes:3; without a number the first.
+
+    Raises:
+        UsageError, DataError: there is none, or it is not of the layout.
+    """
+    name, index = place(word)
+    if not are_shapes(name):
+        raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {SHAPES}:3")
+    try:
+        shape = pick(opened(name), index, name)
+        layout.encode(shape)
+        return shape
+    except DataError as error:
+        raise DataError(f"--reference {word}: {error}") from None
+
+
+def place(word: str) -> tuple[str, int]:
+    """The set and the number in FILE.npz:3; without one it is 0."""
+    name, _, index = word.rpartition(":") if re.search(r":\d+$", word) else (word, "", "0")
+    return name, int(index)
+
+
+def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:
+    """How much of each number is kept: (L, F).
+
+    Raises:
+        UsageError: the spec is none, or names what there is not.
+    """
+    m = torch.zeros(layout.shape)
+    parts = len(shape["box.center"])
+    if re.fullmatch(NUMBER, spec):
+        return m + checked(spec, spec)
+    if not re.fullmatch(rf"{ITEM}(?:,{ITEM})*", spec):
+        raise UsageError(f"--preserve {spec} is neither a number nor items such as parts:0,2:0.9 or box.size:0.9")
+    for numbers, name, value in re.findall(ITEM, spec):
+        if numbers:
+            chosen = [int(k) for k in numbers.split(",")]
+            if max(chosen) >= parts:
+                raise UsageError(f"--preserve {spec}: the reference has the parts 0 to {parts - 1}, not {max(chosen)}")
+            m[chosen] = checked(value, spec)
+            continue
+        named = [where for attribute, where in layout.slices.items() if f"{attribute}.".startswith(f"{name}.")]
+        if not named:
+            raise UsageError(f"--preserve {spec}: a part has {', '.join(layout.attributes)}, not {name}")
+        for where in named:
+            m[: None if name == EXISTS else parts, where] = checked(value, spec)
+    return m
+
+
+def ticked_map(parts: Sequence[int], count: int, attributes: Sequence[str], kept: float, layout: Layout) -> Tensor:
+    """How much of each number is kept, (L, F), where it is so much of these attributes of these of `count` parts.
+
+    Where the existence of all parts is kept, it is kept, too, that there are no others.
+    """
+    m = torch.zeros(layout.shape)
+    for attribute in attributes:
+        everywhere = attribute == EXISTS and len(parts) == count
+        m[slice(None) if everywhere else list(parts), layout.slices[attribute]] = kept
+    return m
+
+
+def checked(value: str, spec: str) -> float:
+    if not 0 <= float(value) <= 1:
+        raise UsageError(f"--preserve {spec}: {value} is not between 0 and 1")
+    return float(value)
+
+
+def untrained_times(keep: Tensor, network: Network) -> str | None:
+    """What a model was not trained for in these maps, if anything, as a sentence."""
+    _, parts, numbers = preservation_map(keep, keep).shape
+    trained = network.transport.combostoc_type.name.removeprefix("UNSYNC_")
+    over_parts = parts > 1 and trained in ("NONE", "ATT", "VEC")
+    over_numbers = numbers > 1 and trained in ("NONE", "PART")
+    if not (over_parts or over_numbers):
+        return None
+    what = " and ".join(["parts"] * over_parts + ["attributes"] * over_numbers)
+    return f"the model was trained with UNSYNC_{trained}, never with times that differ between {what}"
+
+
+def generate(
+    args: argparse.Namespace,
+    network: Network,
+    control: Control,
+    labels: Sequence[int],
+    model: Callable[..., Tensor],
+    device: torch.device,
+    *,
+    seed: int,
+    variations: int,
+    batch_size: int,
+) -> tuple[Tensor, int]:
+    """Variations of every reference: (R V, L, F), and the model evaluations of a batch. Arguments as of images."""
+    which = torch.arange(len(control.shapes)).repeat_interleave(variations)
+    classes, samples, nfe = torch.tensor(labels), [], 0
+    for part in torch.arange(len(which)).split(batch_size):
+        rows = which[part]
+        keep = control.numbers[rows].to(device), control.keep[rows].to(device)
+        x, nfe = draw(args, network, ImageNoise(seed, part.tolist()), classes[rows].to(device), model, keep)
+        samples.append(x.cpu())
+    return torch.cat(samples), nfe
+
+
+def sheet(
+    control: Control,
+    samples: Sequence[Shape],
+    numbers: Sequence[np.ndarray],
+    captions: Sequence[str],
+    size: int,
+) -> Image.Image:
+    """A row for each reference: itself, with what is kept in colour, and its samples.
+
+    Args:
+        control, samples: the references, and as many samples of each, one reference after the other.
+        numbers: of the parts of each sample; they have the colours of those of the reference, and new ones are pale.
+        captions: one for each reference.
+        size: side of a picture in pixels.
+    """
+    each = len(samples) // len(control.shapes)
+    view = View.typical(samples, whole=control.shapes)
+    tiles, texts = [], []
+    for k, (shape, keep, caption) in enumerate(zip(control.shapes, control.keep, captions, strict=True)):
+        parts = keep[: len(shape["box.center"])]
+        tiles += [render(shape, size, view), render(shape, size, view, faded=(parts.amax(1) == 0).numpy())]
+        for i in range(k * each, (k + 1) * each):
+            tiles.append(render(samples[i], size, view, new_parts(keep, numbers[i]), numbers[i]))
+        texts += [f"reference, parts 0 to {len(parts) - 1}", kept_words(parts)]
+        texts += [f"{caption} ({i})" for i in range(1, each + 1)]
+    return grid(np.stack(tiles), texts, columns=2 + each)
+
+
+def new_parts(keep: Tensor, numbers: np.ndarray) -> np.ndarray | None:
+    """Which parts of a sample keep nothing of a reference, by their numbers; None where no part does."""
+    kept = (keep.amax(1) > 0).numpy()
+    return ~kept[numbers] if kept.any() else None
+
+
+def kept_words(parts: Tensor) -> str:
+    """How much is kept of parts (P, F), in words."""
+    low, high = f"{parts.min():.3g}", f"{parts.max():.3g}"
+    return f"kept {low}" if low == high else f"kept {low} to {high}"

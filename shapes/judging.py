@@ -1,0 +1,120 @@
+"""How a set of shapes compares with another: Chamfer distances, a point network, and whether the shapes could be."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime import precision
+from runtime.errors import DataError
+from shapes.chamfer import chamfer_distances, coverage, nearest_means, nearest_neighbour_accuracy
+from shapes.meshes import surface_points
+from shapes.point_network import PointNetwork
+from shapes.sets import BOX, ShapeSet
+from shapes.validity import ground_level, validity
+
+POINTS = 2048  # of a shape
+COMPARED = 500  # shapes of each set, at most, between which distances are taken
+OFTEN_POINTS, OFTEN_COMPARED = 1024, 200  # where sets are judged often: half a minute of a core
+MAX_SHAPES = 10_000  # of each set, for all else
+LARGEST = 1e15  # of a box's numbers: squares of distances are float32
+SAMPLES, REFERENCE, TRAINING = range(3)  # have points of their own
+NUMBERS = (  # of a set, in their order
+    *("test_to_samples", "samples_to_test", "coverage_percent", "1NN_accuracy_percent", "FD-points"),
+    *("connected_percent", "standing_percent", "valid_percent", "compared"),
+)
+
+
+def held_out(shapes: ShapeSet) -> tuple[ShapeSet, ShapeSet | None]:
+    """What samples are compared with, and what the point network is trained on: reference and training of a ShapeJudge.
+
+    The first is the test split, or where there is none that of validation, or all; then there is no second.
+    """
+    reference = next((part for name in ("test", "val") if len(part := shapes.of_split(name))), shapes)
+    training = shapes.of_split("train")
+    return reference, training if reference is not shapes and len(training) else None
+
+
+class ShapeJudge:
+    """What samples are compared with, prepared once for any number of sets of them.
+
+    Args:
+        reference: real shapes, as a rule of the test split.
+        training: what the point network is trained on; by default the reference. Many shapes are better than few.
+        points: of each shape. Distances take time with their square, and shrink with their number.
+        compared: shapes of each set, at most, between which distances are taken; as many of both. Time grows with its
+            square; coverage depends on it.
+        seed: of the points, the choice of shapes and the network.
+
+    Raises:
+        DataError: a set has fewer than two shapes, or one whose box is not finite, or beyond 1e15.
+    """
+
+    @precision.exact()
+    def __init__(
+        self,
+        reference: ShapeSet,
+        training: ShapeSet | None = None,
+        *,
+        points: int = POINTS,
+        compared: int = COMPARED,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.points, self.compared, self.seed, self.device = points, compared, seed, device
+        self.reference = self._some(reference, "reference")
+        self.clouds = self._clouds(self.reference, REFERENCE)
+        self.ground = ground_level(self.reference)
+        seen, clouds = self.reference, self.clouds
+        if training is not None:
+            seen = self._some(training, "training")
+            clouds = self._clouds(seen, TRAINING)
+        self.network = PointNetwork(clouds, torch.from_numpy(seen.labels), len(seen.class_names), seed)
+
+    @precision.exact()
+    def evaluate(self, samples: ShapeSet) -> dict[str, float]:
+        """All numbers of samples, by name; see docs/evaluation.md.
+
+        Distances of Chamfer are test_to_samples and samples_to_test; compared is between how many shapes of each set.
+
+        Raises:
+            DataError: there are fewer than two samples, or one whose box is not finite, or beyond 1e15.
+        """
+        samples = self._some(samples, "samples")
+        clouds = self._clouds(samples, SAMPLES)
+        count = min(len(samples), len(self.reference), self.compared)
+        compared = clouds[:count]
+        between = chamfer_distances(compared, self.clouds[:count], desc="Between the sets")
+        within = chamfer_distances(compared, desc="Between samples")
+        test_to_samples, samples_to_test = nearest_means(between)
+        return {
+            "test_to_samples": test_to_samples,
+            "samples_to_test": samples_to_test,
+            "coverage_percent": coverage(between),
+            "1NN_accuracy_percent": nearest_neighbour_accuracy(within, between, self._within[:count, :count]),
+            "FD-points": self.network.distance(clouds, self.clouds),
+            **validity(samples, self.ground),
+            "compared": float(count),
+        }
+
+    @cached_property
+    def _within(self) -> Tensor:
+        return chamfer_distances(self.clouds[: self.compared], desc="Between real shapes")
+
+    def _some(self, shapes: ShapeSet, what: str) -> ShapeSet:
+        """Not too many, in an order of chance: the first are like all."""
+        if len(shapes) < 2:
+            raise DataError(f"{what}: {len(shapes)} shapes; two or more are needed")
+        for name in BOX:
+            usable = (np.abs(shapes.attributes[name]) <= LARGEST).all(1)  # nan is not
+            if not usable.all():
+                shape = int(np.searchsorted(shapes.starts, usable.argmin(), side="right")) - 1
+                raise DataError(f"{what}: {name} of shape {shape} is not finite, or beyond {LARGEST:g}")
+        return shapes.select(np.random.default_rng(self.seed).permutation(len(shapes))[:MAX_SHAPES])
+
+    def _clouds(self, shapes: ShapeSet, which: int) -> Tensor:
+        """Points on their surfaces, (N, points, 3)."""
+        generators = (np.random.default_rng([self.seed, which, k]) for k in range(len(shapes)))
+        clouds = [surface_points(shapes[k], self.points, rng) for k, rng in enumerate(generators)]
+        return torch.from_numpy(np.stack(clouds).astype(np.float32)).to(self.device)

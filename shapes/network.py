@@ -1,0 +1,73 @@
+"""Parts: ComboStoc's transformer over the parts of a shape, a set without order (ComboStoc, section 5).
+
+    N samples, L parts, F numbers a part, D width
+
+A part is a token, its F numbers are what channels are to a patch. Nothing says which part is which, so that the model
+does to permuted parts what it does to the parts, permuted.
+"""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from models import SIZES, ComboStoc
+
+
+class Parts(ComboStoc):
+    """ComboStoc for shapes (N, L, F), for any L. Arguments as for `SiT`, without sizes of images.
+
+    Every number's time is coded, and one linear layer of all codes of a part is its conditioning. The null class is
+    there, so that guidance is possible; it is of all numbers.
+    """
+
+    def __init__(self, in_channels: int, **kwargs: Any) -> None:
+        super().__init__(input_size=1, patch_size=1, in_channels=in_channels, learn_sigma=False, **kwargs)
+        del self.pos_embed  # of one position, which all parts would have
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(N, L, F) -> (N, L, D)."""
+        tokens = self.x_embedder.proj(as_map(x)).flatten(2).transpose(1, 2)
+        return tokens.to(x.dtype).contiguous()  # also under autocast: the residual stream is not rounded
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """(N, L, F), which it is already."""
+        return x
+
+    def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
+        """(N,), (N, 1, 1), (N, 1, F) -> (N, 1, D);  (N, L, 1), (N, L, F) -> (N, L, D)."""
+        n, length, numbers = x.shape
+        if t.ndim == 1:
+            t = t[:, None, None]
+        if t.ndim != 3 or t.shape[0] != n or t.shape[1] not in (1, length) or t.shape[2] not in (1, numbers):
+            raise ValueError(
+                f"t of shape {tuple(t.shape)} does not fit x of shape {tuple(x.shape)}; "
+                "it must be (N,), (N, 1, 1), (N, L, 1), (N, 1, F) or (N, L, F)"
+            )
+        return self.t_embedder(as_map(t), x.dtype)
+
+    def forward_with_cfg(
+        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None = None, **_: Any
+    ) -> Tensor:
+        """Classifier-free guidance: uncond + cfg_scale (cond - uncond), of all numbers.
+
+        Args:
+            x: (2N, L, F), of which the first N samples are used.
+            t, y: timesteps and labels of the 2N samples, the second N labels being the null class.
+            cfg_scale: 1 is no guidance. A tensor that broadcasts to N samples is for each number.
+        """
+        half = x[: x.shape[0] // 2]
+        cond, uncond = self.forward(half.repeat(2, 1, 1), t, y).chunk(2)
+        return (uncond + cfg_scale * (cond - uncond)).repeat(2, 1, 1)
+
+
+def as_map(x: Tensor) -> Tensor:
+    """(N, L, F) as a map of F channels, L x 1: (N, F, L, 1)."""
+    return x.transpose(1, 2)[..., None]
+
+
+Parts_models = {
+    f"Parts-{size}": partial(Parts, depth=depth, hidden_size=hidden_size, num_heads=num_heads)
+    for size, (depth, hidden_size, num_heads, _) in SIZES.items()
+    if size in ("B", "S", "XS")
+}
