@@ -7,13 +7,50 @@ attributes of a shape. Needs Gradio: pip install -r requirements-app.txt. Only t
 localhost, 127.0.0.1 or ::1, unless --host or --allow-host says otherwise, and nothing is fetched from the network.
 """
 
-import argparse
+from runtime.errors import DataError, UsageError, begin, run_program
 
+if __name__ == "__main__":
+    begin()
+
+import argparse
+import ipaddress
+import logging
+import math
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import kinds
+from page import shapes as shape_page
 from page.hosts import LOOPBACK, allowed_host, host_name
+from page.server import application, as_typed, guard
+from page.shape_studio import ShapeStudio
+from page.studio import (
+    ANY_CLASS,
+    CANVAS,
+    MAX_GUIDANCE,
+    MAX_POINTS,
+    MAX_VARIATIONS,
+    SAMPLERS,
+    SCHEDULE_NAMES,
+    Choices,
+    Studio,
+    brush_colour,
+    in_words,
+    note,
+    real,
+)
+from runtime import distributed, precision
 from runtime.command_line import Parser
-from runtime.errors import begin
 from runtime.precision import add_speed_args
-from sampling.arguments import add_model_args
+from sampling.arguments import CFG_SCALE, VARIATIONS, add_model_args
+from sampling.network import say
 from train_utils import parse_transport_args
 
 
@@ -44,45 +81,6 @@ def port_number(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{port} is not a port, from 1 to 65535")
     return port
 
-
-if __name__ == "__main__":
-    begin(make_parser())
-
-import ipaddress
-import logging
-import math
-import os
-import socket
-import tempfile
-import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-from PIL import Image
-
-from page import shapes as shape_page
-from page.server import application, as_typed, guard
-from page.shape_studio import ShapeStudio
-from page.studio import (
-    ANY_CLASS,
-    CANVAS,
-    MAX_GUIDANCE,
-    MAX_POINTS,
-    MAX_VARIATIONS,
-    SAMPLERS,
-    SCHEDULE_NAMES,
-    Choices,
-    Studio,
-    brush_colour,
-    in_words,
-    note,
-    real,
-)
-from runtime import distributed, precision
-from runtime.errors import DataError, UsageError, run_program
-from sampling.arguments import CFG_SCALE, VARIATIONS
-from sampling.network import load_network, say
 
 TITLE = "ComboStoc: graded control"
 NO_PICTURE = "Load or draw a picture first"
@@ -120,10 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         local = check_address(args.host, args.port)
         process = distributed.single(args.device)
         precision.setup(args.precision)
-        network = load_network(args, process.device, default_vae="mse")
+        network = kinds.load_network(args, process.device, default_vae="mse")
         say(network.notes)
         studio: Studio | ShapeStudio
-        if network.layout is None:
+        if kinds.of_model(network.config.name) is kinds.IMAGES:
             studio = Studio(network, process.device, args.precision)
             blocks, css = build_page(studio), CSS
         else:

@@ -14,13 +14,20 @@ is the part that was not trained on, where it says so. The FID network's weights
 Under torchrun all processes look at the images; the numbers do not depend on how many.
 """
 
+from runtime.errors import DataError, UsageError, begin, run_program
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import kinds
+from evaluation.features import EXTRACTORS
+from runtime import distributed, precision
 from runtime.command_line import Parser, positive_int
 from runtime.device import add_device_arg
-from runtime.errors import begin
-from train_utils import EXTRACTORS
 
 
 def two_or_more(text: str) -> int:
@@ -55,34 +62,6 @@ def make_parser() -> Parser:
     return parser
 
 
-if __name__ == "__main__":
-    begin(make_parser())
-
-import json
-import sys
-from collections.abc import Iterator, Sequence
-
-import torch
-
-from evaluation.features import load_extractor
-from evaluation.statistics import (
-    Source,
-    Statistics,
-    compare,
-    open_source,
-    report_name,
-    save_statistics,
-    warnings_about,
-    warnings_about_sizes,
-)
-from runtime import distributed, precision
-from runtime.device import float64
-from runtime.errors import DataError, UsageError, run_program
-from runtime.files import replacing
-from shapes.judging import ShapeJudge, held_out
-from shapes.sets import holds_shapes, open_shapes
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if not args.reference and not args.save_stats:
@@ -96,100 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--out {args.out} needs a REFERENCE to compare with")
     process = distributed.setup(device_name=args.device)
     precision.setup("fp32")
-    if any(holds_shapes(name) for name in (args.samples, args.reference) if name):
-        if process.is_main:
-            evaluate_shapes(args, process.device)
-        distributed.cleanup()
-        return
-    sources = [open_source(s, args.features, args.image_size) for s in (args.samples, args.reference) if s]
-    check_image_size(args.image_size, sources)
-    if process.is_main:
-        for line in warnings_about_sources(sources):
-            print(f"Warning: {line}", file=sys.stderr)
-    extractor = None
-    if any(source.images is not None for source in sources):  # statistics alone need no network, nor its weights
-        extractor = distributed.on_main_first(lambda: load_extractor(args.features, args.weights, process.device))
-    found = [source.statistics(extractor, process, args.batch_size) for source in sources]
-    statistics = [s for s in found if s is not None]  # none in other processes than the first
-    if process.is_main and args.save_stats:
-        save_statistics(statistics[0], args.save_stats)
-        print(f"Statistics of {args.samples} in {args.save_stats}")
-    if process.is_main and args.reference:
-        samples, reference = statistics
-        report(args, samples, reference, process.device)
+    kinds.of_sets([name for name in (args.samples, args.reference) if name]).evaluate(args, process)
     distributed.cleanup()
-
-
-def evaluate_shapes(args: argparse.Namespace, device: torch.device) -> None:
-    """Print the numbers of sets of shapes.
-
-    Raises:
-        UsageError, DataError: one of them is none.
-    """
-    if args.save_stats or not args.reference:
-        raise UsageError(f"{args.samples} holds shapes, which have no statistics to save: give a REFERENCE")
-    features = None if args.features == EXTRACTORS[0] else args.features
-    for flag, value in (("image-size", args.image_size), ("features", features), ("weights", args.weights)):
-        if value is not None:
-            raise UsageError(f"--{flag} {value} is for images, and {args.samples} is compared with shapes")
-    reference, training = held_out(open_shapes(args.reference))
-    samples = open_shapes(args.samples)
-    settings = {"points": args.points, "compared": args.compared}
-    judge = ShapeJudge(reference, training, **settings, device=float64(device))
-    results = judge.evaluate(samples)
-    for name, value in results.items():
-        print(f"{name:<28} {value:.6g}")
-    if args.out:
-        about = {"samples": args.samples, "reference": args.reference}
-        counts = {"sample_count": len(samples), "reference_count": len(reference)}
-        with replacing(args.out) as beside:
-            beside.write_text(json.dumps(about | counts | results, indent=1) + "\n")
-
-
-def check_image_size(image_size: int | None, sources: Sequence[Source]) -> None:
-    """
-    Raises:
-        UsageError: the images of a file have another size, or nothing has images. Pictures of folders are cropped.
-    """
-    if image_size is None:
-        return
-    sizes = [(source.name, source.images.size) for source in sources if source.images is not None]
-    if not sizes:
-        raise UsageError(f"--image-size {image_size} crops images, and {sources[0].name} holds none")
-    for name, (width, height) in sizes:
-        if (width, height) != (image_size, image_size):
-            raise UsageError(
-                f"--image-size {image_size} crops pictures of folders; {name} holds images of {width} x {height} "
-                "pixels, which are taken as they are"
-            )
-
-
-def warnings_about_sources(sources: Sequence[Source]) -> Iterator[str]:
-    """What seems to be amiss with samples and reference before they are looked at."""
-    if len(sources) < 2:
-        return
-    samples = sources[0]
-    if samples.images is not None and samples.has_moments:
-        yield (
-            f"{samples.name}, which stands first, holds both images and their statistics, as a reference does: is it "
-            "the samples?"
-        )
-    yield from warnings_about_sizes(*(None if s.images is None else s.images.size for s in sources))
-
-
-def report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:
-    results = {report_name(k, samples.extractor): v for k, v in compare(samples, reference, device).items()}
-    for line in warnings_about(samples, reference):
-        print(f"Warning: {line}", file=sys.stderr)
-    for name, value in results.items():
-        if not name.endswith("_std"):
-            spread = f" +- {results[f'{name}_std']:.6g}" if results.get(f"{name}_std") else ""
-            print(f"{name:<28} {value:.6g}{spread}")
-    if args.out:
-        about = {"samples": args.samples, "reference": args.reference, "features": args.features}
-        counts = {"sample_count": samples.count, "reference_count": reference.count}
-        with replacing(args.out) as beside:
-            beside.write_text(json.dumps(about | counts | results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,23 @@ published name, or hf://owner/repo/file. Both kinds of file are read by sample.p
 A model of shapes needs .safetensors, which keeps what its numbers mean.
 """
 
+from runtime.errors import DataError, UsageError, begin, run_program
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+import download
+import kinds
+from runtime import checkpoint
 from runtime.command_line import Parser
-from runtime.errors import begin
+from train_utils import check_weights
 
 
 def make_parser() -> Parser:
@@ -21,20 +33,6 @@ def make_parser() -> Parser:
     parser.add_argument("ckpt", metavar="CKPT", help="what to export")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors or .pt")
     return parser
-
-
-if __name__ == "__main__":
-    begin(make_parser())
-
-import sys
-from collections.abc import Sequence
-
-import torch
-
-import download
-from runtime import checkpoint
-from runtime.errors import DataError, UsageError, run_program
-from train_utils import check_weights, model_config, of_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--out {args.out} is the checkpoint itself, which holds more than is exported")
     content = checkpoint.load(path)
     weights = checkpoint.weights(content, args.ckpt)
-    config = model_config(weights, args.ckpt)
-    if args.out.suffix == ".pt" and of_shapes(config.name):
+    kind = kinds.of_state(weights)
+    config = kind.model_config(weights, args.ckpt)
+    if args.out.suffix == ".pt" and kind.KEPT:
         raise UsageError(
-            f"--out {args.out}: of a model of shapes it must end in .safetensors, which keeps their layout"
+            f"--out {args.out}: of a model of {kind.THINGS} it must end in .safetensors, which keeps the "
+            f"{' and '.join(kind.KEPT)}"
         )
     with torch.device("meta"):  # without memory
         model = config.build()
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint.save(args.out, {name: tensor.clone() for name, tensor in weights.items()})
     else:
         about = {"step": checkpoint.step(content), "args": checkpoint.training_args(content)}
-        about |= {name: content[name] for name in ("class_names", "layout") if name in content}
+        about |= {name: content[name] for name in ("class_names", *kind.KEPT) if name in content}
         checkpoint.export(args.out, {"ema": weights, **about})
     print(f"{config} in {args.out}, {args.out.stat().st_size:,} bytes")
 

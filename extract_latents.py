@@ -10,38 +10,17 @@ continues an extraction that was interrupted, on any number of processes; the by
 cannot be read are named, left out, and listed in manifest.json.
 """
 
-import argparse
-from pathlib import Path
-
-from runtime.command_line import Parser, positive_int
-from runtime.device import add_device_arg
-from runtime.errors import begin
-from runtime.precision import PRECISIONS
-from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg, are_shapes
-
-
-def make_parser() -> Parser:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--data-path", required=True, help="folder or .zip of images (read as RGB)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
-    parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
-    parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
-    add_device_arg(parser)
-    parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of the encoder's products")
-    add_flip_arg(parser, "keep mirror images, too")
-    add_bad_images_arg(parser)
-    add_workers_arg(parser)
-    return parser
-
+from runtime.errors import DataError, UsageError, begin, run_program
 
 if __name__ == "__main__":
-    begin(make_parser())
+    begin()
 
+import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import kinds
 from data import workers
 from data.autoencoder import LatentSpace, check_name, load_autoencoder
 from data.images import UnreadableImage
@@ -66,8 +46,27 @@ from data.latents import (
 from data.sets import ImageFolder, check_path, check_same_everywhere, class_counts
 from data.skipping import check_readable
 from runtime import distributed, precision, progress
-from runtime.errors import DataError, UsageError, run_program
+from runtime.command_line import Parser, positive_int
+from runtime.device import add_device_arg
 from runtime.files import replacing, sha256
+from runtime.precision import PRECISIONS
+from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--data-path", required=True, help="folder or .zip of images (read as RGB)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
+    parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
+    parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
+    add_device_arg(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of the encoder's products")
+    add_flip_arg(parser, "keep mirror images, too")
+    add_bad_images_arg(parser)
+    add_workers_arg(parser)
+    return parser
+
 
 SHARD_SIZE = 1024  # images
 
@@ -97,8 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.vae == "none":
         raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
     check_path(args.data_path)
-    if are_shapes(args.data_path):
-        raise UsageError(f"--data-path {args.data_path} holds shapes, which are not encoded: train.py takes them as is")
+    kinds.check_images(args.data_path, "an autoencoder")
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     check_name(args.vae)

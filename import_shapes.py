@@ -14,11 +14,26 @@ is). Meshes that cannot be read are named and left out, and those of more than 5
 and textures are not looked at, and nothing is fetched.
 """
 
+from runtime.errors import DataError, begin, run_program
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from data.listing import summary
+from data.skipping import check_readable
+from runtime import progress
 from runtime.command_line import Parser, count, positive_int, unit_float
-from runtime.errors import begin
+from shapes.importing import SPLITS, Meshes, TooManyParts, draw_split, find_meshes, printable, shape_of, some
+from shapes.mesh_files import UnreadableMesh
+from shapes.sets import ShapeSet, from_shapes, save_shapes
 
 
 def shares(value: str) -> tuple[float, ...]:
@@ -60,24 +75,6 @@ def make_parser() -> Parser:
         "left out; 0: stop at the first",
     )
     return parser
-
-
-if __name__ == "__main__":
-    begin(make_parser())
-
-import os
-import sys
-from collections.abc import Sequence
-
-import numpy as np
-
-from data.listing import summary
-from data.skipping import check_readable
-from runtime import progress
-from runtime.errors import DataError, run_program
-from shapes.importing import SPLITS, Meshes, TooManyParts, draw_split, find_meshes, printable, shape_of, some
-from shapes.mesh_files import UnreadableMesh
-from shapes.sets import ShapeSet, from_shapes, save_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,50 +10,37 @@
 `python sample.py ODE --help` lists the arguments of a mode.
 """
 
+from runtime.errors import DataError, UsageError, begin, run_program
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+import kinds
+from data.pictures import columns_for, grid, save_image, to_uint8
+from runtime import distributed, precision, progress
 from runtime.command_line import Parser
-from runtime.errors import begin
-from sampling.arguments import CFG_SCALE, NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
+from runtime.files import replacing
+from sampling import control, likelihood
+from sampling.arguments import NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
+from sampling.kind import Kind
+from sampling.labels import class_labels, default_labels
+from sampling.network import ImageNoise, Network, draw, evaluations, guided_by, say, with_progress
+from train_utils import build_graded_sampler, build_sampler
 
 
 def make_parser() -> Parser:
     return pictures_parser(__doc__)
 
-
-if __name__ == "__main__":
-    begin(make_parser())
-
-import math
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-
-import numpy as np
-import torch
-
-from data.pictures import columns_for, grid, save_image, to_uint8
-from runtime import distributed, precision, progress
-from runtime.errors import DataError, UsageError, run_program
-from runtime.files import replacing
-from sampling import control, likelihood
-from sampling.labels import class_labels, default_labels
-from sampling.network import (
-    ImageNoise,
-    Network,
-    draw,
-    evaluations,
-    guided_by,
-    load_network,
-    say,
-    with_progress,
-)
-from shapes import control as parts
-from shapes.meshes import write_glb
-from shapes.rendering import pictures_of
-from shapes.sets import SHAPES, Shape
-from train_utils import are_shapes, build_graded_sampler, build_sampler, things
 
 REVERSED_IMAGES = 8
 UNCONDITIONAL = 8  # pictures without a class
@@ -69,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.mode == "ODE" and (args.likelihood or args.reverse):
         if args.likelihood and args.reverse:
             raise UsageError("--likelihood and --reverse are two different jobs; give one of them")
-        likelihood.check_arguments(args, "--likelihood" if args.likelihood else "--reverse")
+        job = "--likelihood" if args.likelihood else "--reverse"
+        if args.data_path:
+            kinds.check_images(args.data_path, job)
+        likelihood.check_arguments(args, job)
         if args.class_labels:
             raise UsageError("--class-labels are for sampling; --likelihood and --reverse take the images' own")
         if args.reference:
@@ -78,9 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood and --reverse; give one of them")
     control.check_arguments(args)
     for word in args.reference or []:
-        name, _ = parts.place(word)
-        if name != SHAPES and not Path(word).exists() and not Path(name).exists():
-            raise DataError(f"--reference {word} does not exist")
+        if not any(kind.is_reference(word) for kind in kinds.KINDS):
+            raise DataError(f"--reference {word} does not exist, as a picture or a set of shapes")
     classes = [k for k in args.class_labels or [] if k != NULL]
     if args.cfg_scale == 0 and classes:
         raise UsageError(f"--cfg-scale 0 samples without a class, --class-labels {classes[0]} of one: give one of them")
@@ -94,33 +83,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     process = distributed.single(args.device)
     precision.setup(args.precision)
-    network = load_network(args, process.device, default_vae="mse")
+    network = kinds.load_network(args, process.device, default_vae="mse")
+    kind = kinds.of_model(network.config.name)
     if args.cfg_scale is None:
-        args.cfg_scale = 1.0 if without_class or network.layout is not None else CFG_SCALE
-    if args.glb is not None and network.layout is None:
-        raise UsageError(f"--glb {args.glb} is for shapes; {network.config.name} makes images")
-    if network.layout is None:
-        for word in args.reference or []:
-            if are_shapes(parts.place(word)[0]) and not Path(word).is_file():
-                raise UsageError(f"--reference {word} is a shape; {network.config.name} makes images")
+        args.cfg_scale = 1.0 if without_class else kind.CFG_SCALE
+    kind.check_sampling(args, network)
     build_sampler(args, network.transport)  # complains about bad settings before a bar appears
-    say([*network.notes, *ignore_what_has_no_effect(args, parser, argv)])
+    rules = kind.without_effect_in_sampling(args)
+    say([*network.notes, *ignore_what_has_no_effect(args, parser, argv, rules)])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
     elif args.reverse:
         reverse(args, network)
     elif args.reference:
-        (sample_graded if network.layout is None else sample_parts)(args, network, process.device)
+        sample_graded(args, network, kind, process.device)
     else:
-        sample(args, network, process.device)
+        sample(args, network, kind, process.device)
 
 
-def sample(args: argparse.Namespace, network: Network, device: torch.device) -> None:
+def sample(args: argparse.Namespace, network: Network, kind: Kind, device: torch.device) -> None:
     """Draw one picture for each class label and write them as a grid."""
     default = default_labels(network.num_labels) if args.cfg_scale else [NULL] * UNCONDITIONAL
     labels = class_labels(args.class_labels or map(str, default), network)
-    samples: list[torch.Tensor] = []
-    pictures: list[Callable[[], np.ndarray]] = []
+    drawn = []
     start_time = time.time()
     starts = range(0, len(labels), args.batch_size)
     total = evaluations(args)
@@ -129,74 +114,37 @@ def sample(args: argparse.Namespace, network: Network, device: torch.device) -> 
         for start in starts:
             y = torch.tensor(labels[start : start + args.batch_size], device=device)
             noise = ImageNoise(args.seed, range(start, start + len(y)))
-            images, nfe = draw(args, network, noise, y, model)
-            if network.layout is None:
-                pictures.append(pictures_of(images, network.autoencoder))
-            else:
-                samples.append(images)
-        if samples:  # shapes are seen in one view, which depends on all of them
-            pictures.append(pictures_of(torch.cat(samples), network.autoencoder, network.image_size))
-        finished = np.concatenate([wait() for wait in pictures])
+            x, nfe = draw(args, network, noise, y, model)
+            drawn.append(x)
+        samples = torch.cat(drawn)
+        finished = kind.pictures(samples, network.autoencoder, network.image_size)
         rate = len(finished) / (time.time() - start_time)
     captions = [network.class_name(k) for k in labels]
     save_image(grid(finished, captions, columns_for(labels)), args.out)
     print(f"{len(labels)} pictures in {args.out}")
-    write_scene(args, (parts.layout_of(network).decode(x) for batch in samples for x in batch))
-    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} {things(args.model)}/s")
+    kind.write_besides(args, samples, network)
+    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch, {rate:.2f} {kind.THINGS}/s")
 
 
-def sample_graded(args: argparse.Namespace, network: Network, device: torch.device) -> None:
+def sample_graded(args: argparse.Namespace, network: Network, kind: Kind, device: torch.device) -> None:
     """Draw variations of each reference that keep what the map says, and write all side by side."""
     variations = args.variations or VARIATIONS
     labels = class_labels(args.class_labels or [NULL], network)
     labels *= len(args.reference) if len(labels) == 1 else 1
-    keep = control.load_control(args, network)
-    if args.preserve_pixels and not (keep.pixels == 1).any():
-        raise UsageError("--preserve-pixels pastes pixels that are kept at 1; the map and its factors keep none")
-    build_graded_sampler(args, network.transport, keep.latents, keep.latents)  # complains about bad settings
-    if warning := control.untrained_times(keep.latents, network):
+    keep = kind.load_control(args, network)
+    build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
+    if warning := keep.untrained_times(network):
         print(f"{Path(__file__).name}: warning: {warning}", file=sys.stderr)
     total, batches = evaluations(args), math.ceil(len(args.reference) * variations / args.batch_size)
     with progress.bar(total=total and total * batches, desc="model evaluations") as bar:
         model = with_progress(guided_by(args, network), bar)
         settings = {"seed": args.seed, "variations": variations, "batch_size": args.batch_size}
-        finished, nfe = control.generate(
-            args, network, keep, labels, model, device, **settings, paste=args.preserve_pixels
-        )
+        samples, nfe = control.generate(args, network, keep, labels, model, device, **settings)
     captions = [network.class_name(k) for k in labels] if args.class_labels else ["sample"] * len(args.reference)
-    save_image(control.sheet(keep, finished, captions), args.out)
+    save_image(keep.sheet(samples, captions, network.image_size), args.out)
     print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
+    kind.write_besides(args, samples, network)
     print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
-
-
-def sample_parts(args: argparse.Namespace, network: Network, device: torch.device) -> None:
-    """The same for shapes, of which parts and attributes are kept."""
-    variations = args.variations or VARIATIONS
-    labels = class_labels(args.class_labels or [NULL], network)
-    labels *= len(args.reference) if len(labels) == 1 else 1
-    keep = parts.load_control(args, network)
-    build_graded_sampler(args, network.transport, keep.numbers, keep.keep)  # complains about bad settings
-    if warning := parts.untrained_times(keep.keep, network):
-        print(f"{Path(__file__).name}: warning: {warning}", file=sys.stderr)
-    total, batches = evaluations(args), math.ceil(len(args.reference) * variations / args.batch_size)
-    with progress.bar(total=total and total * batches, desc="model evaluations") as bar:
-        model = with_progress(guided_by(args, network), bar)
-        settings = {"seed": args.seed, "variations": variations, "batch_size": args.batch_size}
-        finished, nfe = parts.generate(args, network, keep, labels, model, device, **settings)
-    layout = parts.layout_of(network)
-    shapes, numbers = [layout.decode(x) for x in finished], [layout.existing(x) for x in finished]
-    captions = [network.class_name(k) for k in labels] if args.class_labels else ["sample"] * len(args.reference)
-    save_image(parts.sheet(keep, shapes, numbers, captions, network.image_size), args.out)
-    print(f"{variations} samples of each of {len(args.reference)} references in {args.out}")
-    write_scene(args, shapes)
-    print(f"{args.mode} {args.sampling_method}: {nfe} model evaluations a batch")
-
-
-def write_scene(args: argparse.Namespace, shapes: Iterable[Shape]) -> None:
-    """--glb: shapes side by side."""
-    if args.glb is not None:
-        write_glb(list(shapes), args.glb)
-        print(f"the shapes in {args.glb}")
 
 
 def reverse(args: argparse.Namespace, network: Network) -> None:

@@ -11,12 +11,36 @@ its steps for a whole batch, so with dopri5 images agree between batch sizes up 
 the labels, and the .json beside it says what made it: checkpoint, settings, model evaluations, versions, seconds.
 """
 
+from runtime.errors import UsageError, begin, run_program
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import kinds
+from data.pictures import save_npz
+from runtime import checkpoint, distributed, precision, progress
 from runtime.command_line import Parser, positive_int, whole
-from runtime.errors import begin
+from runtime.device import float64
+from runtime.files import replacing, sha256
+from sampling import likelihood, manifest
 from sampling.arguments import ignore_what_has_no_effect, sampling_parser
+from sampling.files import Files, check_room
+from sampling.network import ImageNoise, Network, draw, guided_by, say
+from train_utils import build_sampler
 
 CFG_SCALE = 1.0
 
@@ -38,31 +62,6 @@ def make_parser() -> Parser:
     return sampling_parser(__doc__, add_program_args, vae="ema", cfg_scale=CFG_SCALE, reverse=False)
 
 
-if __name__ == "__main__":
-    begin(make_parser())
-
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
-from data.pictures import save_npz
-from runtime import checkpoint, distributed, precision, progress
-from runtime.device import float64
-from runtime.errors import UsageError, run_program
-from runtime.files import replacing, sha256
-from sampling import likelihood, manifest
-from sampling.files import Files, check_room, files_of
-from sampling.network import ImageNoise, Network, draw, guided_by, load_network, say
-from train_utils import build_sampler, things
-
 SETTINGS = "settings.json"
 WRITERS = 4  # threads that encode pictures, or look at them
 NAMED = 10  # pictures that are drawn again, of which a line says why
@@ -72,15 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.likelihood:
+        if args.data_path:
+            kinds.check_images(args.data_path, "--likelihood")
         likelihood.check_arguments(args, "--likelihood")
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood")
     args.cfg_scale = CFG_SCALE if args.cfg_scale is None else args.cfg_scale
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
-    network = load_network(args, process.device, default_vae="ema")
+    network = kinds.load_network(args, process.device, default_vae="ema")
+    rules = kinds.of_model(network.config.name).without_effect_in_sampling(args)
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
-    notes = [*network.notes, *ignore_what_has_no_effect(args, parser, argv)]
+    notes = [*network.notes, *ignore_what_has_no_effect(args, parser, argv, rules)]
     say(notes if process.is_main else [])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.global_seed, batch_size=args.per_proc_batch_size)
@@ -96,7 +98,9 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
     try:
         drawn_here = sample_images(args, network, folder, process)
     except FloatingPointError:
-        if process.is_main and not any(folder.glob(f"*{files_of(network).suffix}")):  # nothing was drawn
+        if process.is_main and not any(
+            folder.glob(f"*{kinds.of_model(network.config.name).files(network).suffix}")
+        ):  # nothing was drawn
             (folder / SETTINGS).unlink(missing_ok=True)
             with suppress(OSError):  # another process may be writing
                 folder.rmdir()
@@ -108,10 +112,10 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
             left.unlink()  # half-written when a run was killed
         seconds = time.time() - start_time
         labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
-        files, npz = files_of(network), folder.with_name(folder.name + ".npz")
+        files, npz = kinds.of_model(network.config.name).files(network), folder.with_name(folder.name + ".npz")
         files.pack([files.path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
         drawn, evaluations = map(int, work.tolist())
-        what = things(network.config.name)
+        what = kinds.of_model(network.config.name).THINGS
         run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
             print(f"{evaluations / drawn:g} model evaluations each, {drawn / seconds:.2f} {what}/s")
@@ -125,7 +129,11 @@ def sample_images(args: argparse.Namespace, network: Network, folder: Path, proc
     Returns:
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
-    everything, files, what = range(args.num_fid_samples), files_of(network), things(network.config.name)
+    everything, files, what = (
+        range(args.num_fid_samples),
+        kinds.of_model(network.config.name).files(network),
+        kinds.of_model(network.config.name).THINGS,
+    )
     there = distributed.from_main(lambda: files.there(folder, args.num_fid_samples))
     faults = faults_in(folder, there, files, process)
     if process.is_main:
@@ -244,7 +252,14 @@ def make_folder(args: argparse.Namespace, network: Network) -> Path:
     parts += [args.mode, args.sampling_method, str(args.num_sampling_steps), f"seed{args.global_seed}"]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     folder = args.sample_dir / "-".join([*parts, digest])
-    print(check_room(files_of(network), folder, args.num_fid_samples, things(network.config.name)))
+    print(
+        check_room(
+            kinds.of_model(network.config.name).files(network),
+            folder,
+            args.num_fid_samples,
+            kinds.of_model(network.config.name).THINGS,
+        )
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SETTINGS) as file:
         file.write_text(json.dumps(settings, indent=1) + "\n")

@@ -12,14 +12,13 @@ command again continues from ckpt.pt; --ckpt FILE continues any checkpoint with 
 and noise are functions of the seed and the step, so that a continued run is the run it would have been.
 """
 
-from runtime.errors import begin
-from training.arguments import check_arguments, make_parser, without_effect
+from runtime.errors import DataError, UsageError, begin, run_program
 
 if __name__ == "__main__":
-    begin(make_parser(__doc__))
+    begin()
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -27,21 +26,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+import kinds
 import wandb_utils
 from data import center_crop_arr as center_crop_arr  # SiT has it here
-from data.feed import feed, load_batches, load_images, load_latents, load_shape_data
-from data.latents import CachedLatents, is_latents
+from data.feed import feed, load_batches
 from data.order import BatchOrder
-from data.sets import check_path, check_same_everywhere, class_counts
+from data.sets import check_same_everywhere, class_counts
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
-from runtime.errors import DataError, UsageError, run_program
-from shapes.monitor import ShapeMonitor
-from train_utils import ModelConfig, are_shapes, build_transport, method_settings, things, typed_arguments
+from train_utils import build_transport, method_settings, typed_arguments
 from training import resume
+from training.arguments import check_arguments, make_parser, without_effect
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
-from training.monitor import Evaluator, Monitor, report
+from training.monitor import report
 from training.preview import preview
 from training.step import build_optimizer, learning_rate, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
@@ -52,35 +50,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser(__doc__)
     args = parser.parse_args(argv)
     process = distributed.setup(distributed.TIMEOUT, args.device)
-    check_path(args.data_path)  # before a checkpoint or an autoencoder is fetched
-    latents = CachedLatents(args.data_path) if is_latents(args.data_path) else None
-    supplied = latents.supply(args, typed_arguments(parser, argv)) if latents is not None else {}
+    kind = kinds.of_data(args.data_path)
+    kind.check_path(args.data_path)  # before a checkpoint or an autoencoder is fetched
+    supplied = kind.supply(args, typed_arguments(parser, argv))
     start = resume.find_start(args, parser, argv)
-    check_arguments(args, process.world_size)
+    check_arguments(args, process.world_size, kind)
     if args.wandb:
         distributed.from_main(wandb_utils.check_login)
     precision.setup(args.precision)
-    found = resume.find_model(start, args.vae)
-    shapes = are_shapes(args.data_path)
+    found = resume.find_model(start, args)
 
     # Data.
-    if shapes:
-        data = load_shape_data(args, start.saved, start.source)
-    else:
-        trained = found.in_channels if found else None
-        data = load_images(args, process, trained) if latents is None else load_latents(args, process, latents)
+    data = kind.load_data(args, process, found, start.saved, start.source)
     dataset = data.dataset
     check_same_everywhere(dataset, args.data_path)
-    config = ModelConfig.for_input(args.model, data.input_shape, args.num_classes)
+    config = kind.config_for(args.model, data.input_shape, args.num_classes)
     config = resume.check_model(config, found, start.source)
     lines = [*start.lines, *data.lines, *(f"Warning: {note}" for note in dataset.notes)]
     if from_latents := [resume.as_typed(k, v) for k, v in supplied.items() if getattr(args, k) == v]:
         lines.append(f"From the latents: {', '.join(from_latents)}")
-    lines += without_effect(args, typed_arguments(parser, argv))
+    lines += without_effect(args, typed_arguments(parser, argv), kind)
     lines += resume.check_classes(dataset.class_names, args, start)
 
     # Transport, model, moving average, optimiser.
-    transport = build_transport(args, args.combostoc_type, **method_settings(vars(args)), attributes=data.attributes)
+    transport = build_transport(args, **method_settings(vars(args)), attributes=data.attributes)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
@@ -93,10 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines += resume.initialize_from(args.init_from, model, ema)
     saved = start.saved.get("progress", {})
     books = Bookkeeping(process, dataset, max_bad_steps=args.max_bad_steps, saved=saved, source=start.source)
-    evaluator: Callable[..., Evaluator] = ShapeMonitor if shapes else Monitor
-    monitor = evaluator(args, process, data) if args.eval_every else None
+    monitor = kind.evaluator(args, process, data) if args.eval_every else None
     check_readable(books.unreadable.values(), len(dataset), args.max_bad_images)
-    seen, warnings = resume.images_seen(start, step, dataset, args)
+    seen, warnings = resume.images_seen(start, step, dataset, args, kind)
     lines += warnings
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
@@ -126,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines += monitor.prepare() if monitor is not None else []
 
     # From here on files are written.
-    with Experiment(args, process) as experiment, signals.StopRequest() as request:
+    with Experiment(args, process, kind) as experiment, signals.StopRequest() as request:
         distributed.from_main(lambda: experiment.open(args, step, start.source, start.seen))
         log = experiment.logger.info
         log(distributed.describe(process, args.precision))
@@ -136,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
         if args.compile:
             log("Compiling: the first step takes a minute or so")
-        counted = f"{len(dataset):,} {things(args.model)} in {len(dataset.class_names)} classes"
+        counted = f"{len(dataset):,} {kind.THINGS} in {len(dataset.class_names)} classes"
         log(f"{counted}, {order.pace}")
         log(f"Classes: {class_counts(dataset)}")
         begun = f"Continuing {start.source} from step {step} to {total_steps}"
@@ -232,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 # Draw.
                 if due(args.sample_every, step) and process.is_main and data.autoencoder is not None:
                     try:
-                        experiment.save_picture(preview(args, ema, transport, data, process.device), step)
+                        experiment.save_picture(preview(args, kind, ema, transport, data, process.device), step)
                     except FloatingPointError as error:  # training may mend it
                         log(f"Warning: no sample picture at step {step}: {error}")
 

@@ -1,51 +1,36 @@
-"""What the programs share: argument groups, and models, transports and samplers built from arguments.
-
-It is imported to read the command line, and so imports torch only where something is built.
-"""
-
-from __future__ import annotations
+"""What the programs share: argument groups, and models, transports and samplers built from arguments."""
 
 import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from models import SIZES, ComboStoc_models, SiT, SiT_models
 from runtime.command_line import count, finite, none_or_str, positive_float, positive_int, unit_float
 from runtime.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from models import SiT
-    from runtime.checkpoint import StateDict
-    from transport import Transport
-    from transport.sampler import SampleFn
+from runtime.state_dicts import StateDict
+from transport import (
+    BLENDS,
+    DIFFUSION_FORMS,
+    LAST_STEPS,
+    ODE_METHODS,
+    PATHS,
+    PREDICTIONS,
+    SDE_METHODS,
+    WEIGHTS,
+    Sampler,
+    Transport,
+    create_transport,
+)
+from transport.sampler import SampleFn
 
 # ---- names ---------------------------------------------------------------------------------------------------------
 
-# What the command line lets one choose. A test holds these to what there is, which imports torch.
-MODELS = tuple(
-    f"{family}-{size}/{patch}"
-    for family in ("ComboStoc", "SiT")
-    for size, patches in (("XL", (2, 4, 8)), ("L", (2, 4, 8)), ("B", (2, 4, 8)), ("S", (2, 4, 8)), ("XS", (2, 4)))
-    for patch in patches
-)
-SHAPE_MODELS = ("Parts-B", "Parts-S", "Parts-XS")
-COMBOSTOC_TYPES = (
-    *("UNSYNC_NONE", "UNSYNC_VEC", "UNSYNC_PATCH", "UNSYNC_ALL"),
-    *("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART"),  # of shapes
-)
-PATHS = ("Linear", "GVP", "VP")
-PREDICTIONS = ("velocity", "score", "noise", "data")
-WEIGHTS = (None, "velocity", "likelihood")
-TIMES = (
-    *("combostoc", "uniform", "lognormal", "blend", "blend-lognormal", "blend-lognormal-async"),
-    *("mean", "spread", "below", "two"),
-)
-BLENDS = ("batch", "sample", "off")
 # What --preset stands for, in training and in each mode of sampling; the defaults are the published setting.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {  # in time
@@ -73,60 +58,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "SDE": {"sampling_method": "Euler", "num_sampling_steps": 64},
     },
 }
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-ODE_METHODS = (
-    *ADAPTIVE_METHODS,
-    *("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams"),
-    *("look-ahead", "dual-loop"),
-)
-SDE_METHODS = ("Euler", "Heun")
-DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
-LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
-SCHEDULES = ("number", "size")
-EXTRACTORS = ("inception", "efficientnet-lite0")
-
-MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}; Parts-{B,S,XS} for shapes"
-
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
-
-
-def model_name(value: str) -> str:
-    if value not in MODELS + SHAPE_MODELS:
-        raise argparse.ArgumentTypeError(f"unknown model {value!r}; choose from {MODEL_NAMES}")
-    return value
-
-
-def are_shapes(data_path: str) -> bool:
-    """Whether data are structured shapes, not images."""
-    return data_path == "shapes" or data_path.endswith(".npz")
-
-
-def of_shapes(model: str) -> bool:
-    """Whether a model is one of structured shapes, not of images."""
-    return model in SHAPE_MODELS
-
-
-def things(model: str) -> str:
-    """What a model makes, in words."""
-    return "shapes" if of_shapes(model) else "images"
-
-
-def default_combostoc_type(model: str) -> str:
-    """What a model is trained with unless it is said otherwise."""
-    return "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ATT_PART" if of_shapes(model) else "UNSYNC_ALL"
-
-
-def default_method(model: str, times: str | None = None) -> dict[str, str]:
-    """What a model is trained with unless it is said otherwise: the paper's setting for images, or for shapes. The
-    published draw is half-mixed for images, all others are of the whole batch."""
-    times = times or "combostoc"
-    return {
-        "combostoc_type": default_combostoc_type(model),
-        "times": times,
-        "halfmixing": "on" if times == "combostoc" and not of_shapes(model) else "off",
-        "prediction": "data" if of_shapes(model) else "velocity",
-    }
 
 
 def guidance_scale(value: str) -> float:
@@ -265,36 +198,21 @@ def typed_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model of the registry and its sizes, all of which a state dict shows."""
+    """A model of images and its sizes, all of which a state dict shows."""
 
     name: str
-    input_size: int  # of shapes 0: there may be any number of parts
-    in_channels: int  # of shapes the numbers of a part
+    input_size: int
+    in_channels: int
     num_classes: int
     learn_sigma: bool
 
-    @classmethod
-    def for_input(cls, name: str, shape: tuple[int, ...], num_classes: int) -> ModelConfig:
-        """A model that is to be trained on inputs (C, H, W), or (L, F) for shapes."""
-        if of_shapes(name):
-            return cls(name, 0, shape[1], num_classes, learn_sigma=False)
-        return cls(name, shape[1], shape[0], num_classes, learn_sigma=True)
-
     def __str__(self) -> str:
         """For messages: a user's checkpoint against a user's arguments."""
-        if of_shapes(self.name):
-            return f"{self.name} for parts of {self.in_channels} numbers and {self.num_classes} classes"
         variant = "" if self.learn_sigma else " without learn_sigma"
         shape = f"{self.in_channels} x {self.input_size} x {self.input_size}"
         return f"{self.name}{variant} for inputs of {shape} and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> SiT:
-        from models import ComboStoc_models, SiT_models
-
-        if of_shapes(self.name):
-            from shapes.network import Parts_models
-
-            return Parts_models[self.name](in_channels=self.in_channels, num_classes=self.num_classes, **kwargs)
         return (ComboStoc_models | SiT_models)[self.name](
             input_size=self.input_size,
             in_channels=self.in_channels,
@@ -304,41 +222,51 @@ class ModelConfig:
         )
 
 
-def model_config(state: StateDict, source: str) -> ModelConfig:
-    """Read family, size, patch, channels, classes and learn_sigma from a state dict.
+def image_model_config(state: StateDict, source: str) -> ModelConfig:
+    """Family, size, patch, channels, classes and learn_sigma of a state dict.
 
     Raises:
-        DataError: it is not a model of the registries.
+        DataError: it is no SiT or ComboStoc model of the registries.
     """
-    from models import SIZES
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        fault = ""
-        if name not in state:
-            fault = f"{name} is missing"
-        elif state[name].ndim != ndim or 0 in state[name].shape:
-            fault = f"its {name} is of shape {tuple(state[name].shape)}"
-        elif not state[name].is_floating_point():
-            fault = f"its {name} is {str(state[name].dtype).removeprefix('torch.')}, which is no float weight"
-        if fault:
-            raise DataError(f"checkpoint {source} holds no SiT, ComboStoc or Parts model: {fault}")
-        return tuple(state[name].shape)
-
-    width, in_channels, patch, _ = shape("x_embedder.proj.weight", 4)
-    are_shapes = "pos_embed" not in state and "t_embedder.patchEmb.proj.weight" in state
-    num_tokens = 0 if are_shapes else shape("pos_embed", 3)[1]
-    num_labels = shape("y_embedder.embedding_table.weight", 2)[0]
-    out_channels = shape("final_layer.linear.weight", 2)[0] // patch**2
-    depth = 1 + max((int(found[1]) for key in state if (found := re.match(r"blocks\.(\d+)\.", key))), default=-1)
-    family = "Parts" if are_shapes else "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
+    width, in_channels, patch, _ = weight_shape(state, "x_embedder.proj.weight", 4, source)
+    num_tokens = weight_shape(state, "pos_embed", 3, source)[1]
+    num_labels = weight_shape(state, "y_embedder.embedding_table.weight", 2, source)[0]
+    out_channels = weight_shape(state, "final_layer.linear.weight", 2, source)[0] // patch**2
+    depth = depth_of(state)
+    family = "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
-    name = f"{family}-{size}" if are_shapes else f"{family}-{size}/{patch}"
-    if name not in MODELS + SHAPE_MODELS:
-        raise DataError(
-            f"checkpoint {source} holds a {family} of depth {depth}, width {width} and patch {patch}, "
-            f"which is none of {', '.join(MODELS + SHAPE_MODELS)}"
-        )
+    known = ComboStoc_models | SiT_models
+    if (name := f"{family}-{size}/{patch}") not in known:
+        raise no_such_model(source, f"a {family} of depth {depth}, width {width} and patch {patch}", known)
     return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
+
+
+def weight_shape(state: StateDict, name: str, ndim: int, source: str) -> tuple[int, ...]:
+    """The shape of a weight that every model has.
+
+    Raises:
+        DataError: the state dict has it not, of another number of dimensions, or not in floats.
+    """
+    fault = ""
+    if name not in state:
+        fault = f"{name} is missing"
+    elif state[name].ndim != ndim or 0 in state[name].shape:
+        fault = f"its {name} is of shape {tuple(state[name].shape)}"
+    elif not state[name].is_floating_point():
+        fault = f"its {name} is {str(state[name].dtype).removeprefix('torch.')}, which is no float weight"
+    if fault:
+        raise DataError(f"checkpoint {source} holds no SiT, ComboStoc or Parts model: {fault}")
+    return tuple(state[name].shape)
+
+
+def depth_of(state: StateDict) -> int:
+    """The number of blocks in a state dict."""
+    return 1 + max((int(found[1]) for key in state if (found := re.match(r"blocks\.(\d+)\.", key))), default=-1)
+
+
+def no_such_model(source: str, what: str, known: Collection[str]) -> DataError:
+    """The error of a checkpoint whose sizes are those of no model."""
+    return DataError(f"checkpoint {source} holds {what}, which is none of {', '.join(known)}")
 
 
 def check_weights(model: SiT, state: StateDict, source: str) -> list[str]:
@@ -382,26 +310,23 @@ def load_weights(model: SiT, state: StateDict, source: str) -> list[str]:
 
 
 def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What training varies of the method, as `create_transport` calls it; the published one where nothing is said."""
-    import transport
-
+    """The settings of the method in `values`, by their names in `create_transport`; absent ones are the published."""
     return {
+        "combostoc_type": values["combostoc_type"],
         "times": values.get("times", "combostoc"),
         "use_halfmixing": values.get("halfmixing", "on") == "on",
-        "use_blend": transport.BLENDS[values.get("blend", "batch")],
+        "use_blend": BLENDS[values.get("blend", "batch")],
         "use_compensation": values.get("compensation", "on") == "on",
         "difficulty": values.get("difficulty", 0.0),
     }
 
 
-def build_transport(args: argparse.Namespace, combostoc_type: str = "UNSYNC_NONE", **method: Any) -> Transport:
+def build_transport(args: argparse.Namespace, **method: Any) -> Transport:
     """The transport of the transport group's arguments, and of `method_settings`."""
-    from transport import create_transport
-
     names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
     settings = {name: getattr(args, name) for name in names}
     try:
-        return create_transport(**settings, combostoc_type=combostoc_type, **method)
+        return create_transport(**settings, **method)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -417,8 +342,6 @@ def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any) -> SampleFn:
     """The sampler of a mode's arguments (`args.mode` is ODE or SDE); kwargs go to the sampler's method."""
-    from transport import Sampler
-
     sampler = Sampler(transport)
     make: Callable[..., SampleFn]
     if args.mode == "SDE":
@@ -434,8 +357,6 @@ def build_graded_sampler(
     args: argparse.Namespace, transport: Transport, reference: Tensor, preserve: Tensor | float, **kwargs: Any
 ) -> SampleFn:
     """The same under graded control."""
-    from transport import Sampler
-
     settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule}
     return checked(Sampler(transport).sample_graded, reference, preserve, **settings, **kwargs)
 

@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import measure
 from benchmarks.cases import FACTOR, Case, Trained, training_work
 from data.autoencoder import latent_size
+from kinds import MODEL_NAMES, model_name
 from runtime import checkpoint, distributed, precision
 from runtime.command_line import Parser, positive_int
 from runtime.errors import run_program
-from train_utils import MODEL_NAMES, model_name
 from training.bookkeeping import Bookkeeping
 from training.step import Step
 

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
+import kinds
 from benchmarks import measure
 from benchmarks.cases import FACTOR, RANDOM, Case, sampling_work, synthetic_batches, training_work
 from data.autoencoder import latent_size
@@ -40,7 +41,7 @@ from runtime import distributed, precision
 from runtime.command_line import Parser, count, positive_int
 from runtime.errors import DataError, first_line, run_program
 from runtime.files import replacing
-from train_utils import MODEL_NAMES, guidance_scale, model_name, of_shapes
+from train_utils import guidance_scale
 from transport import ComboStocType
 from transport.timesteps import OF_SHAPES
 
@@ -237,7 +238,7 @@ def meta_model(row: dict[str, Any]) -> SiT:
 
 
 def image_model(value: str) -> str:
-    if of_shapes(model_name(value)):
+    if kinds.of_model(kinds.model_name(value)) is not kinds.IMAGES:
         raise argparse.ArgumentTypeError(f"{value} is a model of shapes; images are measured")
     return value
 
@@ -254,7 +255,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     ):
         sub = tasks.add_parser(what, help=title, description=title)
         if what != "sizes":
-            sub.add_argument("--model", type=image_model, default="ComboStoc-XL/2", help=MODEL_NAMES)
+            sub.add_argument("--model", type=image_model, default="ComboStoc-XL/2", help=kinds.IMAGES.MODEL_NAMES)
         default = {"sizes": 2, "batches": 8}.get(what, 32)
         help = "images at a time" if what != "batches" else "the smallest"
         sub.add_argument("--batch-size", type=positive_int, default=default, help=help)

@@ -5,21 +5,28 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data import workers
-from data.autoencoder import Autoencoder, LatentSpace, check_name, draw_posterior, latent_size, load_autoencoder
+from data.autoencoder import LatentSpace, check_name, draw_posterior, latent_size, load_autoencoder
 from data.latents import CachedLatents
 from data.order import BatchOrder
 from data.sets import LOOKED_AT, ImageFolder, Items, load_dataset
 from data.skipping import Skipping, collate
 from runtime import distributed, signals
 from runtime.errors import DataError, UsageError
-from shapes.sets import Layout, ShapeData, ShapeSpace, open_shapes
+
+
+class Space(Protocol):
+    """The way from data to what the transformer sees, and back."""
+
+    def encode(self, x: Tensor, /, sample: bool = True) -> Tensor: ...
+
+    def decode(self, x: Tensor, /) -> Tensor: ...
 
 
 @dataclass
@@ -29,14 +36,10 @@ class Data:
     dataset: Items
     to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
     input_shape: tuple[int, ...]  # of the model's input: (C, H, W), or (L, F) for shapes
-    autoencoder: Autoencoder | ShapeSpace | None  # None where nothing needs it
+    autoencoder: Space | None  # None where nothing needs it
     about: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has to know of it
     lines: list[str] = field(default_factory=list)  # what the log says of it
-
-    @property
-    def attributes(self) -> tuple[int, ...] | None:
-        """Widths of the attributes of shapes' parts; None for images."""
-        return self.autoencoder.layout.widths_of_all if isinstance(self.autoencoder, ShapeSpace) else None
+    attributes: tuple[int, ...] | None = None  # of shapes, see `Transport`
 
 
 def load_images(args: argparse.Namespace, process: distributed.Process, trained: int | None = None) -> Data:
@@ -81,28 +84,6 @@ def load_latents(args: argparse.Namespace, process: distributed.Process, dataset
     channels, side, _ = dataset.latent_shape
     input_size = latent_size(args.image_size, args.image_size // side, args.model)
     return Data(dataset, draw_posterior, (channels, input_size, input_size), autoencoder)
-
-
-def load_shape_data(args: argparse.Namespace, known: dict[str, Any], source: str) -> Data:
-    """Structured shapes: those of the split that is for training.
-
-    Args:
-        known: a checkpoint's content; its layout is the run's, whatever the data's own would be.
-        source: of it.
-
-    Raises:
-        DataError: the data do not fit the layout.
-    """
-    shapes = open_shapes(args.data_path).of_split("train")
-    if not len(shapes):
-        raise DataError(f"--data-path {args.data_path} holds no shapes for training: none is of the split 'train'")
-    layout = Layout.load(known["layout"], source) if "layout" in known else Layout.of(shapes)
-    dataset = ShapeData(shapes, layout)
-    try:
-        dataset.check()
-    except DataError as error:
-        raise DataError(f"--data-path {args.data_path} does not fit checkpoint {source}: {error}") from None
-    return Data(dataset, lambda x: x, layout.shape, ShapeSpace(layout), {"layout": layout.content()})
 
 
 @contextmanager

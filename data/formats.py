@@ -10,8 +10,7 @@ import numpy as np
 from data.archives import Archive
 from data.listing import Folder, Tree
 from runtime.errors import DataError, first_line
-from runtime.files import DAMAGE, NPZ, describe
-from shapes.sets import holds_shapes, load_shapes
+from runtime.files import DAMAGE, describe
 
 HELP = "docs/training.md#data-of-other-kinds"
 LOOKED_AT = 200  # folders, of those that hold no pictures
@@ -112,24 +111,6 @@ def check_no_other(tree: Tree) -> None:
 
 
 # ---- .npz files ----------------------------------------------------------------------------------------------------
-
-
-def check_shapes(path: str | Path) -> None:
-    """
-    Raises:
-        DataError: a file is no .npz of shapes; what it holds is named, by its content.
-    """
-    if holds_shapes(path):
-        return
-    if not Path(path).is_file() or describe(Path(path)) != NPZ:
-        load_shapes(path)  # says what is the matter
-    arrays = array_headers(Path(path))
-    shown = ", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in list(arrays.items())[:4])
-    are_images = any(dtype == np.uint8 and len(shape) in (3, 4) for shape, dtype in arrays.values())
-    if {"mu", "sigma"} <= arrays.keys() and not are_images:
-        raise DataError(f"data file {path} holds statistics of images, which evaluate.py takes ({shown}), no shapes")
-    what = "images" if are_images else "arrays"
-    raise DataError(f"data file {path} holds {what} ({shown}), no shapes: to train on images see {HELP}")
 
 
 def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -16,13 +16,12 @@ from torch.utils.data import Dataset
 
 from data import dataset_json, layouts
 from data.archives import Archive, Places
-from data.formats import HELP, check_no_other, check_shapes, check_tree, open_tree
+from data.formats import HELP, check_no_other, check_tree, open_tree
 from data.images import center_crop_arr, is_grey, load_image, to_tensor
 from data.listing import IMAGE_SUFFIXES, Paths, Tree, summary
 from data.order import Key
 from runtime import distributed, progress
 from runtime.errors import DataError
-from train_utils import are_shapes
 
 DIGITS = "digits"
 SHOWN = 10  # classes
@@ -209,9 +208,7 @@ def check_path(data_path: str) -> None:
     Raises:
         DataError: it does not exist, or is a file of something else.
     """
-    if are_shapes(data_path):
-        check_shapes(data_path)
-    elif data_path != DIGITS:
+    if data_path != DIGITS:
         check_tree(data_path)
 
 

@@ -28,6 +28,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import kinds
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
@@ -36,7 +38,7 @@ import train as program
 from data.latents import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset
 from experiments.judge import Judge, judge_samples, unguided
-from experiments.judge_shapes import judge_shapes, make_shape_judge
+from experiments.judge_shapes import ShapeJudge, judge_shapes, make_shape_judge
 from experiments.measurements import (
     CURVES,
     Row,
@@ -53,10 +55,6 @@ from experiments.variants import TABLES
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_float, positive_int
 from runtime.errors import DataError, UsageError, run_program
-from sampling.network import load_network
-from shapes.judging import ShapeJudge
-from shapes.sets import open_shapes
-from train_utils import MODEL_NAMES, MODELS, SHAPE_MODELS, are_shapes, of_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,7 +106,7 @@ class Job:
 
 
 def kind_of_row(args: argparse.Namespace) -> type[Row]:
-    return ShapeRow if are_shapes(args.data_path) else Row
+    return ShapeRow if kinds.of_data(args.data_path) is kinds.SHAPES else Row
 
 
 def common_args(args: argparse.Namespace) -> list[str]:
@@ -175,7 +173,7 @@ def measure(job: Job, row: Row) -> Row:
     sampler = ["--num-sampling-steps", str(row.sampling_steps), "--ckpt", str(job.checkpoint(row.step))]
     args = unguided("SDE", *sampler)
     precision.setup(args.precision)
-    network = load_network(args, distributed.single().device, default_vae="ema")
+    network = kinds.load_network(args, distributed.single().device, default_vae="ema")
     if isinstance(row, ShapeRow):
         assert isinstance(JUDGE, ShapeJudge)
         judge_shapes(args, network, JUDGE, row)
@@ -303,11 +301,12 @@ def check_model(args: argparse.Namespace) -> None:
     """
     for family in dict.fromkeys(family for family, _ in TABLES[args.table].values()):
         model = f"{family}-{args.size}"
-        if model not in MODELS + SHAPE_MODELS:
-            raise UsageError(f"--size {args.size}: there is no {model}; the models are {MODEL_NAMES}")
-        if of_shapes(model) != are_shapes(args.data_path):
-            what = "shapes" if of_shapes(model) else "images"
-            raise UsageError(f"--table {args.table} is of models of {what}, not for --data-path {args.data_path}")
+        if model not in kinds.MODELS:
+            raise UsageError(f"--size {args.size}: there is no {model}; the models are {kinds.MODEL_NAMES}")
+        if (kind := kinds.of_model(model)) is not kinds.of_data(args.data_path):
+            raise UsageError(
+                f"--table {args.table} is of models of {kind.THINGS}, not for --data-path {args.data_path}"
+            )
 
 
 def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]) -> None:
@@ -329,8 +328,8 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
         DataError: some failed, when all others are done.
     """
     judge: Judge | ShapeJudge
-    if are_shapes(args.data_path):
-        judge = make_shape_judge(open_shapes(args.data_path))
+    if kinds.of_data(args.data_path) is kinds.SHAPES:
+        judge = make_shape_judge(args.data_path)
     else:
         mirror = args.data_path != DIGITS and program.make_parser().parse_args(common_args(args)).flip
         judge = Judge(load_images(args), mirror=mirror)

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import kinds
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -35,7 +37,7 @@ from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, run_program
 from runtime.files import replacing
 from sampling.arguments import sampling_parser
-from sampling.network import ImageNoise, Network, guided, load_network
+from sampling.network import ImageNoise, Network, guided
 from transport import Sampler
 
 KEPT = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -289,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = ["ODE", "--ckpt", ckpt, "--precision", args.precision] + ["--compile"] * args.compile
         flags += ["--vae", args.vae] if args.vae else []
         sampling_args = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False).parse_args(flags)
-        network = load_network(sampling_args, process.device, default_vae="ema")
+        network = kinds.load_network(sampling_args, process.device, default_vae="ema")
         args.vae = sampling_args.vae
         data = data or load_references(args, network)
         if ckpt == args.ckpt[0]:

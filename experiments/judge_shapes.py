@@ -5,20 +5,22 @@ import argparse
 from experiments.judge import drawn, labels_of
 from experiments.measurements import ShapeRow
 from sampling.network import Network
-from shapes.judging import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
-from shapes.sets import ShapeSet, from_shapes
+from shapes.control import layout_of
+from shapes.judging import OFTEN_COMPARED, OFTEN_POINTS, held_out
+from shapes.judging import ShapeJudge as ShapeJudge
+from shapes.sets import from_shapes, open_shapes
 
 
-def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
+def make_shape_judge(data_path: str) -> ShapeJudge:
     """Samples are compared with what is held out."""
-    return ShapeJudge(*held_out(shapes), points=OFTEN_POINTS, compared=OFTEN_COMPARED)
+    return ShapeJudge(*held_out(open_shapes(data_path)), points=OFTEN_POINTS, compared=OFTEN_COMPARED)
 
 
 def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:
     """Fill in the row, from samples of the classes alike often, from the noise of seed 0."""
-    assert network.layout is not None
+    layout = layout_of(network)
     labels = labels_of(network, row.samples)
-    made = [network.layout.decode(numbers) for x, _ in drawn(args, network, labels) for numbers in x]
+    made = [layout.decode(numbers) for x, _ in drawn(args, network, labels) for numbers in x]
     names = network.class_names or [str(k) for k in range(network.num_labels)]
     samples = from_shapes(made, labels.tolist(), names)
     found = judge.evaluate(samples)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import kinds
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.latents import is_latents
@@ -25,7 +27,6 @@ from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
-from sampling.network import load_network
 from transport import ComboStocType
 
 AHEAD = ("look-ahead", "dual-loop")
@@ -81,7 +82,7 @@ def sampling_args(args: argparse.Namespace, ckpt: str, method: Method, evaluatio
 def measure(args: argparse.Namespace, judge: Judge, row: Row) -> Row:
     parsed = sampling_args(args, row.ckpt, METHODS[row.sampler], row.evaluations)
     precision.setup(parsed.precision)
-    network = load_network(parsed, distributed.single().device, default_vae="ema")
+    network = kinds.load_network(parsed, distributed.single().device, default_vae="ema")
     row.fd, row.accuracy, row.taken = judge_samples(parsed, network, judge, row.samples)
     return row
 
@@ -160,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge = None
     for ckpt in args.ckpt:
         parsed = sampling_args(args, ckpt, METHODS["Euler"], 8)
-        network = load_network(parsed, distributed.single().device, default_vae="ema")
+        network = kinds.load_network(parsed, distributed.single().device, default_vae="ema")
         ahead = network.transport.difficulty and network.transport.combostoc_type is not ComboStocType.UNSYNC_NONE
         todo = [
             row

@@ -179,18 +179,19 @@ class ShapeStudio(Service):
             raise UsageError("other parts are ticked than the reference has: choose it again")
         ticked = parts.ticked_map(chosen, count, choices.attributes, choices.kept, self.layout)
         keep = parts.make_control([shape], [ticked], self.layout)
-        build_graded_sampler(args, network.transport, keep.numbers, keep.keep)  # complains about bad settings
+        build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
         model = self.model(args, tell)
         settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
         with self.busy:
             labels = [network.config.num_classes if choices.label is None else choices.label]
-            x, nfe = parts.generate(args, network, keep, labels, model, self.device, **settings)
+            made, nfe = control.generate(args, network, keep, labels, model, self.device, **settings)
+        x = torch.from_numpy(made)
         samples, numbers = [self.layout.decode(one) for one in x], [self.layout.existing(one) for one in x]
         caption = "sample" if choices.label is None else network.class_name(choices.label)
-        sheet = parts.sheet(keep, samples, numbers, [caption], network.image_size)
+        sheet = keep.sheet(made, [caption], network.image_size)
         scenes = self.scenes(keep, samples, numbers)
         said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
-        if warning := parts.untrained_times(keep.keep, network):
+        if warning := keep.untrained_times(network):
             said.append(f"**warning:** {warning}")
         return sheet, scenes, said
 
@@ -201,7 +202,7 @@ class ShapeStudio(Service):
 
         return float(np.linalg.norm(trimesh.load_scene(scene).extents)) / 2 / math.sin(ANGLE / 2)
 
-    def scenes(self, keep: parts.Control, samples: Sequence[Shape], numbers: Sequence[np.ndarray]) -> list[Path]:
+    def scenes(self, keep: parts.ShapeControl, samples: Sequence[Shape], numbers: Sequence[np.ndarray]) -> list[Path]:
         """Files of all samples side by side, and of each, coloured as on the sheet."""
         folder, new = self.new_folder(), [parts.new_parts(keep.keep[0], called) for called in numbers]
         paths = [folder / "samples.glb", *(folder / f"sample-{i}.glb" for i in range(1, len(samples) + 1))]

@@ -20,7 +20,7 @@ from torch import Tensor
 from data.pictures import to_uint8
 from runtime.command_line import Parser
 from runtime.errors import UsageError
-from sampling import control
+from sampling import control, image_control
 from sampling.arguments import pictures_parser
 from sampling.network import Network, evaluations, guided_by, with_progress
 from train_utils import build_graded_sampler
@@ -253,7 +253,7 @@ class Studio(Service):
         Raises:
             DataError: the file cannot be read, or not be cropped.
         """
-        images = control.load_references([reference], self.network)
+        images = image_control.load_references([reference], self.network)
         return Image.fromarray(to_uint8(enlarged(images, CANVAS))[0])
 
     def generate(self, choices: Choices, tell: Callable[[int, int | None], None]) -> tuple[Image.Image, list[str]]:
@@ -271,22 +271,22 @@ class Studio(Service):
         choices = replace(choices, label=self.known_class(choices.label))
         args = self.settings(choices.as_arguments())
         control.check_arguments(args)
-        base = control.pixel_maps(args.preserve, args.reference, network.image_size)
+        base = image_control.pixel_maps(args.preserve, args.reference, network.image_size)
         painted = torch.stack([paint_over(m, choices.layers) for m in base])
-        keep = control.make_control(
-            control.load_references(args.reference, network), painted, args.preserve_channels, network
+        keep = image_control.make_control(
+            image_control.load_references(args.reference, network), painted, args.preserve_channels, network
         )
-        build_graded_sampler(args, network.transport, keep.latents, keep.latents)  # complains about bad settings
+        build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
         model = self.model(args, tell)
         settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
         with self.busy:
-            labels = None if choices.label is None else [choices.label]
+            labels = [network.config.num_classes if choices.label is None else choices.label]
             samples, nfe = control.generate(args, network, keep, labels, model, self.device, **settings)
         zoom = math.ceil(TILE / network.image_size)
         caption = "sample" if choices.label is None else network.class_name(choices.label)
         shown = replace(keep, images=enlarged(keep.images, TILE))
-        sheet = control.sheet(shown, samples.repeat(zoom, 1).repeat(zoom, 2), [caption])
+        sheet = shown.sheet(samples.repeat(zoom, 1).repeat(zoom, 2), [caption])
         said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
-        if warning := control.untrained_times(keep.latents, network):
+        if warning := keep.untrained_times(network):
             said.append(f"**warning:** {warning}")
         return sheet, said

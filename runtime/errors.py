@@ -1,6 +1,5 @@
 """What goes wrong by the user's hand or in the user's files, and how a program ends then: one line and an exit code."""
 
-import argparse
 import io
 import os
 import re
@@ -94,13 +93,9 @@ def explain(error: BaseException, program: str) -> str:
     return ""
 
 
-def begin(parser: argparse.ArgumentParser) -> None:
-    """Tell of mistakes on the command line, and of --help, before a program imports torch, which takes seconds.
-
-    From here to `run_program`, Ctrl-C is one line, too.
-    """
+def begin() -> None:
+    """Make Ctrl-C one line while a program imports torch, which takes seconds; `run_program` follows."""
     open_streams()
-    parser.parse_args()
     # Not where it is ignored, as under nohup.
     if in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)

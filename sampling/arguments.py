@@ -1,26 +1,22 @@
-"""What the programs that sample are asked on the command line. Imported before torch, see `runtime.errors.begin`."""
+"""The command lines of the programs that sample."""
 
 import argparse
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.command_line import ModeParser, Parser, positive_int, unit_float, whole
 from runtime.precision import add_speed_args
 from train_utils import (
-    ADAPTIVE_METHODS,
-    MODEL_NAMES,
-    SCHEDULES,
     add_preset_arg,
-    model_name,
-    of_shapes,
     parse_ode_args,
     parse_sde_args,
     parse_transport_args,
     sampling_scale,
 )
+from transport import ADAPTIVE_METHODS, SCHEDULES
 
 DEFAULT_MODEL = "SiT-XL/2"  # as in SiT's programs
 CFG_SCALE = 4.0  # of pictures
@@ -101,8 +97,7 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     )
     group.add_argument(
         "--model",
-        type=model_name,
-        help=f"{MODEL_NAMES}; default: read from the checkpoint, and without one {DEFAULT_MODEL}",
+        help=f"default: read from the checkpoint; without one a published model, {DEFAULT_MODEL}",
     )
     group.add_argument(
         "--vae",
@@ -116,23 +111,26 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
 
 
-def ignore_what_has_no_effect(args: argparse.Namespace, parser: Parser, argv: Sequence[str] | None) -> list[str]:
+Rule = tuple[bool, str, tuple[str, ...]]  # whether it applies, why, and to which arguments
+
+
+def ignore_what_has_no_effect(
+    args: argparse.Namespace, parser: Parser, argv: Sequence[str] | None, of_kind: Iterable[Rule]
+) -> list[str]:
     """Put arguments that change nothing back to their defaults, so that they do not seem to be settings.
 
     Args:
         args: what `parser`, of `sampling_parser`, made of `argv`, with the program's and the checkpoint's values in it.
+        of_kind: the rules of the kind of data, see `sampling.kind.Kind.without_effect_in_sampling`.
 
     Returns:
         A line for each reason that concerns arguments that were typed.
     """
     method, defaults = args.sampling_method, parser.parse_args([args.mode])
-    shapes = args.model is not None and of_shapes(args.model)
-    rules: list[tuple[bool, str, tuple[str, ...]]] = [
+    rules: list[Rule] = [
         (True, "in sampling, only in training", ("loss_weight", "train_eps")),
         (args.cfg_scale in (0, 1), "without guidance", ("cfg_channels", "guidance_interval")),
-        (shapes and args.cfg_scale not in (0, 1), "on shapes, which are guided in all numbers", ("cfg_channels",)),
-        (shapes, "on shapes, which are not encoded", ("vae",)),
-        (shapes and "num_fid_samples" in args, "on shapes, which are no pictures", ("image_size",)),
+        *of_kind,
         (args.cfg_scale == 0, "without a class", ("balanced_labels",)),
         (args.likelihood, "on --likelihood", ("num_fid_samples", "sample_dir", "balanced_labels", "out")),
         ("reverse" in args and args.reverse, "on --reverse", ("seed", "batch_size")),

@@ -15,7 +15,7 @@ from runtime import distributed, progress
 from runtime.device import float64
 from runtime.errors import UsageError
 from sampling.network import ImageNoise, Network
-from train_utils import are_shapes, build_sampler
+from train_utils import build_sampler
 
 
 def check_arguments(args: argparse.Namespace, job: str) -> None:
@@ -34,8 +34,6 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
     check_path(args.data_path)
     if is_latents(args.data_path):
         raise UsageError(f"{job} takes images; --data-path {args.data_path} holds cached latents")
-    if are_shapes(args.data_path):
-        raise UsageError(f"{job} takes images; --data-path {args.data_path} holds shapes")
 
 
 def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:

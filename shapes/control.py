@@ -23,26 +23,58 @@ from torch import Tensor
 from data.pictures import grid
 from runtime.errors import DataError, UsageError
 from sampling.arguments import NUMBER
-from sampling.network import ImageNoise, Network, draw
+from sampling.network import Network
+from shapes.files import finite_numbers
 from shapes.rendering import View, render
-from shapes.sets import EXISTS, SHAPES, Layout, Shape, ShapeSet, open_shapes
-from train_utils import are_shapes
+from shapes.sets import EXISTS, SHAPES, Layout, Shape, ShapeSet, ShapeSpace, names_shapes, open_shapes
 from transport.graded import preservation_map
 
 ITEM = rf"(?:parts:(\d+(?:,\d+)*)|([A-Za-z_][\w.]*)):({NUMBER})"
 
 
 @dataclass
-class Control:
-    """Shapes, and what is kept of them."""
+class ShapeControl:
+    """Reference shapes, and what is kept of them."""
 
     shapes: list[Shape]
     numbers: Tensor  # (R, L, F)
     keep: Tensor  # (R, L, F) in [0, 1]
+    layout: Layout
+
+    def latents(self, network: Network, device: torch.device) -> Tensor:
+        """The references' numbers: (R, L, F)."""
+        return self.numbers.to(device)
+
+    def untrained_times(self, network: Network) -> str | None:
+        """A sentence on times of the map that the model was not trained for, if there are any."""
+        return untrained_times(self.keep, network)
+
+    def finish(self, x: Tensor, rows: Tensor) -> Callable[[], np.ndarray]:
+        """The samples' numbers: (N, L, F) float32."""
+        return finite_numbers(x)
+
+    def sheet(self, samples: np.ndarray, captions: Sequence[str], size: int) -> Image.Image:
+        """A row for each reference: itself, with what is kept in colour, and its samples.
+
+        Parts of samples have the colours of those of the reference, and new ones are pale.
+        """
+        each = len(samples) // len(self.shapes)
+        x = torch.from_numpy(samples)
+        made, numbers = [self.layout.decode(one) for one in x], [self.layout.existing(one) for one in x]
+        view = View.typical(made, whole=self.shapes)
+        tiles, texts = [], []
+        for k, (shape, keep, caption) in enumerate(zip(self.shapes, self.keep, captions, strict=True)):
+            parts = keep[: len(shape["box.center"])]
+            tiles += [render(shape, size, view), render(shape, size, view, faded=(parts.amax(1) == 0).numpy())]
+            for i in range(k * each, (k + 1) * each):
+                tiles.append(render(made[i], size, view, new_parts(keep, numbers[i]), numbers[i]))
+            texts += [f"reference, parts 0 to {len(parts) - 1}", kept_words(parts)]
+            texts += [f"{caption} ({i})" for i in range(1, each + 1)]
+        return grid(np.stack(tiles), texts, columns=2 + each)
 
 
-def load_control(args: argparse.Namespace, network: Network) -> Control:
-    """What the arguments say.
+def load_control(args: argparse.Namespace, network: Network) -> ShapeControl:
+    """References and maps of --reference and --preserve.
 
     Raises:
         UsageError, DataError: a reference or a map cannot be used.
@@ -55,18 +87,20 @@ def load_control(args: argparse.Namespace, network: Network) -> Control:
     return make_control(shapes, [keep_map(args.preserve.text, shape, layout) for shape in shapes], layout)
 
 
-def make_control(shapes: Sequence[Shape], maps: Sequence[Tensor], layout: Layout) -> Control:
+def make_control(shapes: Sequence[Shape], maps: Sequence[Tensor], layout: Layout) -> ShapeControl:
     """Shapes, with how much is kept of each number.
 
     Raises:
         DataError: a shape is not of the layout.
     """
-    return Control(list(shapes), torch.stack([layout.encode(shape) for shape in shapes]), torch.stack(list(maps)))
+    numbers = torch.stack([layout.encode(shape) for shape in shapes])
+    return ShapeControl(list(shapes), numbers, torch.stack(list(maps)), layout)
 
 
 def layout_of(network: Network) -> Layout:
-    assert network.layout is not None
-    return network.layout
+    """The layout of a network of shapes."""
+    assert isinstance(network.autoencoder, ShapeSpace)
+    return network.autoencoder.layout
 
 
 def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
@@ -87,7 +121,7 @@ def reference(word: str, layout: Layout, opened: Callable[[str], ShapeSet]) -> S
         UsageError, DataError: there is none, or it is not of the layout.
     """
     name, index = place(word)
-    if not are_shapes(name):
+    if not names_shapes(name):
         raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {SHAPES}:3")
     try:
         shape = pick(opened(name), index, name)
@@ -158,57 +192,6 @@ def untrained_times(keep: Tensor, network: Network) -> str | None:
         return None
     what = " and ".join(["parts"] * over_parts + ["attributes"] * over_numbers)
     return f"the model was trained with UNSYNC_{trained}, never with times that differ between {what}"
-
-
-def generate(
-    args: argparse.Namespace,
-    network: Network,
-    control: Control,
-    labels: Sequence[int],
-    model: Callable[..., Tensor],
-    device: torch.device,
-    *,
-    seed: int,
-    variations: int,
-    batch_size: int,
-) -> tuple[Tensor, int]:
-    """Variations of every reference: (R V, L, F), and the model evaluations of a batch. Arguments as of images."""
-    which = torch.arange(len(control.shapes)).repeat_interleave(variations)
-    classes, samples, nfe = torch.tensor(labels), [], 0
-    for part in torch.arange(len(which)).split(batch_size):
-        rows = which[part]
-        keep = control.numbers[rows].to(device), control.keep[rows].to(device)
-        x, nfe = draw(args, network, ImageNoise(seed, part.tolist()), classes[rows].to(device), model, keep)
-        samples.append(x.cpu())
-    return torch.cat(samples), nfe
-
-
-def sheet(
-    control: Control,
-    samples: Sequence[Shape],
-    numbers: Sequence[np.ndarray],
-    captions: Sequence[str],
-    size: int,
-) -> Image.Image:
-    """A row for each reference: itself, with what is kept in colour, and its samples.
-
-    Args:
-        control, samples: the references, and as many samples of each, one reference after the other.
-        numbers: of the parts of each sample; they have the colours of those of the reference, and new ones are pale.
-        captions: one for each reference.
-        size: side of a picture in pixels.
-    """
-    each = len(samples) // len(control.shapes)
-    view = View.typical(samples, whole=control.shapes)
-    tiles, texts = [], []
-    for k, (shape, keep, caption) in enumerate(zip(control.shapes, control.keep, captions, strict=True)):
-        parts = keep[: len(shape["box.center"])]
-        tiles += [render(shape, size, view), render(shape, size, view, faded=(parts.amax(1) == 0).numpy())]
-        for i in range(k * each, (k + 1) * each):
-            tiles.append(render(samples[i], size, view, new_parts(keep, numbers[i]), numbers[i]))
-        texts += [f"reference, parts 0 to {len(parts) - 1}", kept_words(parts)]
-        texts += [f"{caption} ({i})" for i in range(1, each + 1)]
-    return grid(np.stack(tiles), texts, columns=2 + each)
 
 
 def new_parts(keep: Tensor, numbers: np.ndarray) -> np.ndarray | None:

@@ -1,5 +1,7 @@
 """How a set of shapes compares with another: Chamfer distances, a point network, and whether the shapes could be."""
 
+import argparse
+import json
 from functools import cached_property
 
 import numpy as np
@@ -7,11 +9,14 @@ import torch
 from torch import Tensor
 
 from runtime import precision
-from runtime.errors import DataError
+from runtime.device import float64
+from runtime.distributed import Process
+from runtime.errors import DataError, UsageError
+from runtime.files import replacing
 from shapes.chamfer import chamfer_distances, coverage, nearest_means, nearest_neighbour_accuracy
 from shapes.meshes import surface_points
 from shapes.point_network import PointNetwork
-from shapes.sets import BOX, ShapeSet
+from shapes.sets import BOX, ShapeSet, open_shapes
 from shapes.validity import ground_level, validity
 
 POINTS = 2048  # of a shape
@@ -118,3 +123,31 @@ class ShapeJudge:
         generators = (np.random.default_rng([self.seed, which, k]) for k in range(len(shapes)))
         clouds = [surface_points(shapes[k], self.points, rng) for k, rng in enumerate(generators)]
         return torch.from_numpy(np.stack(clouds).astype(np.float32)).to(self.device)
+
+
+def evaluate(args: argparse.Namespace, process: Process) -> None:
+    """Print the numbers of two sets of shapes, as evaluate.py is asked to; the first process does all.
+
+    Raises:
+        UsageError, DataError: one of them is none.
+    """
+    if args.save_stats or not args.reference:
+        raise UsageError(f"{args.samples} holds shapes, which have no statistics to save: give a REFERENCE")
+    features = None if args.features == "inception" else args.features  # the default
+    for flag, value in (("image-size", args.image_size), ("features", features), ("weights", args.weights)):
+        if value is not None:
+            raise UsageError(f"--{flag} {value} is for images, and {args.samples} is compared with shapes")
+    if not process.is_main:
+        return
+    reference, training = held_out(open_shapes(args.reference))
+    samples = open_shapes(args.samples)
+    settings = {"points": args.points, "compared": args.compared}
+    judge = ShapeJudge(reference, training, **settings, device=float64(process.device))
+    results = judge.evaluate(samples)
+    for name, value in results.items():
+        print(f"{name:<28} {value:.6g}")
+    if args.out:
+        about = {"samples": args.samples, "reference": args.reference}
+        counts = {"sample_count": len(samples), "reference_count": len(reference)}
+        with replacing(args.out) as beside:
+            beside.write_text(json.dumps(about | counts | results, indent=1) + "\n")

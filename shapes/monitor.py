@@ -11,9 +11,9 @@ from models import SiT
 from runtime import distributed
 from runtime.device import float64
 from runtime.errors import DataError
+from sampling.monitor import samples
 from shapes.judging import OFTEN_COMPARED, OFTEN_POINTS, ShapeJudge, held_out
 from shapes.sets import Shape, ShapeSpace, from_shapes, open_shapes
-from training.monitor import samples
 from transport import Transport
 
 
@@ -43,7 +43,7 @@ class ShapeMonitor:
         return [f"Evaluating: against {len(reference):,} shapes of {self.reference}, as evaluate.py {flags}"]
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
-        """The numbers of `ShapeJudge.evaluate`; see `training.monitor.Evaluator`."""
+        """The numbers of `ShapeJudge.evaluate`; see `Evaluator`."""
         space = self.data.autoencoder
         assert isinstance(space, ShapeSpace)
 

@@ -6,12 +6,15 @@ A part is a token, its F numbers are what channels are to a patch. Nothing says 
 does to permuted parts what it does to the parts, permuted.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from models import SIZES, ComboStoc
+from runtime.state_dicts import StateDict
+from train_utils import ModelConfig, depth_of, no_such_model, weight_shape
 
 
 class Parts(ComboStoc):
@@ -71,3 +74,30 @@ Parts_models = {
     for size, (depth, hidden_size, num_heads, _) in SIZES.items()
     if size in ("B", "S", "XS")
 }
+
+
+@dataclass(frozen=True)
+class PartsConfig(ModelConfig):
+    """A model of `Parts_models` and its sizes; input_size is 0, for there may be any number of parts."""
+
+    def __str__(self) -> str:
+        return f"{self.name} for parts of {self.in_channels} numbers and {self.num_classes} classes"
+
+    def build(self, **kwargs: Any) -> Parts:
+        return Parts_models[self.name](in_channels=self.in_channels, num_classes=self.num_classes, **kwargs)
+
+
+def parts_config(state: StateDict, source: str) -> PartsConfig:
+    """The model of a state dict.
+
+    Raises:
+        DataError: it is none of `Parts_models`.
+    """
+    width, in_channels, _, _ = weight_shape(state, "x_embedder.proj.weight", 4, source)
+    num_labels = weight_shape(state, "y_embedder.embedding_table.weight", 2, source)[0]
+    weight_shape(state, "final_layer.linear.weight", 2, source)
+    depth = depth_of(state)
+    size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
+    if (name := f"Parts-{size}") not in Parts_models:
+        raise no_such_model(source, f"a Parts of depth {depth} and width {width}", Parts_models)
+    return PartsConfig(name, 0, in_channels, num_labels - 1, learn_sigma=False)

@@ -1,16 +1,13 @@
 """Pictures of shapes: seen from above and the front, shaded, each part in a colour of its own. NumPy draws them."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from data.autoencoder import Autoencoder
-from data.pictures import to_uint8_later
 from shapes.meshes import part_colours, shape_mesh
-from shapes.sets import EXPONENTS, Shape, ShapeSpace
+from shapes.sets import EXPONENTS, Shape
 
 YAW, PITCH = math.radians(32), math.radians(24)  # of the camera: to the right of the front, above the ground
 SAMPLES = 3  # of a pixel along each side
@@ -212,21 +209,3 @@ def ground(vertices: np.ndarray, faces: np.ndarray, view: View, size: int) -> np
 
 
 SIDE = 192  # of pictures of samples
-
-
-def pictures_of(x: Tensor, space: Autoencoder | ShapeSpace, size: int = SIDE) -> Callable[[], np.ndarray]:
-    """Pictures of samples, images or shapes, as `to_uint8_later` gives them: (N, S, S, 3) uint8.
-
-    Args:
-        x: what `space.decode` gave.
-        size: of pictures of shapes.
-    """
-    if not isinstance(space, ShapeSpace):
-        return to_uint8_later(x)
-    shapes = [space.layout.decode(sample) for sample in x]
-
-    def drawn() -> np.ndarray:
-        view = View.typical(shapes)
-        return np.stack([render(shape, size, view) for shape in shapes])
-
-    return drawn

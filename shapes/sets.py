@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.formats import HELP, array_headers
 from data.order import Key
 from runtime.errors import DataError, first_line
 from runtime.files import DAMAGE, NPZ, describe, replacing
@@ -161,6 +162,11 @@ def open_shapes(path: str | Path) -> ShapeSet:
     return furniture() if str(path) == SHAPES else load_shapes(path)
 
 
+def names_shapes(data_path: str) -> bool:
+    """Whether --data-path is of shapes, by its name."""
+    return data_path == SHAPES or data_path.endswith(".npz")
+
+
 def holds_shapes(path: str | Path) -> bool:
     """Whether a name is the embedded set's, or that of an .npz with counts of parts."""
     if str(path) == SHAPES:
@@ -170,6 +176,25 @@ def holds_shapes(path: str | Path) -> bool:
             return "counts.npy" in archive.namelist()
     except DAMAGE:
         return False
+
+
+def check_shapes(path: str | Path) -> None:
+    """See quickly that a file holds shapes.
+
+    Raises:
+        DataError: it does not; what it holds is named, by its content.
+    """
+    if holds_shapes(path):
+        return
+    if not Path(path).is_file() or describe(Path(path)) != NPZ:
+        load_shapes(path)  # says what is the matter
+    arrays = array_headers(Path(path))
+    shown = ", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in list(arrays.items())[:4])
+    are_images = any(dtype == np.uint8 and len(shape) in (3, 4) for shape, dtype in arrays.values())
+    if {"mu", "sigma"} <= arrays.keys() and not are_images:
+        raise DataError(f"data file {path} holds statistics of images, which evaluate.py takes ({shown}), no shapes")
+    what = "images" if are_images else "arrays"
+    raise DataError(f"data file {path} holds {what} ({shown}), no shapes: to train on images see {HELP}")
 
 
 # ---- what a model sees ---------------------------------------------------------------------------------------------

@@ -28,15 +28,16 @@ import torch
 from PIL import Image
 
 import extract_latents
+import kinds
 import sample
 import train
 from data import latents
 from data.images import read_image
+from kinds import model_config
 from models import ComboStoc_models
 from runtime import checkpoint
 from runtime.distributed import single
 from runtime.errors import run_program
-from train_utils import model_config
 from training.bookkeeping import Bookkeeping
 from training.resume import find_start, restore_state
 from training.step import build_optimizer
@@ -144,7 +145,7 @@ def continue_training(path: Path) -> None:
     argv = ["--data-path", "digits", "--ckpt", str(path), "--results-dir", str(path.parent / "none")]
     args = parser.parse_args(argv)
     start = find_start(args, parser, argv)
-    train.check_arguments(args, 1)
+    train.check_arguments(args, 1, kinds.of_data(args.data_path))
     config = model_config(checkpoint.weights(start.saved, start.source), start.source)
     model = config.build()
     opt = build_optimizer(model, args.lr)

@@ -27,11 +27,11 @@ from PIL import Image, ImageColor, ImageDraw
 from sklearn.datasets import load_digits
 
 import app
+from kinds import load_network
 from models import ComboStoc_models
 from page.studio import TILE, Choices, Studio, brush_colour, enlarged, paint_over
 from runtime.command_line import Parser
 from runtime.errors import DataError, UsageError, run_program
-from sampling.network import load_network
 from tests.conftest import ROOT
 from train_utils import parse_transport_args
 

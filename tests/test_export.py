@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import export
+from kinds import load_network
 from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, UsageError, run_program
 from sampling.arguments import sampling_parser
-from sampling.network import load_network
 from shapes.network import Parts_models
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import kinds
 import train
 from data.latents import CachedLatents, is_latents
 from runtime import checkpoint
@@ -22,7 +23,7 @@ TYPED += ["results_dir", "log_every", "sample_every"]
 def test_every_argument_of_before_is_still_there_with_its_default():
     then = json.loads((RECORDS / "args.json").read_text())
     args = make_parser().parse_args(["--data-path", "digits"])
-    check_arguments(args, 1)
+    check_arguments(args, 1, kinds.of_data(args.data_path))
     now = vars(args)
     assert then.keys() <= now.keys()
     assert {k: now[k] for k in then if k not in TYPED} == {k: then[k] for k in then if k not in TYPED}

@@ -19,7 +19,9 @@ ORDER = (
     ("experiments", "benchmarks"),
     PROGRAMS,
     ("page",),
-    ("training", "shapes"),
+    ("training",),
+    ("kinds",),
+    ("shapes",),
     ("sampling",),
     ("evaluation",),
     ("data",),
@@ -84,7 +86,14 @@ def test_every_arrow_points_down():
 
 
 def test_the_top_holds_programs_and_the_names_that_sits_users_know():
-    assert {p.stem for p in ROOT.glob("*.py")} == {*PROGRAMS, "models", "train_utils", "download", "wandb_utils"}
+    assert {p.stem for p in ROOT.glob("*.py")} == {
+        *PROGRAMS,
+        "models",
+        "kinds",
+        "train_utils",
+        "download",
+        "wandb_utils",
+    }
 
 
 def modules_after(*statements: str) -> list[set[str]]:
@@ -113,32 +122,17 @@ def test_heavy_packages_are_imported_when_used(program, after_programs):
     assert program in loaded and not loaded & {"diffusers", "sklearn", "accelerate", "gradio"}
 
 
-COMMAND_LINES = (
-    *("train.py --help", "train.py --data-path digits --lerning-rate 1", "sample.py ODE --help"),
-    *("sample.py ODE --sede 1", "sample_ddp.py SDE --last-step Meen", "evaluate.py", "extract_latents.py --vea ema"),
-    *("import_shapes.py --out set.npz", "export.py", "app.py --port 0"),
-)
+SHAPES_MAY_BE_IMPORTED_BY = ("kinds", "import_shapes", "experiments.partnet", "experiments.judge_shapes")
 
 
-def test_the_command_line_is_read_before_torch_is_imported():
-    """Which takes six seconds of CPU time on a laptop; what is left takes a quarter of one."""
-    code = """
-import runpy, sys
-for line in sys.argv[1:]:
-    sys.argv = line.split()
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as ended:
-        print("exit", ended.code, *sys.modules)
-"""
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *COMMAND_LINES], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    ends = [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("exit ")]
-    assert [end[0] for end in ends] == ["0" if "--help" in line else "2" for line in COMMAND_LINES]
-    assert ran.stderr.count("\n") == sum(end[0] == "2" for end in ends)
-    for line, end in zip(COMMAND_LINES, ends, strict=True):
-        assert "runtime.errors" in end and not {"torch", "timm", "torchvision"} & set(end), line
+def test_only_one_place_knows_that_there_are_shapes():
+    """A third kind of data would be one more folder, and one line in kinds.py."""
+    known = modules(ROOT)
+    importing = {
+        name for name, path in known.items() if any(m.startswith("shapes") for m in imports(name, path, set(known)))
+    }
+    others = {name for name in importing if name.partition(".")[0] not in ("shapes", "page")}
+    assert others == set(SHAPES_MAY_BE_IMPORTED_BY)
 
 
 @pytest.mark.parametrize("program", ["train.py", pytest.param("sample.py", marks=pytest.mark.drill)])

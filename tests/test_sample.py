@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import sample
 import sample_ddp
 from data.pictures import to_uint8
+from kinds import model_config
 from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError
@@ -18,7 +19,6 @@ from sampling.network import ImageNoise, guided_by
 from tests.conftest import run_cli
 from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
-from train_utils import model_config
 from transport import Sampler, create_transport
 
 FAST = ["--num-sampling-steps", "4"]

@@ -7,12 +7,12 @@ from PIL import Image
 
 import sample_ddp
 from data.pictures import to_uint8
+from kinds import model_config
 from models import SiT
 from runtime.files import sha256
 from sampling.network import ImageNoise, guided
 from tests.faults import Fault, launch
 from tests.forked import run_forked
-from train_utils import model_config
 from transport import Sampler, create_transport
 
 COMMON = ["--num-fid-samples", "10", "--num-sampling-steps", "5"]

@@ -24,6 +24,7 @@ from runtime.errors import run_program
 from sampling.network import ImageNoise
 from shapes import monitor as shape_monitor
 from shapes import point_network
+from shapes.control import ShapeControl
 from shapes.judging import NUMBERS
 from shapes.sets import Layout, furniture, load_shapes, save_shapes
 from tests.conftest import DIGITS_ARGS
@@ -134,14 +135,14 @@ def test_a_sheet_of_samples_and_a_scene(tmp_path, trained, capsys):
 
 def test_parts_and_attributes_are_kept(tmp_path, trained, chairs, monkeypatch):
     """Bit for bit at 1: what the program hands to the picture."""
-    kept, parts = {}, sample.parts
+    kept, original = {}, ShapeControl.sheet
 
     def sheet(control, samples, *rest):
-        kept.update(references=control.shapes, samples=samples, keep=control.keep)
+        made = [control.layout.decode(torch.from_numpy(x)) for x in samples]
+        kept.update(references=control.shapes, samples=made, keep=control.keep)
         return original(control, samples, *rest)
 
-    original = parts.sheet
-    monkeypatch.setattr(parts, "sheet", sheet)
+    monkeypatch.setattr(ShapeControl, "sheet", sheet)
     flags = ["--reference", f"{chairs}:0", "shapes:7", "--variations", "2"]
     sampled(trained, tmp_path / "a.png", *flags, "--preserve", "parts:0,2:1")
     for k, made in enumerate(kept["samples"]):

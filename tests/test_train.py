@@ -12,6 +12,7 @@ import sample
 import train
 from data.order import BatchOrder
 from data.sets import Digits
+from kinds import model_config
 from models import ComboStoc_models, SiT_models
 from runtime import checkpoint
 from runtime.distributed import seed_for
@@ -20,9 +21,8 @@ from tests.conftest import DIGITS_ARGS, ROOT, run_cli
 from tests.faults import NAME, launch, metrics, tensors_of
 from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
-from train_utils import COMBOSTOC_TYPES, TIMES, model_config
 from training import bookkeeping
-from transport import create_transport
+from transport import TIMES, ComboStocType, create_transport
 from transport.timesteps import OF_SHAPES
 
 
@@ -355,7 +355,7 @@ def test_weights_alone_start_at_step_0(tmp_path):
     assert predecessor_checkpoint({"w": torch.ones(1)})["args"] == argparse.Namespace()
 
 
-TYPES = [kind for kind in COMBOSTOC_TYPES if kind not in OF_SHAPES]
+TYPES = [kind for kind in ComboStocType.__members__ if kind not in OF_SHAPES]
 ALL_TRANSPORTS = [
     *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], TYPES),
     *itertools.product(["Linear", "GVP", "VP"], ["score", "noise"], ["None", "velocity", "likelihood"], ["UNSYNC_ALL"]),

@@ -4,10 +4,7 @@ import re
 import pytest
 import torch
 
-import models
-import train_utils
-import transport
-from evaluation import features
+from kinds import model_config
 from models import SiT
 from runtime.command_line import Parser
 from runtime.errors import DataError
@@ -19,13 +16,12 @@ from train_utils import (
     build_sampler,
     build_transport,
     load_weights,
-    model_config,
     parse_ode_args,
     parse_sde_args,
     parse_transport_args,
     typed_arguments,
 )
-from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS, ComboStocType
+from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS
 from transport.sampler import SOLVERS
 
 
@@ -169,13 +165,3 @@ def test_an_unknown_or_shortened_flag_is_an_error(flag, capsys):
     with pytest.raises(SystemExit) as exit_:
         parser_for(parse_transport_args).parse_args([flag, "1"])
     assert exit_.value.code == 2 and flag in capsys.readouterr().err
-
-
-def test_every_name_stands_for_something():
-    assert (*models.ComboStoc_models, *models.SiT_models) == train_utils.MODELS
-    assert tuple(ComboStocType.__members__) == train_utils.COMBOSTOC_TYPES
-    for name in "PATHS PREDICTIONS WEIGHTS BLENDS".split():
-        assert getattr(train_utils, name) == tuple(getattr(transport, name))
-    for name in "ADAPTIVE_METHODS ODE_METHODS SDE_METHODS DIFFUSION_FORMS LAST_STEPS SCHEDULES".split():
-        assert getattr(train_utils, name) == tuple(getattr(transport, name))
-    assert train_utils.EXTRACTORS == features.EXTRACTORS

@@ -1,33 +1,24 @@
-"""What train.py is asked on the command line. Imported before torch, see `runtime.errors.begin`."""
+"""The command line of train.py, and what it refuses."""
 
 import argparse
 from pathlib import Path
 
+from evaluation.features import EXTRACTORS
+from kinds import MODEL_NAMES, model_name
 from runtime import precision
 from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight, whole
 from runtime.errors import UsageError
+from sampling.kind import Kind
+from sampling.monitor import MAX_REFERENCE
 from train_utils import (
-    BLENDS,
-    COMBOSTOC_TYPES,
-    EXTRACTORS,
-    MODEL_NAMES,
-    SHAPE_MODELS,
-    TIMES,
     add_bad_images_arg,
     add_flip_arg,
     add_preset_arg,
     add_workers_arg,
-    are_shapes,
-    default_method,
     guidance_scale,
-    model_name,
-    of_shapes,
     parse_transport_args,
 )
-
-DEFAULT_EXTRACTOR = "inception"
-NOT_OF_SHAPES = {"image_size", "vae", "channels", "encode_bf16", "flip", "max_bad_images"}  # of the arguments
-MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
+from transport import BLENDS, TIMES, ComboStocType
 
 
 def make_parser(doc: str | None = None) -> Parser:
@@ -65,7 +56,7 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
     group.add_argument(
         "--combostoc-type",
-        choices=COMBOSTOC_TYPES,
+        choices=list(ComboStocType.__members__),
         help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE, for shapes UNSYNC_ATT_PART",
     )
     add_method_args(group)
@@ -185,9 +176,7 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
     )
-    parser.add_argument(
-        "--eval-features", choices=EXTRACTORS, help=f"network that sees the images (default: {DEFAULT_EXTRACTOR})"
-    )
+    parser.add_argument("--eval-features", choices=EXTRACTORS, help="network that sees the images; default: inception")
     parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
     parser.add_argument(
         "--eval-reference",
@@ -197,38 +186,33 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def without_effect(args: argparse.Namespace, typed: set[str]) -> list[str]:
+def without_effect(args: argparse.Namespace, typed: set[str], kind: Kind) -> list[str]:
     """What to say of arguments that were typed and change nothing."""
     lines = []
-    if are_shapes(args.data_path) and (unused := sorted(typed & NOT_OF_SHAPES)):
+    if unused := sorted(typed & kind.WITHOUT_EFFECT):
         flags = ", ".join("--" + name.replace("_", "-") for name in unused)
-        lines.append(f"Warning: no effect on shapes: {flags}")
+        lines.append(f"Warning: no effect on {kind.THINGS}: {flags}")
     if args.loss_weight and args.prediction == "velocity":
         lines.append(f"Warning: --loss-weight {args.loss_weight} has no effect on --prediction velocity")
     return lines
 
 
-def check_arguments(args: argparse.Namespace, world_size: int) -> None:
-    """Fill in the ComboStoc type and half-mixing, and refuse combinations that cannot work.
+def check_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> None:
+    """Fill in defaults that depend on the model and the kind of data, and refuse combinations that cannot work.
 
     Raises:
         UsageError: names the values.
     """
-    shapes = are_shapes(args.data_path)
-    if shapes != of_shapes(args.model):
-        names = f"shapes: give --model {', '.join(SHAPE_MODELS)}" if shapes else "images or latents"
-        raise UsageError(f"--model {args.model} does not fit --data-path {args.data_path}, which is of {names}")
-    usual = default_method(args.model, args.times) | {"blend": "batch", "compensation": "on"}
-    for name in ("eval_features", "eval_weights"):
-        if shapes and (value := getattr(args, name)) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} {value} is for images, not for shapes")
-    if not shapes:
-        args.eval_features = args.eval_features or DEFAULT_EXTRACTOR
-    if args.channels and args.vae != "none" and not shapes:
-        raise UsageError(f"--channels {args.channels} is for --vae none; an autoencoder takes RGB")
+    if args.model not in kind.MODELS:
+        raise UsageError(
+            f"--model {args.model} does not fit --data-path {args.data_path}, which holds {kind.THINGS}: give "
+            f"--model {', '.join(list(kind.MODELS)[:3])}, ..."
+        )
+    usual = kind.usual_method(args.model, args.times) | {"blend": "batch", "compensation": "on"}
+    kind.check_training(args)
     if args.eval_every and args.eval_samples < 2:
         raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
-    args.cfg_scale = args.cfg_scale or (1.0 if shapes else 4.0)
+    args.cfg_scale = args.cfg_scale or kind.CFG_SCALE
     for name in ("combostoc_type", "times", "halfmixing", "prediction"):
         setattr(args, name, getattr(args, name) or usual[name])
     if args.difficulty and args.prediction != "velocity":

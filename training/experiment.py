@@ -22,18 +22,10 @@ from evaluation.statistics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.files import flush, link, replacing
-from shapes.judging import NUMBERS
-from train_utils import of_shapes, things
+from sampling.kind import Kind
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
-COLUMNS = {  # of the tables
-    "metrics": ("step", "epoch", "loss", "bad_steps"),
-    "evaluations": (
-        *("step", "features", "reference", "samples", "sampling_steps"),
-        *("FD", "sFD", "IS", "KD", "precision", "recall"),
-    ),
-}
-OF_SHAPES = {"evaluations": ("step", "reference", "samples", "sampling_steps", *NUMBERS)}
+METRICS = ("step", "epoch", "loss", "bad_steps")  # columns of metrics.csv
 # What is written of paths, which need not be UTF-8, and read again.
 ENCODING, ERRORS = "utf-8", "surrogateescape"
 Stamps = dict[str, int]
@@ -89,10 +81,10 @@ def stamps(folder: Path) -> Stamps:
 class Experiment:
     """The folder while a run writes to it, which is the main process of one run."""
 
-    def __init__(self, args: argparse.Namespace, process: distributed.Process) -> None:
+    def __init__(self, args: argparse.Namespace, process: distributed.Process, kind: Kind) -> None:
         self.folder = folder_for(args)
-        self.things = things(args.model)
-        self.columns = COLUMNS | (OF_SHAPES if of_shapes(args.model) else {})
+        self.things = kind.THINGS
+        self.columns = {"metrics": METRICS, "evaluations": kind.EVALUATION_COLUMNS}
         self.is_main = process.is_main
         self.logger = logging.getLogger("train")
         self.logger.handlers.clear()

@@ -8,14 +8,16 @@ from PIL import Image
 from data.feed import Data
 from data.pictures import columns_for, grid
 from models import SiT
+from sampling.kind import Kind
 from sampling.network import ImageNoise, guided
-from shapes.rendering import pictures_of
 from transport import Sampler, Transport
 
 IMAGES = 16
 
 
-def preview(args: argparse.Namespace, ema: SiT, transport: Transport, data: Data, device: torch.device) -> Image.Image:
+def preview(
+    args: argparse.Namespace, kind: Kind, ema: SiT, transport: Transport, data: Data, device: torch.device
+) -> Image.Image:
     """A grid of samples of the averaged weights by the default ODE, from the same noise every time.
 
     Raises:
@@ -26,10 +28,10 @@ def preview(args: argparse.Namespace, ema: SiT, transport: Transport, data: Data
     z = ImageNoise(args.global_seed, range(IMAGES)).randn(data.input_shape, device)
     spread = [k * len(class_names) // IMAGES for k in range(IMAGES)]  # ImageNet's thousand
     labels = spread if len(class_names) > IMAGES else [k % len(class_names) for k in range(IMAGES)]
-    model = guided(ema, args.cfg_scale, 3 if data.attributes is None else None, precision_name=args.precision)
+    model = guided(ema, args.cfg_scale, precision_name=args.precision)
     x = Sampler(transport).sample_ode()(z, model, y=torch.tensor(labels, device=device))[-1]
     return grid(
-        pictures_of(data.autoencoder.decode(x), data.autoencoder)(),
+        kind.pictures(data.autoencoder.decode(x), data.autoencoder),
         [class_names[k] for k in labels],
         columns_for(labels),
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 import download
-from data.autoencoder import check_channels
+import kinds
 from data.order import steps_to_images
 from data.sets import Items
 from models import SiT
@@ -17,7 +17,8 @@ from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import is_weight
 from runtime.values import whole
-from train_utils import ModelConfig, default_method, load_weights, model_config, of_shapes, things, typed_arguments
+from sampling.kind import Kind
+from train_utils import ModelConfig, load_weights, typed_arguments
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -90,7 +91,7 @@ def restore_arguments(
 ) -> list[str]:
     """Take over the training configuration of a checkpoint; a typed argument wins. Returns lines that say so."""
     trained = checkpoint.training_args(saved)
-    if "vae" not in trained and model_config(checkpoint.weights(saved, source), source).in_channels in (1, 3):
+    if "vae" not in trained and kinds.model_config(checkpoint.weights(saved, source), source).in_channels in (1, 3):
         trained["vae"] = "none"  # pixels; it would be fetched in vain
     check_values(trained, parser, source)
     restored, warnings = [], []
@@ -98,7 +99,7 @@ def restore_arguments(
         if name not in trained or getattr(args, name) == trained[name]:
             continue
         given = getattr(args, name)
-        usual = default_method(args.model, args.times)
+        usual = kinds.of_model(args.model).usual_method(args.model, args.times)
         if given is None and trained[name] == usual.get(name):
             continue  # as it would be without the checkpoint
         if name not in typed:
@@ -149,7 +150,7 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
             )
 
 
-def find_model(start: Start, vae: str) -> ModelConfig | None:
+def find_model(start: Start, args: argparse.Namespace) -> ModelConfig | None:
     """The model in the checkpoint, None where there is none.
 
     Raises:
@@ -158,9 +159,9 @@ def find_model(start: Start, vae: str) -> ModelConfig | None:
     """
     if not start.source:
         return None
-    found = model_config(checkpoint.weights(start.saved, start.source), start.source)
-    if not of_shapes(found.name):
-        check_channels(vae, found.in_channels, start.source)
+    state = checkpoint.weights(start.saved, start.source)
+    found = kinds.model_config(state, start.source)
+    kinds.of_state(state).check_start(found, args, start.source)
     return found
 
 
@@ -202,7 +203,7 @@ def fingerprint(dataset: Items) -> dict[str, Any]:
     return {"images": len(dataset), "sha256": dataset.digest}
 
 
-def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespace) -> tuple[int, list[str]]:
+def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespace, kind: Kind) -> tuple[int, list[str]]:
     """Images that a run to be continued is past, as `BatchOrder` counts them, and a warning where the data were others.
 
     Raises:
@@ -225,7 +226,7 @@ def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespac
     if data["sha256"] == dataset.digest:
         return seen, []
     return seen * length // data["images"], [
-        f"Warning: the data have changed: {start.source} was trained on {data['images']:,} {things(args.model)}, "
+        f"Warning: the data have changed: {start.source} was trained on {data['images']:,} {kind.THINGS}, "
         f"--data-path {args.data_path} has {length:,} and another listing; its passes over the data count on"
     ]
 

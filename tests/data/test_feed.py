@@ -42,7 +42,7 @@ def offline(monkeypatch):
     for module in (data.feed, extract_latents):
         monkeypatch.setattr(module, "load_autoencoder", fetch)
     monkeypatch.setattr(download, "locate", fetch)
-    monkeypatch.setattr(sample, "load_network", fetch)
+    monkeypatch.setattr(sample.kinds, "load_network", fetch)
 
 
 @pytest.fixture

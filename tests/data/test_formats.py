@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from data.formats import check_shapes
 from data.sets import ImageFolder, check_path
 from runtime.errors import DataError
+from shapes.sets import check_shapes
 from tests.data.test_listing import picture
 
 

@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 import download
+from kinds import model_config
 from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError, run_program
 from runtime.state_dicts import under
-from train_utils import load_weights, model_config
+from train_utils import load_weights
 
 
 def test_round_trip(tmp_path):

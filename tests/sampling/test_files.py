@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from runtime.errors import DataError, UsageError
-from sampling.files import BLOCK, Files, check_room, files_of
-from shapes.sets import Layout, furniture, load_shapes
+from sampling import images as images_kind
+from sampling.files import BLOCK, Files, check_room
+from shapes import kind as shapes_kind
+from shapes.sets import Layout, ShapeSpace, furniture, load_shapes
 
 SIDE, CLASSES = 8, ["chair", "table"]
 
@@ -27,12 +29,12 @@ def layout(some):
 
 @pytest.fixture
 def of_shapes(layout):
-    return files_of(SimpleNamespace(layout=layout, class_names=CLASSES, num_labels=2))
+    return shapes_kind.files(SimpleNamespace(autoencoder=ShapeSpace(layout), class_names=CLASSES, num_labels=2))
 
 
 @pytest.fixture
 def of_images():
-    return files_of(SimpleNamespace(layout=None, image_size=SIDE))
+    return images_kind.files(SimpleNamespace(image_size=SIDE))
 
 
 def written(files: Files, samples: torch.Tensor, folder: Path) -> list[Path]:

@@ -3,8 +3,9 @@ import argparse
 import pytest
 import torch
 
+from kinds import load_network
 from sampling.arguments import sampling_parser
-from sampling.network import ImageNoise, evaluations, guided, guided_by, load_network
+from sampling.network import ImageNoise, evaluations, guided, guided_by
 from tests.conftest import GaussianModel
 from tests.test_models import random_model
 from train_utils import build_sampler

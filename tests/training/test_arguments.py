@@ -1,5 +1,6 @@
 import pytest
 
+import kinds
 from experiments.variants import TABLES
 from runtime.errors import UsageError
 from train_utils import PRESETS, typed_arguments
@@ -8,7 +9,7 @@ from training.arguments import check_arguments, make_parser
 
 def checked(words: str):
     args = make_parser().parse_args(["--data-path", "digits", *words.split()])
-    check_arguments(args, 1)
+    check_arguments(args, 1, kinds.of_data(args.data_path))
     return args
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+import kinds
 from runtime import checkpoint
 from runtime.distributed import single
 from runtime.errors import DataError, UsageError
@@ -32,7 +33,7 @@ def save(run: Experiment, step: int, **how) -> None:
 
 
 def opened(tmp_path, start_step: int = 0, source: str = "") -> Experiment:
-    run = Experiment(arguments(tmp_path), single())
+    run = Experiment(arguments(tmp_path), single(), kinds.IMAGES)
     run.open(arguments(tmp_path), start_step, source, stamps(run.folder))
     return run
 
@@ -149,7 +150,7 @@ def test_a_run_that_saved_while_another_one_started(run):
     with run:  # its end
         pass
     with pytest.raises(UsageError, match=r"another run has saved to .* in this moment: start again"):
-        Experiment(arguments(run.folder.parent), single()).open(arguments(run.folder.parent), 1, "", seen)
+        Experiment(arguments(run.folder.parent), single(), kinds.IMAGES).open(arguments(run.folder.parent), 1, "", seen)
 
 
 def test_metrics_of_another_version_are_put_aside(tmp_path):

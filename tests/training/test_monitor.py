@@ -148,7 +148,7 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
     from data.feed import Data
     from data.sets import ImageFolder
     from runtime.distributed import Process
-    from training import monitor
+    from sampling import monitor
 
     dataset = ImageFolder(image_folder, 8)
     data = Data(dataset, lambda x: x, (3, 8, 8), None)
@@ -166,7 +166,7 @@ def test_a_reference_of_another_resolution_is_warned_of():
     from argparse import Namespace
     from types import SimpleNamespace
 
-    from training import monitor
+    from sampling import monitor
 
     watcher = object.__new__(monitor.Monitor)
     watcher.args = Namespace(image_size=8, eval_samples=5000, eval_reference="large.npz")
@@ -189,7 +189,7 @@ def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     from data.sets import ImageFolder
     from models import SiT_models
     from runtime.distributed import Process
-    from training import monitor
+    from sampling import monitor
     from transport import create_transport
 
     cpu = torch.device("cpu")

@@ -14,7 +14,7 @@ from PIL import Image
 import sample
 from models import ComboStoc_models
 from runtime.errors import DataError, UsageError
-from sampling import control
+from sampling import image_control as control
 from sampling.arguments import preserve_spec
 from sampling.network import guided
 from tests.forked import run_forked

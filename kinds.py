@@ -1,0 +1,70 @@
+"""The kinds of data there are, and which one a path, a model or a checkpoint is of."""
+
+import argparse
+
+import torch
+
+from runtime.errors import UsageError
+from runtime.state_dicts import StateDict
+from sampling import images, loading
+from sampling.kind import Kind
+from sampling.network import Network
+from shapes import kind as shapes
+from train_utils import ModelConfig
+
+IMAGES: Kind = images
+SHAPES: Kind = shapes
+KINDS: tuple[Kind, ...] = (SHAPES, IMAGES)  # the first that answers; images take whatever is left
+
+MODELS = {name: constructor for kind in reversed(KINDS) for name, constructor in kind.MODELS.items()}
+MODEL_NAMES = "; ".join(kind.MODEL_NAMES for kind in reversed(KINDS))
+
+
+def of_data(data_path: str) -> Kind:
+    """The kind of --data-path."""
+    return next(kind for kind in KINDS if kind.is_data(data_path))
+
+
+def of_model(model: str) -> Kind:
+    """The kind of a model's name."""
+    return next(kind for kind in KINDS if model in kind.MODELS)
+
+
+def of_state(state: StateDict) -> Kind:
+    """The kind of a state dict."""
+    return next(kind for kind in KINDS if kind.is_model(state))
+
+
+def of_sets(names: list[str]) -> Kind:
+    """The kind of the sets that evaluate.py compares."""
+    return next(kind for kind in KINDS if any(kind.is_set(name) for name in names))
+
+
+def model_name(value: str) -> str:
+    """A model's name, on a command line."""
+    if value not in MODELS:
+        raise argparse.ArgumentTypeError(f"unknown model {value!r}; choose from {MODEL_NAMES}")
+    return value
+
+
+def model_config(state: StateDict, source: str) -> ModelConfig:
+    """The model of a state dict.
+
+    Raises:
+        DataError: it is none that is known.
+    """
+    return of_state(state).model_config(state, source)
+
+
+def load_network(args: argparse.Namespace, device: torch.device, default_vae: str) -> Network:
+    """The network of --ckpt or --model, see `sampling.loading.load_network`."""
+    return loading.load_network(args, device, default_vae, of_state)
+
+
+def check_images(data_path: str, job: str) -> None:
+    """
+    Raises:
+        UsageError: a job that takes images is given something else.
+    """
+    if (kind := of_data(data_path)) is not IMAGES:
+        raise UsageError(f"{job} takes images; --data-path {data_path} holds {kind.THINGS}")

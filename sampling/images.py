@@ -1,0 +1,212 @@
+"""Images as a kind of data, see `sampling/kind.py`: pixels, latents of an autoencoder, or cached latents."""
+
+import argparse
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data.autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
+from data.feed import Data, Space, load_images, load_latents
+from data.latents import CachedLatents, is_latents
+from data.pictures import fault_of, save_image, save_npz, to_uint8, to_uint8_later
+from data.sets import check_path as check_path
+from evaluation.report import evaluate as evaluate
+from models import ComboStoc_models, SiT, SiT_models
+from runtime import checkpoint
+from runtime.distributed import Process
+from runtime.errors import UsageError
+from runtime.state_dicts import StateDict
+from sampling.files import Files
+from sampling.image_control import load_control as load_control
+from sampling.kind import Output
+from sampling.monitor import Monitor
+from sampling.network import Network
+from train_utils import ModelConfig, image_model_config
+
+THINGS = "images"
+MODELS: Mapping[str, Callable[..., SiT]] = ComboStoc_models | SiT_models
+MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
+CFG_SCALE = 4.0
+WITHOUT_EFFECT: frozenset[str] = frozenset()
+KEPT: tuple[str, ...] = ()
+EVALUATION_COLUMNS: tuple[str, ...] = (
+    *("step", "features", "reference", "samples", "sampling_steps"),
+    *("FD", "sFD", "IS", "KD", "precision", "recall"),
+)
+DEFAULT_EXTRACTOR = "inception"
+
+# The rest of the interface is in modules of their own.
+model_config, evaluator = image_model_config, Monitor
+
+
+# ---- models and the method -----------------------------------------------------------------------------------------
+
+
+def usual_method(model: str, times: str | None) -> dict[str, str]:
+    """The paper's setting; the published draw is half-mixed, all others are of the whole batch."""
+    times = times or "combostoc"
+    return {
+        "times": times,
+        "combostoc_type": "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL",
+        "halfmixing": "on" if times == "combostoc" else "off",
+        "prediction": "velocity",
+    }
+
+
+def is_model(state: StateDict) -> bool:
+    """Images are what is left when no other kind has claimed a state dict."""
+    return True
+
+
+def config_for(model: str, input_shape: tuple[int, ...], num_classes: int) -> ModelConfig:
+    """The model for inputs (C, H, W)."""
+    return ModelConfig(model, input_shape[1], input_shape[0], num_classes, learn_sigma=True)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def is_data(data_path: str) -> bool:
+    """Images are what is left when no other kind has claimed a path."""
+    return True
+
+
+def supply(args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
+    """What cached latents bring: image size, autoencoder, mirror images."""
+    return CachedLatents(args.data_path).supply(args, typed) if is_latents(args.data_path) else {}
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UsageError: --channels with an autoencoder.
+    """
+    args.eval_features = args.eval_features or DEFAULT_EXTRACTOR
+    if args.channels and args.vae != "none":
+        raise UsageError(f"--channels {args.channels} is for --vae none; an autoencoder takes RGB")
+
+
+def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> None:
+    """
+    Raises:
+        UsageError: the autoencoder does not fit the model.
+    """
+    check_channels(args.vae, found.in_channels, source)
+
+
+def load_data(
+    args: argparse.Namespace, process: Process, found: ModelConfig | None, saved: dict[str, Any], source: str
+) -> Data:
+    """Images, encoded in every step, or cached latents."""
+    if is_latents(args.data_path):
+        return load_latents(args, process, CachedLatents(args.data_path))
+    return load_images(args, process, found.in_channels if found else None)
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def load_output(
+    args: argparse.Namespace,
+    config: ModelConfig,
+    content: dict[str, Any],
+    default_vae: str,
+    device: torch.device,
+    source: str,
+) -> Output:
+    """The autoencoder, and the size that the model and it give.
+
+    Raises:
+        UsageError: an argument does not fit the model.
+        DataError: the autoencoder cannot be loaded.
+    """
+    autoencoder = load_space(args, config, content, default_vae, device, source)
+    size = config.input_size * autoencoder.factor
+    if args.image_size not in (None, size):
+        raise UsageError(f"--image-size {args.image_size} contradicts checkpoint {source}, which has {size}")
+    args.image_size = size
+    return Output(autoencoder, (config.in_channels, config.input_size, config.input_size), size)
+
+
+def load_space(
+    args: argparse.Namespace,
+    config: ModelConfig,
+    content: dict[str, Any],
+    default_vae: str,
+    device: torch.device,
+    source: str,
+) -> Autoencoder:
+    """The autoencoder of an image model's checkpoint or arguments.
+
+    Raises:
+        UsageError: it does not fit the model.
+        DataError: it cannot be loaded.
+    """
+    trained_vae = checkpoint.training_args(content).get("vae") or ("none" if config.in_channels in (1, 3) else None)
+    args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
+    check_channels(args.vae, config.in_channels, source)
+    autoencoder = load_autoencoder(args.vae, device, config.in_channels)
+    if autoencoder.channels != config.in_channels:
+        raise UsageError(
+            f"--vae {args.vae} has {autoencoder.channels} channels, the model of checkpoint {source} "
+            f"{config.in_channels}"
+        )
+    if args.image_size is not None:
+        latent_size(args.image_size, autoencoder.factor, config.name)
+    return autoencoder
+
+
+def check_sampling(args: argparse.Namespace, network: Network) -> None:
+    """
+    Raises:
+        UsageError: an argument is for shapes.
+    """
+    if args.glb is not None:
+        raise UsageError(f"--glb {args.glb} is for shapes; {network.config.name} makes images")
+    for word in args.reference or []:
+        if not is_reference(word):
+            raise UsageError(f"--reference {word} is no picture; {network.config.name} makes images")
+
+
+def without_effect_in_sampling(args: argparse.Namespace) -> Iterable[tuple[bool, str, tuple[str, ...]]]:
+    """None beyond those of all kinds."""
+    return ()
+
+
+def pictures(x: Tensor, space: Space, size: int | None = None) -> np.ndarray:
+    """Images as 8-bit pictures: (N, S, S, 3)."""
+    return to_uint8(x)
+
+
+def write_besides(args: argparse.Namespace, x: np.ndarray | Tensor, network: Network) -> None:
+    """Nothing: the picture is all there is."""
+
+
+def files(network: Network) -> Files:
+    """A .png a sample, and an .npz of all pixels."""
+    size = network.image_size
+    return Files(
+        suffix=".png",
+        size=3 * size**2,
+        packed=3 * size**2,
+        fetch=to_uint8_later,
+        write=lambda picture, path: save_image(Image.fromarray(picture), path),
+        fault=partial(fault_of, size=size),
+        pack=lambda paths, labels, npz: save_npz(paths, labels, npz, size),
+    )
+
+
+def is_reference(word: str) -> bool:
+    """Whether a word of --reference is a file."""
+    return Path(word).is_file()
+
+
+def is_set(name: str) -> bool:
+    """Images are what is left when no other kind has claimed a set."""
+    return True

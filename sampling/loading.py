@@ -1,0 +1,115 @@
+"""A network from a checkpoint, with what training said of its method."""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+import download
+from runtime import checkpoint, precision
+from runtime.errors import DataError, UsageError
+from runtime.state_dicts import StateDict
+from sampling.arguments import DEFAULT_MODEL
+from sampling.kind import Kind
+from sampling.network import Network
+from train_utils import ModelConfig, build_transport, load_weights, method_settings
+from transport import BLENDS, PATHS, PREDICTIONS, TIMES, ComboStocType
+
+
+def load_network(
+    args: argparse.Namespace, device: torch.device, default_vae: str, kind_of: Callable[[StateDict], Kind]
+) -> Network:
+    """Load the checkpoint of the arguments; sizes, classes, path and prediction are its own.
+
+    Arguments left at None are filled in from the checkpoint.
+
+    Raises:
+        UsageError: an argument contradicts the checkpoint.
+        DataError: a file cannot be loaded.
+    """
+    if args.compile:
+        precision.check_compiler()
+    low, high = args.guidance_interval
+    if low > high:
+        raise UsageError(f"--guidance-interval {low:g} {high:g} is empty: LO must not be greater than HI")
+    name = args.ckpt or download.pretrained_name(args.model or DEFAULT_MODEL)
+    if not name:
+        published = ", ".join(dict.fromkeys(m for _, _, m in download.PRETRAINED.values()))
+        raise UsageError(
+            f"--model {args.model} has no published weights: give --ckpt FILE, or one that has them: {published}"
+        )
+    path = download.locate(name)
+    content = checkpoint.load(path)
+    state = checkpoint.weights(content, name)
+    kind = kind_of(state)
+    config = kind.model_config(state, name)
+    trained = {k: v for k, v in checkpoint.training_args(content).items() if v is not None}
+    check_trained(trained, content.get("class_names"), config, name)
+
+    def resolve(argument: str, truth: Any) -> None:
+        given = getattr(args, argument)
+        if given is not None and given != truth:
+            raise UsageError(f"--{argument.replace('_', '-')} {given} contradicts checkpoint {name}, which has {truth}")
+        setattr(args, argument, truth)
+
+    resolve("model", config.name)
+    resolve("num_classes", config.num_classes)
+    for argument, default in (("path_type", "Linear"), ("prediction", "velocity")):
+        if argument in trained:
+            resolve(argument, trained[argument])
+        else:
+            setattr(args, argument, getattr(args, argument) or default)
+    args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
+
+    output = kind.load_output(args, config, content, default_vae, device, name)
+    trained.setdefault("combostoc_type", kind.usual_method(config.name, None)["combostoc_type"])
+    model = config.build()
+    notes = checkpoint.origin(content, name) + load_weights(model, state, name)
+    if args.precision == "bf16":
+        model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
+    if args.compile:
+        model.compile_blocks()
+    return Network(
+        model=model.to(device).eval().requires_grad_(False),
+        config=config,
+        autoencoder=output.space,
+        input_shape=output.input_shape,
+        transport=build_transport(args, **method_settings(trained), attributes=output.attributes),
+        image_size=output.image_size,
+        class_names=content.get("class_names"),
+        path=path,
+        step=checkpoint.step(content),
+        notes=notes,
+    )
+
+
+def check_trained(trained: dict[str, Any], class_names: list[str] | None, config: ModelConfig, source: str) -> None:
+    """
+    Raises:
+        DataError: what a checkpoint says of its training cannot be.
+    """
+    switch = ("on", "off")
+    choices: dict[str, Sequence[str]] = {
+        "path_type": list(PATHS),
+        "prediction": list(PREDICTIONS),
+        "combostoc_type": list(ComboStocType.__members__),
+        "times": list(TIMES),
+        "halfmixing": switch,
+        "blend": list(BLENDS),
+        "compensation": switch,
+    }
+    kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        **{name: (", ".join(known), known.__contains__) for name, known in choices.items()},
+        "sample_eps": ("a number from 0 to 0.5", lambda v: type(v) in (int, float) and 0 <= v < 0.5),
+        "vae": ("a name or a folder", lambda v: isinstance(v, str)),
+        "difficulty": ("a weight", lambda v: type(v) in (int, float) and 0 <= v < math.inf),
+    }
+    for name, (accepted, is_of_its_kind) in kinds.items():
+        if name in trained and not is_of_its_kind(trained[name]):
+            raise DataError(
+                f"checkpoint {source} was trained with {name} {trained[name]!r:.60}; what is known is {accepted}"
+            )
+    if class_names is not None and len(class_names) > config.num_classes:
+        raise DataError(f"checkpoint {source} names {len(class_names)} classes, and its model has {config.num_classes}")
