@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     if args.vae == "none":
         raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
-    check_path(args.data_path)
     kinds.check_images(args.data_path, "an autoencoder")
+    check_path(args.data_path)
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     check_name(args.vae)

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,6 @@ def files(network: Network) -> Files:
 
 
 def is_reference(word: str) -> bool:
-    """Whether a word of --reference names the embedded set, or a file of shapes, and perhaps a number in it."""
+    """Whether a word of --reference names the embedded set, or an .npz, and perhaps a number in it."""
     name, _ = place(word)
-    return name == SHAPES or (names_shapes(name) and is_set(name))
+    return name == SHAPES or (names_shapes(name) and Path(name).is_file())

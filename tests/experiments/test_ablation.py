@@ -70,8 +70,8 @@ def test_runs_of_shapes_differ_by_their_type(tmp_path):
         differences[variant] = {k: v for k, v in vars(args).items() if v != published[k]}
         check_arguments(args, 1, kinds.of_data(args.data_path))
         assert args.prediction == "data" and (args.times, args.halfmixing) == ("combostoc", "off")
-    kinds = [f"UNSYNC_{kind}" for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")]
-    assert differences == {kind: {"combostoc_type": kind} if kind != "UNSYNC_ATT_PART" else {} for kind in kinds}
+    types = [f"UNSYNC_{kind}" for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")]
+    assert differences == {kind: {"combostoc_type": kind} if kind != "UNSYNC_ATT_PART" else {} for kind in types}
     assert published["model"] == "Parts-XS" and published["data_path"] == "shapes"
     assert len({job(tmp_path, variant, *PARTS).folder for variant in TABLES["parts"]}) == 6
     for variant, (family, flags) in TABLES["parts-blend"].items():
