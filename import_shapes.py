@@ -2,7 +2,7 @@
 
     python import_shapes.py FOLDER --out set.npz
     python import_shapes.py FOLDER --out set.npz --up z --max-parts 32 --split 0.85,0.05,0.1
-    python train.py --data-path set.npz
+    python train.py --data-path set.npz --model Parts-S --num-classes 6    # as many as there are classes, or more
 
 FOLDER holds .obj, .gltf, .glb or .ply files, in a sub-folder for each class, or directly: one class then, called like
 the folder. A part is an object or a group of an .obj, or a node of a glTF; in a file with only one of them, and in a

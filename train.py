@@ -2,8 +2,8 @@
 
     python train.py --data-path digits --vae none --image-size 8 --num-classes 10 --model ComboStoc-XS/2 \\
         --global-batch-size 128 --lr 1e-3 --ema-decay 0.995 --max-steps 1000                     # minutes on any CPU
-    torchrun --nproc_per_node=8 train.py --data-path FOLDER --model ComboStoc-XL/2               # the paper, on a node
-    torchrun --nproc_per_node=8 train.py --data-path FOLDER --model SiT-XL/2                     # the baseline
+    torchrun --nproc_per_node=8 train.py --data-path FOLDER --max-steps 800000                   # the paper, on a node
+    torchrun --nproc_per_node=8 train.py --data-path FOLDER --max-steps 800000 --model SiT-XL/2  # the baseline
 
 FOLDER holds one sub-folder a class, or a dataset.json with labels (a .zip of it will do), or the latents that
 extract_latents.py made of such a folder. The experiment goes to RESULTS_DIR/<model>-<exp>: log.txt, metrics.csv,

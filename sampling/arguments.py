@@ -161,7 +161,7 @@ def pictures_parser(doc: str | None) -> Parser:
 
 def add_pictures_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("program")
-    group.add_argument("--seed", type=whole, default=0, help="of the noise; picture i depends on (seed, i)")
+    group.add_argument("--seed", type=whole, default=0, help="of the noise, which for picture i depends on (seed, i)")
     group.add_argument(
         "--class-labels",
         nargs="+",

@@ -106,8 +106,8 @@ def check_clouds(*sets: Tensor) -> None:
 def nearest_means(between: Tensor) -> tuple[float, float]:
     """The mean distance from a test shape to the nearest sample, and from a sample to the nearest test shape.
 
-    The first is MMD, and grows where samples miss test shapes; the second is what ComboStoc's Table 4 calls COV, and
-    grows with samples that look like no test shape.
+    The first is MMD in most tables, and by public notes what ComboStoc's Table 4 calls COV; it grows where samples miss
+    test shapes. The second grows with samples that look like no test shape.
 
     Args:
         between: distances, (samples, test shapes).

@@ -182,7 +182,7 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
         "--eval-reference",
         metavar="FILE",
         help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}, or the "
-        "shapes that are held out",
+        "shapes that are held out; needed with cached latents",
     )
 
 
