@@ -4,9 +4,13 @@ import argparse
 import importlib
 import itertools
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from tests.conftest import ROOT
@@ -215,9 +219,22 @@ def test_python_blocks_compile(page):
             compile(block.text, f"{page.name}:{block.line}", "exec")
 
 
+def test_a_checkpoint_becomes_pictures_as_library_says(random_checkpoint, tmp_path, monkeypatch):
+    found = [block.text for block in blocks(ROOT / "docs" / "library.md") if "network." in block.text]
+    program = "\n".join(found).replace('"FILE"', repr(str(random_checkpoint)))
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {}
+    exec(compile(program, "library.md", "exec"), made)
+    assert Image.open("three.png").size > (3 * 64, 64)
+    assert made["pictures"].shape == (3, 3, 8, 8) and made["pictures"].isfinite().all()
+    assert made["latents"].shape == (3, 3, 8, 8) and made["evaluations"] > 0
+
+
 def test_python_blocks_have_what_they_use():
     program = python_blocks()
-    compile(program, "docs", "exec")
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select", "F821", "-"]  # undefined names
+    checked = subprocess.run(ruff, input=program, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
     assert program.index("create_transport") < program.index("sample_graded")
 
 
