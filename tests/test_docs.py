@@ -1,6 +1,7 @@
 """README and docs/ are true: their links lead somewhere, and the programs accept their commands."""
 
 import argparse
+import ast
 import importlib
 import itertools
 import re
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
+from runtime.errors import UsageError
 from tests.conftest import ROOT
 from tests.docs_check import (
     CANNOT_RUN,
@@ -26,6 +28,7 @@ from tests.docs_check import (
     python_blocks,
     simple_commands,
 )
+from training.arguments import check_arguments
 
 README = ROOT / "README.md"
 OTHERS = [ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks").rglob("README.md")]
@@ -154,7 +157,11 @@ def problem(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
             return f"{program} does not exist"
         parsed = parse(program, argv, monkeypatch)
         if further := getattr(parsed, "train_args", None):
-            parse("train.py", ["--data-path", parsed.data_path, *further], monkeypatch)
+            parse("train.py", ["--data-path", parsed.data_path, *further], monkeypatch)  # the model is the study's
+        if program == "train.py":
+            check_arguments(parsed, world_size=1)
+    except UsageError as error:
+        return str(error)
     except SystemExit as ended:
         return str(ended) if isinstance(ended.code, str) else capsys.readouterr().err or f"exit {ended.code}"
     return ""
@@ -172,6 +179,17 @@ def parse(program: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> arg
         patched.setattr(argparse.ArgumentParser, "parse_args", parse_and_end)
         module.main(argv)
     return ended.value.args[0]
+
+
+def test_the_programs_accept_the_examples_of_their_own_help(monkeypatch, capsys):
+    tried = 0
+    for program in sorted(ROOT.glob("*.py")):
+        text = ast.get_docstring(ast.parse(program.read_text(encoding="utf-8"))) or ""
+        for example in re.findall(r"^    ((?:python|torchrun) (?:.*\\\n)*.*)", text, re.MULTILINE):
+            for words in simple_commands(example):
+                assert not problem(words, monkeypatch, capsys), example
+                tried += 1
+    assert tried > 15
 
 
 def make_targets(makefile: str) -> set[str]:
