@@ -41,7 +41,7 @@ from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
 from training.monitor import report
 from training.preview import preview
-from training.step import build_optimizer, learning_rate, settle, training_step
+from training.step import build_optimizer, ema_decay, ema_lines, learning_rate, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
 
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
-    opt = build_optimizer(model, args.lr)
+    opt = build_optimizer(model, args.lr, args.betas, args.weight_decay)
 
     # Where the run is: at its beginning, or where the checkpoint was.
     step, said = resume.restore_state(start, model, ema, opt) if start.source else (0, [])
@@ -115,6 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--warmup-steps {args.warmup_steps} and --lr-decay {args.lr_decay} are more than "
             f"the run's {total_steps} steps"
         )
+    if not (start.source or args.init_from):
+        lines += ema_lines(total_steps, decay=args.ema_decay, warmup=args.ema_warmup)
     lines += monitor.prepare() if monitor is not None else []
 
     # From here on files are written.
@@ -189,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     transport,
                     x1,
                     y,
-                    ema_decay=args.ema_decay,
+                    ema_decay=ema_decay(step, decay=args.ema_decay, warmup=args.ema_warmup),
                     lr=learning_rate(
                         step, total_steps, peak=args.lr, warmup_steps=args.warmup_steps, decay_steps=args.lr_decay
                     ),

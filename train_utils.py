@@ -5,29 +5,22 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from models import SIZES, ComboStoc_models, SiT, SiT_models
+from runtime import checkpoint
 from runtime.command_line import count, finite, none_or_str, positive_float, positive_int, unit_float
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
-from transport import (
-    BLENDS,
-    DIFFUSION_FORMS,
-    LAST_STEPS,
-    ODE_METHODS,
-    PATHS,
-    PREDICTIONS,
-    SDE_METHODS,
-    WEIGHTS,
-    Sampler,
-    Transport,
-    create_transport,
-)
+from transport import Sampler, Transport, create_transport
+from transport.names import BLENDS, DIFFUSION_FORMS, LAST_STEPS, PATHS, PREDICTIONS, WEIGHTS
 from transport.sampler import SampleFn
+from transport.solvers import ODE_METHODS, SDE_METHODS
+from transport.timesteps import times_of_today
 
 # ---- names ---------------------------------------------------------------------------------------------------------
 
@@ -36,7 +29,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {  # in time
         "training": {
             "combostoc_type": "UNSYNC_NONE",
-            "times": "blend-lognormal",
+            "times": "blend-logit-normal",
             "halfmixing": "off",
             "blend": "batch",
             "compensation": "on",
@@ -48,7 +41,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast-async": {  # in steps, where entries have times of their own
         "training": {
             "combostoc_type": "UNSYNC_ALL",
-            "times": "blend-lognormal-async",
+            "times": "blend-logit-normal-async",
             "halfmixing": "off",
             "blend": "batch",
             "compensation": "on",
@@ -106,6 +99,11 @@ def add_flip_arg(parser: argparse._ActionsContainer, what: str) -> None:
     )
 
 
+def time_shift(value: str) -> float | str:
+    """A positive number, or the word auto."""
+    return value if value == "auto" else positive_float(value)
+
+
 def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool = False) -> None:
     """Add the transport group; path and prediction default to None where a checkpoint will tell them."""
     path, prediction = (None, None) if from_checkpoint else ("Linear", "velocity")
@@ -117,6 +115,24 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
     group.add_argument(
         "--loss-weight", type=none_or_str, choices=WEIGHTS, help="weight of all losses but the velocity's" + unused
     )
+    group.add_argument(
+        "--time-shift",
+        type=time_shift,
+        default=None if from_checkpoint else 1.0,
+        metavar="A",
+        help="move times t to t / (A - (A - 1) t)"
+        + (", the points of fixed steps; " if from_checkpoint else ", in training and sampling; ")
+        + "auto: the square root of a sample's size / 4096"
+        + (source or "; default: 1, no shift"),
+    )
+    if not from_checkpoint:
+        group.add_argument(
+            "--loss-clamp",
+            type=unit_float,
+            default=0.0,
+            metavar="C",
+            help="of --prediction data --loss-weight velocity: the weight is 1 / max(1 - t, C)^2; 0: without",
+        )
     group.add_argument("--sample-eps", type=float, help="distance from t = 0 and 1 in sampling; default: the path's")
     group.add_argument(
         "--train-eps", type=float, help="distance from t = 0 and 1 in training; default: the path's" + unused
@@ -152,9 +168,11 @@ def parse_sde_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, default="sigma", help="diffusion coefficient w_t")
     group.add_argument("--diffusion-norm", type=float, default=1.0, help="scale of the diffusion coefficient")
     group.add_argument(
-        "--last-step", type=none_or_str, choices=LAST_STEPS, default="Mean", help="the step that ends without noise"
+        "--last-step", type=none_or_str, choices=LAST_STEPS, default="Mean", help="final noise-free step"
     )
-    group.add_argument("--last-step-size", type=float, default=0.04, help="its size; 0 is the same as None")
+    group.add_argument(
+        "--last-step-size", type=float, default=0.04, help="size of the final step; 0 is the same as None"
+    )
 
 
 class Preset(argparse.Action):
@@ -180,8 +198,8 @@ def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
         action=Preset,
         of=of,
         help=f"fast: {flags['fast']}, the fastest in time on small pictures in colour; "
-        f"fast-async: {flags['fast-async']}, the fewest steps there, but slow on others, see docs/study.md; what is "
-        "given after it wins",
+        f"fast-async: {flags['fast-async']}, the fewest steps there, but slow on others, see docs/study.md; later "
+        "flags override it",
     )
 
 
@@ -309,6 +327,15 @@ def load_weights(model: SiT, state: StateDict, source: str) -> list[str]:
 # ---- transport and samplers ----------------------------------------------------------------------------------------
 
 
+def trained_with(content: dict[str, Any]) -> dict[str, Any]:
+    """The arguments a checkpoint was trained with, {} where it does not say; a draw of times by its name of today."""
+    values = checkpoint.training_args(content)
+    if isinstance(times := values.get("times"), str):
+        with suppress(ValueError):  # unknown: to be said by whoever needs it
+            values["times"] = times_of_today(times)
+    return values
+
+
 def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the method in `values`, by their names in `create_transport`; absent ones are the published."""
     return {
@@ -325,6 +352,7 @@ def build_transport(args: argparse.Namespace, **method: Any) -> Transport:
     """The transport of the transport group's arguments, and of `method_settings`."""
     names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
     settings = {name: getattr(args, name) for name in names}
+    settings |= {name: getattr(args, name) for name in ("time_shift", "loss_clamp") if name in args}
     try:
         return create_transport(**settings, **method)
     except ValueError as error:

@@ -43,7 +43,7 @@ from runtime.errors import DataError, first_line, run_program
 from runtime.files import replacing
 from train_utils import guidance_scale
 from transport import ComboStocType
-from transport.timesteps import OF_SHAPES
+from transport.names import OF_SHAPES
 
 SIZES = ("ComboStoc-S/2", "ComboStoc-B/2", "ComboStoc-L/2", "ComboStoc-XL/2")
 GIB = 2**30

@@ -5,8 +5,8 @@
 
 For each checkpoint, sampler and number of evaluations: the share of samples that a classifier of the data puts in the
 class asked for, and the Frechet distance of its features to all images', in units of the data's total variance, as in
-ablation.py. The ODE by Euler, Heun, look-ahead and dual-loop, the SDE by Euler. Look-ahead and dual-loop need models
-that were trained with --difficulty, and are left out for others. Rows that OUT.csv has are not computed again.
+ablation.py. The ODE by Euler, Heun and look-ahead, the SDE by Euler. Look-ahead needs a model that was trained with
+--difficulty, and is left out for others. Rows that OUT.csv has are not computed again.
 """
 
 import argparse
@@ -27,9 +27,8 @@ from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
-from transport import ComboStocType
-
-AHEAD = ("look-ahead", "dual-loop")
+from transport.names import ComboStocType
+from transport.solvers import AHEAD_METHODS, ODE_SOLVERS, SDE_SOLVERS
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,26 @@ class Method:
     """One way to sample."""
 
     mode: str
-    name: str
-    each: int  # evaluations a step
-    more: int  # points in time than steps
+    solver: str
+
+    @property
+    def decides(self) -> bool:
+        """Whether it takes as many evaluations as it likes."""
+        return self.mode == "ODE" and ODE_SOLVERS[self.solver].adaptive
+
+    def points(self, evaluations: int) -> int:
+        """Points in time for so many evaluations of a model that predicts the velocity."""
+        if self.mode == "SDE":  # whose last step is one more
+            return evaluations // (SDE_SOLVERS[self.solver].evaluations or 1)
+        return evaluations // (ODE_SOLVERS[self.solver].evaluations or 2) + 1  # look-ahead takes two at most
 
 
 METHODS = {
-    "dopri5": Method("ODE", "dopri5", 0, 0),  # the default, which takes as many as it likes
-    "Euler": Method("ODE", "euler", 1, 1),
-    "Heun": Method("ODE", "heun2", 2, 1),
-    "look-ahead": Method("ODE", "look-ahead", 2, 1),
-    "dual-loop": Method("ODE", "dual-loop", 1, 1),
-    "SDE, Euler": Method("SDE", "Euler", 1, 0),  # its last step is one more
+    "dopri5": Method("ODE", "dopri5"),  # the default
+    "Euler": Method("ODE", "euler"),
+    "Heun": Method("ODE", "heun2"),
+    "look-ahead": Method("ODE", "look-ahead"),
+    "SDE, Euler": Method("SDE", "Euler"),
 }
 
 
@@ -72,9 +79,9 @@ class Row:
 
 def sampling_args(args: argparse.Namespace, ckpt: str, method: Method, evaluations: int) -> argparse.Namespace:
     """The arguments of sample.py, without guidance."""
-    flags = ["--ckpt", ckpt, "--sampling-method", method.name]
-    if method.each:
-        flags += ["--num-sampling-steps", str(evaluations // method.each + method.more)]
+    flags = ["--ckpt", ckpt, "--sampling-method", method.solver]
+    if not method.decides:
+        flags += ["--num-sampling-steps", str(method.points(evaluations))]
     flags += ["--vae", args.vae] if args.vae else []
     return unguided(method.mode, *flags)
 
@@ -166,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         todo = [
             row
             for sampler in METHODS
-            if ahead or sampler not in AHEAD
-            for n in (args.evaluations if METHODS[sampler].each else [0])
+            if ahead or sampler not in AHEAD_METHODS
+            for n in ([0] if METHODS[sampler].decides else args.evaluations)
             if (row := Row(ckpt, sampler, n, args.samples)).key not in there
         ]
         if todo and judge is None:

@@ -1,7 +1,10 @@
 """What the study compares: for each variant the model's family, and train.py's arguments.
 
-A variant that stands in two tables has the same name in both, and is trained once.
+A variant that stands in two tables has the same name in both, and is trained once. Variants keep the names that they
+have in tables and folders of earlier runs, and so call draws by the names of that time (`transport.names.OLD_NAMES`).
 """
+
+from transport.timesteps import times_of_today
 
 DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean", "spread", "below", "two")
 
@@ -9,7 +12,9 @@ DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean",
 def drawn(times: str, kind: str, compensation: bool = True, halfmixing: bool = False) -> dict[str, tuple[str, str]]:
     """The variant of one way of drawing times."""
     name = f"{times}, {kind}" + ("" if compensation else ", no compensation") + (", half-mixed" if halfmixing else "")
-    flags = f"--combostoc-type UNSYNC_{kind} --times {times}" + ("" if compensation else " --compensation off")
+    flags = f"--combostoc-type UNSYNC_{kind} --times {times_of_today(times)}" + (
+        "" if compensation else " --compensation off"
+    )
     return {name: ("ComboStoc", flags + (" --halfmixing on" if halfmixing else ""))}
 
 
@@ -18,7 +23,7 @@ PUBLISHED = {
     **{f"UNSYNC_{kind}": ("ComboStoc", f"--combostoc-type UNSYNC_{kind}") for kind in ("NONE", "VEC", "PATCH", "ALL")},
 }
 ALL = PUBLISHED["UNSYNC_ALL"][1]
-LOGNORMAL = {"SiT, lognormal": ("SiT", "--times lognormal")}
+LOGNORMAL = {"SiT, lognormal": ("SiT", "--times logit-normal")}
 
 PARTS = {  # of structured shapes: the paper's Table 4
     f"UNSYNC_{kind}": ("Parts", f"--combostoc-type UNSYNC_{kind}")

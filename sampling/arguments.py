@@ -16,15 +16,13 @@ from train_utils import (
     parse_transport_args,
     sampling_scale,
 )
-from transport import ADAPTIVE_METHODS, SCHEDULES
+from transport.names import SCHEDULES
+from transport.solvers import ODE_SOLVERS
 
 DEFAULT_MODEL = "SiT-XL/2"  # as in SiT's programs
 CFG_SCALE = 4.0  # of pictures
 VARIATIONS = 4  # of a reference, under graded control
 NULL = "null"  # the class of samples without a class, in words
-
-# Solvers of an ODE that ask for no tolerance; the implicit ones correct their steps to it.
-WITHOUT_TOLERANCE = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "look-ahead", "dual-loop")
 
 
 def sampling_parser(
@@ -136,10 +134,12 @@ def ignore_what_has_no_effect(
         ("reverse" in args and args.reverse, "on --reverse", ("seed", "batch_size")),
     ]
     if args.mode == "ODE":
-        rules.append((method in ADAPTIVE_METHODS, f"on {method}, which chooses its own steps", ("num_sampling_steps",)))
-        rules.append((method in WITHOUT_TOLERANCE, f"on {method}, whose steps are fixed", ("atol", "rtol")))
-        fixed = method not in ADAPTIVE_METHODS
-        rules.append((fixed, f"on {method}, whose steps are counted", ("max_evaluations",)))
+        solver = ODE_SOLVERS[method]
+        rules.append(
+            (solver.adaptive, f"on {method}, which chooses its own steps", ("num_sampling_steps", "time_shift"))
+        )
+        rules.append((not solver.uses_tolerance, f"on {method}, whose steps are fixed", ("atol", "rtol")))
+        rules.append((not solver.adaptive, f"on {method}, whose steps are counted", ("max_evaluations",)))
     else:
         no_size = args.last_step_size == 0 and args.last_step is not None
         rules.append((no_size, "with --last-step-size 0", ("last_step",)))

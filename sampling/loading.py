@@ -14,8 +14,9 @@ from runtime.state_dicts import StateDict
 from sampling.arguments import DEFAULT_MODEL
 from sampling.kind import Kind
 from sampling.network import Network
-from train_utils import ModelConfig, build_transport, load_weights, method_settings
-from transport import BLENDS, PATHS, PREDICTIONS, TIMES, ComboStocType
+from train_utils import ModelConfig, build_transport, load_weights, method_settings, trained_with
+from transport.names import BLENDS, PATHS, PREDICTIONS, ComboStocType
+from transport.timesteps import DRAWS, parse_times
 
 
 def load_network(
@@ -45,7 +46,7 @@ def load_network(
     state = checkpoint.weights(content, name)
     kind = kind_of(state)
     config = kind.model_config(state, name)
-    trained = {k: v for k, v in checkpoint.training_args(content).items() if v is not None}
+    trained = {k: v for k, v in trained_with(content).items() if v is not None}
     check_trained(trained, content.get("class_names"), config, name)
 
     def resolve(argument: str, truth: Any) -> None:
@@ -61,6 +62,7 @@ def load_network(
             resolve(argument, trained[argument])
         else:
             setattr(args, argument, getattr(args, argument) or default)
+    args.time_shift = trained.get("time_shift", 1.0) if args.time_shift is None else args.time_shift
     args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
     output = kind.load_output(args, config, content, default_vae, device, name)
@@ -95,7 +97,7 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
         "path_type": list(PATHS),
         "prediction": list(PREDICTIONS),
         "combostoc_type": list(ComboStocType.__members__),
-        "times": list(TIMES),
+        "times": DRAWS,
         "halfmixing": switch,
         "blend": list(BLENDS),
         "compensation": switch,
@@ -103,9 +105,11 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
     kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
         **{name: (", ".join(known), known.__contains__) for name, known in choices.items()},
         "sample_eps": ("a number from 0 to 0.5", lambda v: type(v) in (int, float) and 0 <= v < 0.5),
+        "time_shift": ("a positive number or auto", is_time_shift),
         "vae": ("a name or a folder", lambda v: isinstance(v, str)),
         "difficulty": ("a weight", lambda v: type(v) in (int, float) and 0 <= v < math.inf),
     }
+    kinds["times"] = (kinds["times"][0], is_draw)
     for name, (accepted, is_of_its_kind) in kinds.items():
         if name in trained and not is_of_its_kind(trained[name]):
             raise DataError(
@@ -113,3 +117,16 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
             )
     if class_names is not None and len(class_names) > config.num_classes:
         raise DataError(f"checkpoint {source} names {len(class_names)} classes, and its model has {config.num_classes}")
+
+
+def is_time_shift(value: Any) -> bool:
+    """Whether a value is a shift of times."""
+    return value == "auto" or (type(value) in (int, float) and 0 < value < math.inf)
+
+
+def is_draw(times: Any) -> bool:
+    """Whether a value is a draw of times by name."""
+    try:
+        return bool(parse_times(times))
+    except (ValueError, AttributeError):
+        return False

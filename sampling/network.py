@@ -20,7 +20,7 @@ from runtime.distributed import seed_for
 from runtime.errors import UsageError
 from train_utils import ModelConfig, build_graded_sampler, build_sampler
 from transport import Transport
-from transport.sampler import CLOSED_STEPS
+from transport.solvers import ODE_SOLVERS, SDE_SOLVERS
 
 
 def say(lines: Sequence[str]) -> None:
@@ -182,11 +182,8 @@ def with_progress(model: Callable[..., Tensor], bar: tqdm) -> Callable[..., Tens
 def evaluations(args: argparse.Namespace) -> int | None:
     """How often a sampler will evaluate the model, None where an adaptive solver decides."""
     steps = args.num_sampling_steps - 1
-    if args.mode == "SDE":
-        last = args.last_step is not None and args.last_step_size > 0
-        return steps * {"Euler": 1, "Heun": 2}[args.sampling_method] + last
-    a_step = {"euler": 1, "dual-loop": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}.get(args.sampling_method)
-    if a_step is None:
-        return None
-    euler_last = args.prediction == "data" and args.sampling_method in CLOSED_STEPS
-    return (steps - 1) * a_step + 1 if euler_last else steps * a_step
+    if args.mode == "ODE":
+        return ODE_SOLVERS[args.sampling_method].count(steps, args.prediction == "data")
+    each = SDE_SOLVERS[args.sampling_method].evaluations
+    last = args.last_step is not None and args.last_step_size > 0
+    return None if each is None else steps * each + last

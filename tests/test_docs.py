@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
+import kinds
 from runtime.errors import UsageError
 from tests.conftest import ROOT
 from tests.docs_check import (
@@ -159,7 +160,7 @@ def problem(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         if further := getattr(parsed, "train_args", None):
             parse("train.py", ["--data-path", parsed.data_path, *further], monkeypatch)  # the model is the study's
         if program == "train.py":
-            check_arguments(parsed, world_size=1)
+            check_arguments(parsed, 1, kinds.of_data(parsed.data_path))
     except UsageError as error:
         return str(error)
     except SystemExit as ended:

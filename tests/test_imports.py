@@ -69,9 +69,12 @@ def upward(root: Path) -> list[str]:
 
 
 def circle(root: Path) -> list[str]:
-    """Modules that import each other in a circle, [] if there are none."""
+    """Modules that import each other in a circle, [] if there are none; in the transport also one of types alone."""
     known = modules(root)
-    graph = {name: set(imports(name, path, set(known), types=False)) - {name} for name, path in known.items()}
+    graph = {
+        name: set(imports(name, path, set(known), types=name.startswith("transport."))) - {name}
+        for name, path in known.items()
+    }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

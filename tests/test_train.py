@@ -22,8 +22,9 @@ from tests.faults import NAME, launch, metrics, tensors_of
 from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
 from training import bookkeeping
-from transport import TIMES, ComboStocType, create_transport
-from transport.timesteps import OF_SHAPES
+from transport import create_transport
+from transport.names import COMBOSTOC_TYPES, OF_SHAPES
+from transport.timesteps import DRAWS
 
 
 def run(tmp_path, *args: str, steps: int = 2, exp: str = "x"):
@@ -84,16 +85,16 @@ def test_the_same_command_again_continues_as_if_never_stopped(tmp_path, workers)
     assert steps_logged[0] == steps_logged[1] == ["3", "6", "9", "12"]
 
 
-DRAWS = [name for name in TIMES if name != "combostoc"]
+OTHER_DRAWS = DRAWS[1:]
 
 
 @pytest.mark.parametrize(  # a third of them; the others: make drill
-    "times", [pytest.param(name, marks=() if k % 3 == 2 else pytest.mark.drill) for k, name in enumerate(DRAWS)]
+    "times", [pytest.param(name, marks=() if k % 3 == 2 else pytest.mark.drill) for k, name in enumerate(OTHER_DRAWS)]
 )
 def test_a_run_with_another_draw_of_times_continues_and_is_sampled(tmp_path, times):
     """As if never stopped, without being told again how it was begun; in segments, accumulated;
     guided, ahead of themselves and graded."""
-    halves = "on" if times in ("blend", "two") else "off"
+    halves = "on" if times in ("blend", "self-flow") else "off"
     flags = ("--times", times, "--halfmixing", halves, "--difficulty", "0.01", "--grad-accum", "2")
     whole = run(tmp_path, *flags, steps=4, exp="whole")
     run(tmp_path, *flags, steps=2, exp="parts")
@@ -206,6 +207,36 @@ def test_a_schedule_of_the_learning_rate_continues_exactly(tmp_path):
         assert "--lr 0.01, --warmup-steps 2, --lr-decay 3" in (again / "log.txt").read_text()
     constant = tensors_of(run(tmp_path, "--lr", "1e-2", steps=6, exp="constant") / "ckpt.pt")
     assert any(not torch.equal(v, constant[k]) for k, v in tensors_of(whole / "ckpt.pt").items())
+
+
+def test_settings_of_optimiser_average_and_times_continue_exactly(tmp_path):
+    """All at once, from a checkpoint that calls the draw by its old name; each of them matters."""
+    settings = ["--betas 0.8 0.95", "--weight-decay 0.1", "--ema-warmup", "--time-shift 2.5", "--loss-clamp 0.9"]
+    settings += ["--times lognormal:-0.8,0.8"]
+    flags = " ".join(["--prediction data --loss-weight velocity --lr 1e-2", *settings]).split()
+    whole = run(tmp_path, *flags, "--ckpt-every", "2", steps=4, exp="whole")
+    content = checkpoint.load(whole / "checkpoints" / "0000002.pt")
+    assert content["args"]["times"] == "logit-normal:-0.8,0.8"
+    content["args"]["times"] = "lognormal:-0.8,0.8"
+    checkpoint.save(tmp_path / "old.pt", content)
+    again = run(tmp_path, "--ckpt", str(tmp_path / "old.pt"), steps=4, exp="again")
+    assert_equal_bit_for_bit(whole / "ckpt.pt", again / "ckpt.pt")
+    assert "--time-shift 2.5, --loss-clamp 0.9" in (log := (again / "log.txt").read_text())
+    assert "--betas 0.8 0.95, --weight-decay 0.1" in log and "--ema-warmup" in log
+    tensors = tensors_of(whole / "ckpt.pt")
+    for name, plain in {"betas": "0.9 0.999", "weight-decay": "0", "time-shift": "1", "loss-clamp": "0"}.items():
+        other = tensors_of(run(tmp_path, *flags, f"--{name}", *plain.split(), steps=4, exp=name) / "ckpt.pt")
+        assert any(not torch.equal(v, other[k]) for k, v in tensors.items()), name
+    other = run(tmp_path, *flags, "--no-ema-warmup", steps=4, exp="ema")
+    assert "4 steps with --ema-decay 0.9999, 100% of the averaged weights" in (other / "log.txt").read_text()
+    assert "averaged weights" not in (whole / "log.txt").read_text()
+
+    out = ["--ckpt", str(again / "ckpt.pt"), "--num-sampling-steps", "5", "--class-labels", "3", "--out"]
+    pictures = []
+    for name, words in {"own": [], "same": ["--time-shift", "2.5"], "other": ["--time-shift", "auto"]}.items():
+        sample.main(["SDE", *out, str(tmp_path / f"{name}.png"), *words])
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_a_schedule_longer_than_the_run_is_refused(tmp_path):
@@ -355,7 +386,7 @@ def test_weights_alone_start_at_step_0(tmp_path):
     assert predecessor_checkpoint({"w": torch.ones(1)})["args"] == argparse.Namespace()
 
 
-TYPES = [kind for kind in ComboStocType.__members__ if kind not in OF_SHAPES]
+TYPES = [kind for kind in COMBOSTOC_TYPES if kind not in OF_SHAPES]
 ALL_TRANSPORTS = [
     *itertools.product(["Linear", "GVP", "VP"], ["velocity"], ["None"], TYPES),
     *itertools.product(["Linear", "GVP", "VP"], ["score", "noise"], ["None", "velocity", "likelihood"], ["UNSYNC_ALL"]),

@@ -21,7 +21,7 @@ from train_utils import (
     typed_arguments,
 )
 from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS
-from transport.sampler import SOLVERS
+from transport.solvers import SOLVERS
 
 
 def parser_for(*add):
@@ -36,7 +36,7 @@ def test_defaults_are_the_predecessors():
     assert vars(args) == {
         **{"path_type": "Linear", "prediction": "velocity", "loss_weight": None, "sample_eps": None, "train_eps": None},
         **{"sampling_method": "dopri5", "atol": 1e-6, "rtol": 1e-3, "reverse": False, "likelihood": False},
-        "max_evaluations": 10_000,  # ours
+        **{"max_evaluations": 10_000, "time_shift": 1.0, "loss_clamp": 0.0},  # ours
     }
     args = parser_for(parse_sde_args).parse_args([])
     assert vars(args) == {

@@ -18,7 +18,8 @@ from train_utils import (
     guidance_scale,
     parse_transport_args,
 )
-from transport import BLENDS, TIMES, ComboStocType
+from transport.names import BLENDS, COMBOSTOC_TYPES
+from transport.timesteps import DRAWS, times_of_today
 
 
 def make_parser(doc: str | None = None) -> Parser:
@@ -56,8 +57,8 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
     group.add_argument(
         "--combostoc-type",
-        choices=list(ComboStocType.__members__),
-        help="what has its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE, for shapes UNSYNC_ATT_PART",
+        choices=COMBOSTOC_TYPES,
+        help="unit with its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE, for shapes UNSYNC_ATT_PART",
     )
     add_method_args(group)
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
@@ -79,8 +80,25 @@ def make_parser(doc: str | None = None) -> Parser:
         metavar="N",
         help="lower the learning rate to 0 over the last N steps of --max-steps or --epochs; default: constant",
     )
-    group.add_argument("--ema-decay", type=decay, default=0.9999, help="decay a step of the averaged weights")
-    group.add_argument("--max-grad-norm", type=positive_float, help="scale longer gradients down; default: never")
+    group.add_argument(
+        "--betas",
+        type=decay,
+        nargs=2,
+        default=[0.9, 0.999],
+        metavar=("B1", "B2"),
+        help="decay per step of AdamW's averages of gradients and their squares; default: 0.9 0.999",
+    )
+    group.add_argument("--weight-decay", type=weight, default=0.0, metavar="W", help="AdamW's, of all parameters")
+    group.add_argument("--ema-decay", type=decay, default=0.9999, help="EMA decay per step, of the averaged weights")
+    group.add_argument(
+        "--ema-warmup",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="EMA decay of step k: (1 + k) / (10 + k) where that is less than --ema-decay; default: off",
+    )
+    group.add_argument(
+        "--max-grad-norm", type=positive_float, help="gradient-norm clipping threshold; default: no clipping"
+    )
     group.add_argument(
         "--max-bad-steps",
         type=positive_int,
@@ -94,7 +112,7 @@ def make_parser(doc: str | None = None) -> Parser:
         type=positive_int,
         default=1,
         metavar="K",
-        help="compute a process's share of a batch in K parts",
+        help="gradient accumulation: K micro-batches a step",
     )
     group.add_argument(
         "--grad-checkpointing", type=count, default=0, metavar="K", help="recompute every K-th block; 0: none"
@@ -134,14 +152,24 @@ def make_parser(doc: str | None = None) -> Parser:
     return parser
 
 
+def times(value: str) -> str:
+    """A draw of times, by its name of today."""
+    try:
+        return times_of_today(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_method_args(parser: argparse._ActionsContainer) -> None:
     """Add what ComboStoc's training may vary; the defaults are the published method."""
     switch = ("on", "off")
     add_preset_arg(parser, "training")
     parser.add_argument(
         "--times",
-        choices=TIMES,
-        help="how times are drawn, see docs/training.md#timesteps; default: combostoc",
+        type=times,
+        metavar="DRAW",
+        help=f"draw of the times: {', '.join(DRAWS)}; logit-normal and its blends take :LOC,SCALE, see "
+        "docs/training.md#timesteps; default: combostoc",
     )
     parser.add_argument(
         "--halfmixing",
@@ -158,14 +186,15 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
         "--compensation",
         choices=switch,
         default="on",
-        help="turn the velocity of asynchronous samples towards the diagonal",
+        help="pull the velocity targets of unequal times back towards equal times",
     )
     parser.add_argument(
         "--difficulty",
         type=weight,
         default=0.0,
         metavar="W",
-        help="weight of the loss by which the model learns where its velocity is wrong, 0.01 for instance; 0: none",
+        help="weight of the error-variance loss, by which the model learns where its velocity is wrong, 0.01 for "
+        "instance; 0: none",
     )
 
 
@@ -219,6 +248,11 @@ def check_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> No
         raise UsageError(
             f"--difficulty {args.difficulty:g}, which --preset fast-async has, too, is for --prediction velocity, "
             f"not {args.prediction}"
+        )
+    if args.loss_clamp and (args.prediction, args.loss_weight) != ("data", "velocity"):
+        raise UsageError(
+            f"--loss-clamp {args.loss_clamp:g} is for --prediction data --loss-weight velocity, not for "
+            f"--prediction {args.prediction} --loss-weight {args.loss_weight}"
         )
     if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":
         raise UsageError(

@@ -18,7 +18,7 @@ from runtime.errors import DataError, UsageError
 from runtime.state_dicts import is_weight
 from runtime.values import whole
 from sampling.kind import Kind
-from train_utils import ModelConfig, load_weights, typed_arguments
+from train_utils import ModelConfig, load_weights, trained_with, typed_arguments
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -26,8 +26,9 @@ RESTORED = (
     *("model", "image_size", "num_classes", "vae", "channels", "flip", "combostoc_type"),
     *("times", "halfmixing", "blend", "compensation", "difficulty"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
+    *("time_shift", "loss_clamp"),
     *("global_batch_size", "global_seed", "max_grad_norm", "grad_accum", "precision"),
-    *("lr", "warmup_steps", "lr_decay", "ema_decay"),
+    *("lr", "warmup_steps", "lr_decay", "betas", "weight_decay", "ema_decay", "ema_warmup"),
 )
 
 
@@ -90,7 +91,7 @@ def restore_arguments(
     args: argparse.Namespace, parser: argparse.ArgumentParser, typed: set[str], saved: dict[str, Any], source: str
 ) -> list[str]:
     """Take over the training configuration of a checkpoint; a typed argument wins. Returns lines that say so."""
-    trained = checkpoint.training_args(saved)
+    trained = trained_with(saved)
     if "vae" not in trained and kinds.model_config(checkpoint.weights(saved, source), source).in_channels in (1, 3):
         trained["vae"] = "none"  # pixels; it would be fetched in vain
     check_values(trained, parser, source)
@@ -116,6 +117,8 @@ def restore_arguments(
 def as_typed(name: str, value: Any) -> str:
     """An argument as on the command line: --lr 0.001, --no-flip."""
     flag = name.replace("_", "-")
+    if isinstance(value, list):
+        return f"--{flag} {' '.join(map(str, value))}"
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
     return f"--{flag} {value}"
@@ -139,7 +142,10 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
             value = trained[action.dest] = count
         try:
             convert = action.type if callable(action.type) else str
-            is_valid = convert(str(value)) == value and (action.choices is None or value in action.choices)
+            is_valid = (action.nargs is None or (isinstance(value, list) and len(value) == action.nargs)) and all(
+                convert(str(v)) == v and (action.choices is None or v in action.choices)
+                for v in (value if isinstance(value, list) and action.nargs else [value])
+            )
         except (ValueError, TypeError, argparse.ArgumentTypeError):
             is_valid = False
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -21,11 +21,31 @@ class Step(NamedTuple):
     bad: Tensor  # bool: loss or gradients were not finite in some process, and nothing was updated
 
 
-def build_optimizer(model: nn.Module, lr: float) -> torch.optim.AdamW:
-    """The published optimiser: AdamW without weight decay. Fused: one kernel for all parameters, which can skip a bad
-    step where it is on a CPU or CUDA."""
+def build_optimizer(
+    model: nn.Module, lr: float, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0
+) -> torch.optim.AdamW:
+    """AdamW, by default the published one, without weight decay. Fused: one kernel for all parameters, which can skip a
+    bad step where it is on a CPU or CUDA."""
     fused = next(model.parameters()).device.type in FUSED
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0, fused=fused)
+    first, second = betas
+    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(first, second), weight_decay=weight_decay, fused=fused)
+
+
+def ema_decay(step: int, *, decay: float, warmup: bool) -> float:
+    """The decay of the averaged weights in step 0, 1, ... of a run: `decay`, and with warm-up less in early steps, so
+    that the initialisation is soon forgotten."""
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+def ema_lines(total_steps: int, *, decay: float, warmup: bool) -> list[str]:
+    """What to say of a fresh run that ends before its averaged weights have forgotten the initialisation."""
+    left = decay**total_steps  # of the initialisation
+    if warmup or left < 0.01:
+        return []
+    return [
+        f"Warning: after {total_steps:,} steps with --ema-decay {decay:g}, {left:.0%} of the averaged weights, which "
+        "samples are drawn with, are still the initialisation: give --ema-warmup, or a lower --ema-decay"
+    ]
 
 
 def learning_rate(step: int, total_steps: int, *, peak: float, warmup_steps: int, decay_steps: int) -> float:

@@ -1,10 +1,25 @@
 """Interpolants, training targets and samplers for flow and diffusion models with combinatorial stochasticity."""
 
-from .graded import SCHEDULES
-from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
-from .sampler import ADAPTIVE_METHODS, FIXED_STEP_METHODS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
-from .timesteps import TIMES, Attributes, Blend, ComboStocType, Draw, draw_timesteps, timestep_shape
-from .transport import ModelType, PathType, Transport, WeightType
+from .names import (
+    BLENDS,
+    DIFFUSION_FORMS,
+    LAST_STEPS,
+    PATHS,
+    PREDICTIONS,
+    SCHEDULES,
+    WEIGHTS,
+    Blend,
+    ComboStocType,
+    ModelType,
+    PathType,
+    TimeShift,
+    WeightType,
+)
+from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
+from .sampler import Sampler
+from .solvers import ADAPTIVE_METHODS, FIXED_STEP_METHODS, ODE_METHODS, SDE_METHODS
+from .targets import Transport
+from .timesteps import TIMES, Attributes, Draw, draw_timesteps, timestep_shape
 
 __all__ = [
     "ADAPTIVE_METHODS",
@@ -19,6 +34,7 @@ __all__ = [
     "SDE_METHODS",
     "TIMES",
     "WEIGHTS",
+    "Attributes",
     "ComboStocType",
     "Draw",
     "GVPCPlan",
@@ -34,16 +50,6 @@ __all__ = [
     "expand_t_like_x",
     "timestep_shape",
 ]
-
-PATHS = {"Linear": PathType.LINEAR, "GVP": PathType.GVP, "VP": PathType.VP}
-PREDICTIONS = {
-    "velocity": ModelType.VELOCITY,
-    "score": ModelType.SCORE,
-    "noise": ModelType.NOISE,
-    "data": ModelType.DATA,
-}
-BLENDS: dict[str, Blend] = {"batch": True, "sample": "sample", "off": False}
-WEIGHTS = {None: WeightType.NONE, "velocity": WeightType.VELOCITY, "likelihood": WeightType.LIKELIHOOD}
 
 
 def create_transport(
@@ -61,6 +67,8 @@ def create_transport(
     use_blend: Blend = True,
     use_compensation: bool = True,
     difficulty: float = 0.0,
+    time_shift: TimeShift = 1.0,
+    loss_clamp: float = 0.0,
 ) -> Transport:
     """Build a `Transport` from the names used on the command line.
 
@@ -71,10 +79,11 @@ def create_transport(
         train_eps, sample_eps: distance kept from the ends of [0, 1]; None takes the path's own, which is 0 for
             velocity and data on Linear and GVP, 1e-5 in training and 1e-3 in sampling on VP, and 1e-3 otherwise.
         combostoc_type: a name of `ComboStocType`.
-        attributes, times, use_halfmixing, async_fraction, use_blend, use_compensation, difficulty: see `Transport`.
+        attributes, times, use_halfmixing, async_fraction, use_blend, use_compensation, difficulty, time_shift,
+            loss_clamp: see `Transport`.
 
     Raises:
-        ValueError: a name that is not among the choices.
+        ValueError: a name that is not among the choices, or a setting that does not fit the others.
     """
     for name, value, choices in (
         ("path_type", path_type, list(PATHS)),
@@ -105,4 +114,6 @@ def create_transport(
         use_blend=use_blend,
         use_compensation=use_compensation,
         difficulty=difficulty,
+        time_shift=time_shift,
+        loss_clamp=loss_clamp,
     )

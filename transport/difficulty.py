@@ -1,4 +1,4 @@
-"""How wrong a model takes its own velocity to be: the log-variance of its error, in the second half of its channels."""
+"""The log-variance of the error that a model expects of its own velocity: the second half of its output's channels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .names import ComboStocType
 from .path import expand_t_like_x
-from .timesteps import ComboStocType, timestep_shape
+from .timesteps import timestep_shape
 from .utils import mean_flat
 
 SHARE = 0.4  # of a sample's entries are easy
@@ -16,7 +17,11 @@ SHARE = 0.4  # of a sample's entries are easy
 def call_with_log_variance(
     model: Callable[..., Tensor], x: Tensor, t: Tensor | list[Tensor], model_kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """A model's velocity, and the log-variance of its error: two tensors like x."""
+    """A model's velocity, and the log-variance of its error: two tensors like x.
+
+    Raises:
+        ValueError: the output has not twice the channels of x.
+    """
     output = model(x, t, log_variance=True, **model_kwargs)
     if output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
         raise ValueError(
@@ -33,8 +38,8 @@ def gaussian_nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
 
 
 def easy_entries(log_variance: Tensor, combostoc_type: ComboStocType) -> Tensor:
-    """Those of a sample below the quantile `SHARE` of log-variance, a mean over what shares a time: bool, of the shape
-    of the type's timesteps."""
+    """A mask of the entries of a sample below its quantile `SHARE` of log-variance, a mean over entries that share a
+    time: bool, of the shape of the type's timesteps."""
     shape = timestep_shape(log_variance.shape, combostoc_type)
     shared = [d for d in range(1, len(shape)) if shape[d] < log_variance.shape[d]]
     difficulty = log_variance.mean(shared, keepdim=True) if shared else log_variance

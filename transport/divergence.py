@@ -15,7 +15,11 @@ def outside_inference(value: Any) -> Any:
 
 @contextmanager
 def autograd_in_words() -> Iterator[None]:
-    """One line in place of autograd's, where it cannot derive a model."""
+    """A context that puts into one line why autograd cannot derive a model.
+
+    Raises:
+        RuntimeError: it could not.
+    """
     try:
         yield
     except RuntimeError as error:

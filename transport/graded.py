@@ -18,12 +18,11 @@ from torch import Tensor
 
 from .path import ICPlan
 
-SCHEDULES = ("number", "size")
 LAST_TIME = 1 - 1e-6  # for entries that come from the reference: a score or a path may be infinite at 1
 
 
 def preservation_map(preserve: Tensor | float, reference: Tensor) -> Tensor:
-    """A map checked, and in the smallest of the shapes that timesteps have.
+    """The preservation map of a reference, checked, in the smallest of the shapes that timesteps have.
 
     Args:
         preserve: a number, or a tensor that broadcasts to the reference.
@@ -57,7 +56,7 @@ def preservation_map(preserve: Tensor | float, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Grading:
-    """What a sample keeps of a reference: (N, C, ...), its `preservation_map`, and one of `SCHEDULES`."""
+    """A reference, (N, C, ...), and how a sample keeps of it: a `preservation_map`, and one of `names.SCHEDULES`."""
 
     reference: Tensor
     preserve: Tensor
@@ -76,7 +75,7 @@ class Synchronous:
         return s
 
     def rate(self, s: Tensor) -> Tensor | float:
-        """dt/ds."""
+        """dt/ds at s (N,)."""
         return 1.0
 
     def last(self, size: float) -> Tensor | float:
@@ -89,13 +88,14 @@ class Synchronous:
 
 
 class Graded:
-    """The course of graded control: the methods of `Synchronous`, with times in the shape of the map.
+    """The course of graded control, in which each entry has a time of its own: the methods of `Synchronous`, with times
+    and rates in the shape of the map.
 
     Args:
         path: the interpolant.
         grading: reference, map and schedule.
         z: (N, C, ...) noise, of the reference's shape, for its dtype.
-        s0, s1, num_steps: s runs from s0 to s1 in so many time points, both ends included.
+        s0, s1, num_steps: s runs from s0 to s1 in num_steps time points, both ends included.
 
     Raises:
         ValueError: noise and reference differ in shape.

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-# torchdiffeq's solvers. (Its scipy_solver leaves the device and is not offered.)
-FIXED_STEP_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
-ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+from .solvers import ODE_SOLVERS
 
 ADAMS_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
 WITHOUT_FLOAT64 = ("mps",)  # devices; torchdiffeq keeps times in float64 elsewhere, and Adams' coefficients everywhere
@@ -32,16 +30,18 @@ def integrate_ode(
     rtol: float,
     max_evaluations: int = MAX_EVALUATIONS,
     trajectory: bool = False,
+    shift: Callable[[Tensor], Tensor] | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """Solve d state / dt = field(t, state) from t0 to t1, in either direction.
 
     Args:
         field: takes a scalar t and the state, returns its derivative.
         state: tensors at t0.
-        method: one of `FIXED_STEP_METHODS` or `ADAPTIVE_METHODS`.
+        method: one of `solvers.SOLVERS`.
         num_steps: number of time points, both ends included: num_steps - 1 steps of a fixed-step method.
         max_evaluations: of the field, by an adaptive method.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
+        shift: moves the time points, which else are evenly spaced; None leaves them.
 
     Raises:
         FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
@@ -50,15 +50,18 @@ def integrate_ode(
     points = range(num_steps) if trajectory else [-1]
     if not state[0].numel():  # whose error an adaptive method cannot tell
         return [state for _ in points]
-    adaptive, device = method in ADAPTIVE_METHODS, state[0].device
+    adaptive, device = ODE_SOLVERS[method].adaptive, state[0].device
     if adaptive and (fault := beyond_rounding(atol, rtol, state[0].dtype)):
         warnings.warn(f"{fault}: {method} may not arrive", stacklevel=2)
     grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=state[0].dtype)
+    if shift is not None:
+        grid = shift(grid)
+        t0, t1 = float(grid[0]), float(grid[-1])
     options: dict[str, Any] = {}
-    if method in FIXED_STEP_METHODS:
-        options["grid_constructor"] = lambda func, y0, t: grid
-    else:
+    if adaptive:
         options["step_t"] = grid[-1:]  # land on the end, where torchdiffeq would step past it and interpolate back
+    else:
+        options["grid_constructor"] = lambda func, y0, t: grid
     if device.type in WITHOUT_FLOAT64:
         if method in ADAMS_METHODS:
             raise FloatingPointError(
@@ -97,7 +100,7 @@ def integrate_ode(
 
 
 def beyond_rounding(atol: float, rtol: float, dtype: torch.dtype) -> str:
-    """Words for tolerances below the rounding of a state whose entries are about 1; "" for others."""
+    """A warning of tolerances below the rounding of a state whose entries are about 1; "" for others."""
     eps = torch.finfo(dtype).eps
     name = str(dtype).removeprefix("torch.")
     return f"atol {atol:g} and rtol {rtol:g} are less than {name} resolves, {eps:.1e}" if atol + rtol < eps else ""
@@ -106,12 +109,13 @@ def beyond_rounding(atol: float, rtol: float, dtype: torch.dtype) -> str:
 def euler_maruyama_step(
     x: Tensor, t: Tensor, dt: Tensor, noise: Tensor, drift: StateField, diffusion: StateField
 ) -> Tensor:
-    """x + drift dt + sqrt(2 diffusion) dW. Weak order 1."""
+    """The Euler-Maruyama step, x + drift dt + sqrt(2 diffusion) dW. Weak order 1."""
     return x + drift(x, t) * dt + torch.sqrt(2 * diffusion(x, t) * dt) * noise
 
 
 def heun_step(x: Tensor, t: Tensor, dt: Tensor, noise: Tensor, drift: StateField, diffusion: StateField) -> Tensor:
-    """Noise first, then the trapezoidal rule on the drift. Weak order 1, order 2 as the diffusion vanishes."""
+    """The stochastic Heun step: noise first, then the trapezoidal rule on the drift. Weak order 1, order 2 as the
+    diffusion vanishes."""
     noisy = x + torch.sqrt(2 * diffusion(x, t) * dt) * noise
     slope = drift(noisy, t)
     return noisy + 0.5 * dt * (slope + drift(noisy + dt * slope, t + dt))
@@ -131,6 +135,7 @@ def integrate_sde(
     num_steps: int,
     randn: Callable[[Tensor], Tensor] = torch.randn_like,
     trajectory: bool = False,
+    shift: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Tensor]:
     """Solve dx = drift dt + sqrt(2 diffusion) dW from t0 to t1.
 
@@ -141,12 +146,16 @@ def integrate_sde(
         num_steps: number of time points, both ends included: num_steps - 1 steps.
         randn: gives the standard normal noise of a step, one tensor of x's shape a call.
         trajectory: return all num_steps states; otherwise the end state only.
+        shift: moves the time points, which else are evenly spaced; None leaves them.
     """
     step = SDE_STEPS[method]
     grid = torch.linspace(t0, t1, num_steps, device=x.device, dtype=x.dtype)
-    dt = grid[1] - grid[0]
+    sizes = (grid[1] - grid[0]).expand(num_steps - 1)
+    if shift is not None:
+        grid = shift(grid)
+        sizes = grid.diff()
     states = [x]
-    for t in grid[:-1]:
+    for t, dt in zip(grid[:-1], sizes, strict=True):
         x = step(x, t.expand(x.shape[0]), dt, randn(x), drift, diffusion)
         states = [*states, x] if trajectory else [x]
     return states

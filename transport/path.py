@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
+from .names import DIFFUSION_FORMS
 
 
 def expand_t_like_x(t: Tensor, x: Tensor) -> Tensor:
@@ -115,6 +115,9 @@ class ICPlan:
             t: (N,) or x.ndim dimensions.
             form: one of `DIFFUSION_FORMS`.
             norm: scale of the coefficient.
+
+        Raises:
+            ValueError: another form.
         """
         t = expand_t_like_x(t, x)
         if form == "constant":

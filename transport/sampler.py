@@ -3,47 +3,31 @@
 Each method of `Sampler` returns a `SampleFn`: call it as fn(z, model, **model_kwargs).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .ahead import AHEAD_METHODS, dual_loop, look_ahead
+from .ahead import look_ahead
 from .difficulty import call_with_log_variance
 from .divergence import autograd_in_words, exact_divergence, hutchinson_divergence, outside_inference
-from .graded import SCHEDULES, Graded, Grading, Synchronous, preservation_map
-from .integrators import (
-    ADAPTIVE_METHODS,
-    FIXED_STEP_METHODS,
-    MAX_EVALUATIONS,
-    SDE_STEPS,
-    integrate_ode,
-    integrate_sde,
-)
-from .path import DIFFUSION_FORMS, expand_t_like_x
-from .timesteps import ComboStocType
+from .graded import Graded, Grading, Synchronous, preservation_map
+from .integrators import MAX_EVALUATIONS, integrate_ode, integrate_sde
+from .names import DIFFUSION_FORMS, LAST_STEPS, SCHEDULES, ComboStocType, ModelType
+from .path import expand_t_like_x
+from .shift import grid_shift, shift_for
+from .solvers import AHEAD_METHODS, ODE_METHODS, ODE_SOLVERS, SDE_METHODS, SDE_SOLVERS, SOLVERS
+from .targets import Model, Transport
 
-if TYPE_CHECKING:
-    from .transport import Model, Transport
-
-SOLVERS = ADAPTIVE_METHODS + FIXED_STEP_METHODS
-ODE_METHODS = SOLVERS + AHEAD_METHODS
-OPEN_METHODS = ("euler", "midpoint", *AHEAD_METHODS)  # these do not evaluate the end
-CLOSED_STEPS = tuple(method for method in FIXED_STEP_METHODS if method not in OPEN_METHODS)
-SDE_METHODS = tuple(SDE_STEPS)
-LAST_STEPS = (None, "Mean", "Tweedie", "Euler")
 MAX_STEPS = 2**20  # as many times in [0, 1] are still some roundings of float32 apart
 
 
 class SampleFn:
-    """A sampler with its settings fixed. Runs without autograd, unless it is to have it, and counts evaluations of the
-    model.
+    """A sampler with its settings fixed, which counts evaluations of the model, and runs without autograd unless grad.
 
     The state and the times are kept in at least float32 (bfloat16 cannot tell 250 steps apart); the model gets the
     state in z's dtype, and the sample comes back in it.
@@ -107,8 +91,8 @@ class Sampler:
         """Integrate the probability-flow ODE dx = velocity dt from noise to data.
 
         Args:
-            sampling_method: one of `ODE_METHODS`; those of `transport.ahead` are for models that were trained with
-                times that differ within a sample, and with difficulty.
+            sampling_method: one of `solvers.ODE_METHODS`; look-ahead is for models that were trained with times that
+                differ within a sample, and with difficulty.
             num_steps: time points, both ends included; a fixed-step method takes num_steps - 1 steps.
             atol, rtol: error tolerances of the adaptive methods.
             max_evaluations: of the model, at most, by an adaptive method, which else ends in a FloatingPointError.
@@ -118,28 +102,26 @@ class Sampler:
             grad: keep the samples' derivatives in z, in the model's weights and in model_kwargs, for autograd.
             grad_checkpointing: with grad, evaluate the model again in the backward pass instead of keeping its
                 activations: memory for a state and little more an evaluation.
+
+        Raises:
+            ValueError: a setting that is not accepted.
         """
         _check("ODE method", sampling_method, ODE_METHODS)
         _check_ode_settings(num_steps, atol, rtol, max_evaluations)
         if sampling_method in AHEAD_METHODS:
             self._check_ahead(sampling_method, reverse)
         velocity = self.transport.get_drift()
-        # A predicted x1 is divided by sigma. Where that is small, a step that evaluates its end throws x far away, and
-        # Euler's lands on x1 (EDM, arXiv 2206.00364, algorithm 1, does the same).
-        data = self.transport.model_type.name == "DATA"
-        euler_last = data and not reverse and sampling_method in CLOSED_STEPS
+        solver, steps = ODE_SOLVERS[sampling_method], num_steps - 1
+        euler_last = not reverse and solver.ends_by_euler(steps, self.transport.model_type is ModelType.DATA)
         t0, t1 = self.transport.check_interval(
             self.transport.train_eps,
             self.transport.sample_eps,
             eval=True,
             reverse=reverse,
-            evaluates_end=reverse or not (euler_last or sampling_method in OPEN_METHODS),
+            evaluates_end=reverse or (solver.reaches_end(steps) and not euler_last),
         )
-        legs = [("euler" if sampling_method in AHEAD_METHODS else sampling_method, t0, t1, num_steps)]
-        if euler_last:
-            before = t1 - (t1 - t0) / (num_steps - 1)
-            legs = [(sampling_method, t0, before, num_steps - 1)] if num_steps > 2 else []
-            legs += [("euler", before, t1, 2)]
+        settings: dict[str, Any] = {"atol": atol, "rtol": rtol, "max_evaluations": max_evaluations}
+        settings |= {"trajectory": trajectory}
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
             course = self._course(grading, z, t0, t1, num_steps)
@@ -150,27 +132,36 @@ class Sampler:
             def plain(s: Tensor, x: Tensor) -> Tensor:
                 return velocity(x, course.times(s), model, **model_kwargs) * course.rate(s)
 
-            kind = self.transport.combostoc_type
-            slope = {
-                "look-ahead": lambda: look_ahead(evaluate, course, kind),
-                "dual-loop": lambda: dual_loop(evaluate, course, kind, t0, t1, num_steps),
-            }.get(sampling_method, lambda: plain)()
+            ahead = sampling_method in AHEAD_METHODS  # whose steps are Euler's
+            slope = look_ahead(evaluate, course, self.transport.combostoc_type) if ahead else plain
+            method = "euler" if ahead else sampling_method
 
-            states = [course.begin(z)]
-            for method, start, end, points in legs:
+            shift = self._grid_shift(z, t0, t1)
+
+            def integrate(x: Tensor, method: str, start: float, end: float, points: int) -> list[Tensor]:
+                """The states after x: all at the points, or the last."""
                 leg = integrate_ode(
                     lambda s, state: (slope(s.expand(z.shape[0]), *state),),
-                    (states[-1],),
+                    (x,),
                     start,
                     end,
                     method=method,
                     num_steps=points,
-                    atol=atol,
-                    rtol=rtol,
-                    max_evaluations=max_evaluations,
-                    trajectory=trajectory,
+                    shift=shift,
+                    **settings,
                 )
-                states += [x for (x,) in (leg[1:] if trajectory else leg)]
+                return [x for (x,) in (leg[1:] if trajectory else leg)]
+
+            states = [course.begin(z)]
+            if not euler_last:
+                states += integrate(states[-1], method, t0, t1, num_steps)
+            else:
+                # A predicted x1 is divided by sigma, which is 0 at the end. A step that evaluates its end would throw x
+                # far away; Euler's lands on x1 (EDM, arXiv 2206.00364, algorithm 1, does the same).
+                before = t1 - (t1 - t0) / steps
+                if steps > 1:
+                    states += integrate(states[-1], method, t0, before, steps)
+                states += integrate(states[-1], "euler", before, t1, 2)
             return [course.end(x) for x in (states if trajectory else states[-1:])]
 
         return SampleFn(solve, grad=grad, grad_checkpointing=grad_checkpointing)
@@ -207,6 +198,9 @@ class Sampler:
             grad: keep the samples' derivatives in z, in the model's weights and in model_kwargs, for autograd.
             grad_checkpointing: with grad, evaluate the model again in the backward pass instead of keeping its
                 activations: memory for a state and little more an evaluation.
+
+        Raises:
+            ValueError: a setting that is not accepted.
         """
         _check("SDE method", sampling_method, SDE_METHODS)
         _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
@@ -228,7 +222,7 @@ class Sampler:
             sde=True,
             eval=True,
             last_step_size=last_step_size,
-            evaluates_end=sampling_method != "Euler",
+            evaluates_end=SDE_SOLVERS[sampling_method].evaluates_end,
         )
         if t1 <= t0:
             raise ValueError(f"last step size {last_step_size} leaves nothing to integrate after t = {t0}")
@@ -253,6 +247,7 @@ class Sampler:
                 num_steps=num_steps,
                 randn=randn,
                 trajectory=trajectory,
+                shift=self._grid_shift(z, t0, t1),
             )
             if last_step is not None:
                 x = states[-1]
@@ -306,17 +301,21 @@ class Sampler:
         if schedule == "size" and settings.setdefault("sampling_method", euler) != euler:
             method = settings["sampling_method"]
             raise ValueError(f"schedule 'size' takes Euler steps: {mode} by {euler!r}, not {method!r}")
+        if schedule == "size" and (a := shift_for(self.transport.time_shift, reference.shape[1:])) != 1:
+            raise ValueError(f"schedule 'size' takes steps of one size, which time shift {a:g} does not: take 1")
         grading = Grading(reference, preservation_map(preserve, reference), schedule)
         make = self.sample_ode if mode == "ODE" else self.sample_sde
         sampler = make(grading=grading, **settings)
         transport = self.transport
-        one_time_each = grading.preserve.numel() == len(reference)
-        if not (decompensate and transport.compensates) or one_time_each:
+        times_differ = grading.preserve.numel() > len(reference) or settings.get("sampling_method") in AHEAD_METHODS
+        if not (decompensate and transport.compensates and times_differ):
             return sampler
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> Sequence[Tensor]:
             def velocity(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-                return transport.decompensate_offdiagonal_ut(model(x, t, **kwargs), x, t)
+                output, channels = model(x, t, **kwargs), x.shape[1]
+                plain = transport.decompensate_offdiagonal_ut(output[:, :channels], x, t)
+                return torch.cat([plain, output[:, channels:]], 1)  # a log-variance, if there is one, stays
 
             return sampler.solve(z, velocity, **model_kwargs)
 
@@ -331,6 +330,9 @@ class Sampler:
             )
         if reverse:
             raise ValueError(f"{method} runs from noise to data; it has no reverse")
+
+    def _grid_shift(self, z: Tensor, t0: float, t1: float) -> Callable[[Tensor], Tensor] | None:
+        return grid_shift(shift_for(self.transport.time_shift, z.shape[1:]), t0, t1)
 
     def _course(self, grading: Grading | None, z: Tensor, s0: float, s1: float, num_steps: int) -> Synchronous | Graded:
         return Graded(self.transport.path_sampler, grading, z, s0, s1, num_steps) if grading else Synchronous()
@@ -358,9 +360,10 @@ class Sampler:
                 that the integrand is smooth (FFJORD, section 3.1).
             probe: the probe to use, of x1's shape.
 
-        Calling the function raises:
-            RuntimeError: the output has no derivative, as where the model switches autograd off or was itself made in
-                torch.inference_mode().
+        Raises:
+            ValueError: a setting that is not accepted.
+            RuntimeError: when the function is called, and the output has no derivative, as where the model switches
+                autograd off or was itself made in torch.inference_mode().
         """
         _check("ODE method of a likelihood", sampling_method, SOLVERS)
         _check_ode_settings(num_steps, atol, rtol, max_evaluations)
@@ -382,6 +385,7 @@ class Sampler:
 
             state = (x1, torch.zeros(x1.shape[0], device=x1.device, dtype=x1.dtype))
             settings: dict[str, Any] = {"method": sampling_method, "num_steps": num_steps, "atol": atol, "rtol": rtol}
+            settings |= {"shift": self._grid_shift(x1, t0, t1)}
             x0, delta_logp = integrate_ode(field, state, t0, t1, max_evaluations=max_evaluations, **settings)[-1]
             return transport.prior_logp(x0) + delta_logp, x0
 

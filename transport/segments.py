@@ -1,5 +1,8 @@
-"""Which models take the timesteps of a batch in segments (`Transport.segments`): those whose `forward` is marked by an
-attribute `takes_segments`, by themselves or in a wrapper that hands on what it is given."""
+"""Models that take the timesteps of a batch in segments (`Transport.segments`).
+
+Their `forward` is marked by an attribute `takes_segments`: their own, or in a wrapper that hands on what it is given
+that of the model in it.
+"""
 
 import inspect
 import warnings
@@ -17,11 +20,11 @@ _warned: set[type] = set()
 
 
 def takes_segments(model: Callable[..., Any]) -> bool:
-    """Whether a model takes a list of timesteps, for consecutive parts of the batch.
+    """Whether a model takes a list of timesteps, for consecutive segments of the batch.
 
     Asked of the model within torch.compile, DistributedDataParallel, FSDP, DeepSpeed, Accelerate and the like, and of
     the `forward` within decorators. A subclass with a `forward` of its own has no mark, and DataParallel, which cuts
-    every tensor of a list in parts, does not hand it on.
+    every tensor of a list in pieces, does not hand it on.
     """
     while (inner := _handed_to(model)) is not None:
         model = inner
@@ -29,7 +32,7 @@ def takes_segments(model: Callable[..., Any]) -> bool:
 
 
 def warn_of_lost_segments(model: Callable[..., Any]) -> None:
-    """Say, once a class, that a wrapper or a subclass hides a model that takes segments."""
+    """Warn, once for each class, that a wrapper or a subclass hides a model that takes segments."""
     if type(model) in _warned or not isinstance(model, nn.Module):
         return
     _warned.add(type(model))

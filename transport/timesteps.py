@@ -5,37 +5,29 @@ the times are drawn, each entry's and those of a sample together, is one of `TIM
 tensor of that shape and returns times in [0, 1] that broadcast to it; 0 is noise and 1 is data.
 """
 
-import enum
+import math
 from collections.abc import Callable
-from typing import Literal
+from functools import partial
 
 import torch
 from torch import Tensor
 
-Blend = bool | Literal["sample"]
+from .names import Blend, ComboStocType
 
-
-class ComboStocType(enum.Enum):
-    """What gets a timestep of its own."""
-
-    UNSYNC_NONE = enum.auto()  # (N,)             one per sample: SiT
-    UNSYNC_VEC = enum.auto()  #  (N, C, 1, 1)     one per feature channel
-    UNSYNC_PATCH = enum.auto()  # (N, 1, H, W)    one per latent position
-    UNSYNC_ALL = enum.auto()  #  (N, C, H, W)     one per entry
-    UNSYNC_PART = enum.auto()  # (N, L, 1)        of shapes, (N, L, F): one per part
-    UNSYNC_ATT = enum.auto()  #  (N, 1, A)        one per attribute, the same for all parts
-    UNSYNC_ATT_PART = enum.auto()  # (N, L, A)    one per attribute of a part
-
-
-OF_SHAPES = ("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART")
 Attributes = tuple[int, ...]  # the widths of a part's A attributes, F numbers in all
 
 
 def timestep_shape(
     x_shape: torch.Size | tuple[int, ...], combostoc_type: ComboStocType, attributes: Attributes | None = None
 ) -> tuple[int, ...]:
-    """Shape of the timesteps for samples of shape (N, C, ...), with any number of trailing dimensions, or of shapes,
-    (N, L, F), whose parts have attributes; `over_attributes` gives each number the time of its attribute."""
+    """The shape of the timesteps of a batch.
+
+    Args:
+        x_shape: (N, C, ...), with any number of trailing dimensions, or of shapes (N, L, F).
+        combostoc_type: the unit with its own timestep.
+        attributes: of shapes: the widths of a part's attributes. `over_attributes` gives each number the time of its
+            attribute.
+    """
     if attributes is not None:
         n, parts, numbers = x_shape
         return {
@@ -65,12 +57,13 @@ def over_attributes(t: Tensor, combostoc_type: ComboStocType, attributes: Attrib
 
 
 def count_async(n: int, async_fraction: float) -> int:
-    """How many samples of a half-mixed batch of n > 1 are asynchronous: the first ones."""
+    """The number of asynchronous samples in a half-mixed batch of n > 1, in which they come first."""
     return int(n * async_fraction)
 
 
 def are_async(t: Tensor, async_fraction: float) -> Tensor:
-    """Which samples of a half-mixed batch are asynchronous: (N, 1, ...)."""
+    """A mask of the asynchronous samples of a half-mixed batch: bool, (N, 1, ...). A batch of one is asynchronous with
+    probability async_fraction."""
     n = t.shape[0]
     if n == 1 and 0 < async_fraction < 1:
         chosen = torch.rand(1, device=t.device, dtype=t.dtype) < async_fraction
@@ -79,7 +72,7 @@ def are_async(t: Tensor, async_fraction: float) -> Tensor:
     return chosen.reshape(one_each(t).shape)
 
 
-# ---- ways of drawing -----------------------------------------------------------------------------------------------
+# ---- draws -------------------------------------------------------------------------------------------------------
 
 Draw = Callable[[Tensor], Tensor]  # an empty tensor of `timestep_shape` -> times that broadcast to it
 
@@ -89,12 +82,12 @@ def one_each(t: Tensor) -> Tensor:
     return t[(slice(None),) + (slice(0, 1),) * (t.ndim - 1)]
 
 
-def uniform(t: Tensor) -> Tensor:
+def diffusion_forcing(t: Tensor) -> Tensor:
     """t_i = u_i (Diffusion Forcing, arXiv 2407.01392)."""
     return torch.rand_like(t)
 
 
-def lognormal(t: Tensor, loc: float = 0.0, scale: float = 1.0) -> Tensor:
+def logit_normal(t: Tensor, loc: float = 0.0, scale: float = 1.0) -> Tensor:
     """t = sigmoid(loc + scale n), one a sample (Stable Diffusion 3, arXiv 2403.03206, equation 19)."""
     return torch.sigmoid(loc + scale * torch.randn_like(one_each(t)))
 
@@ -105,22 +98,23 @@ def blend(t: Tensor) -> Tensor:
     return (1 - p) * u + p * torch.rand_like(t)
 
 
-def blend_lognormal(t: Tensor) -> Tensor:
-    """The same of lognormal times: t_i = (1 - p) sigmoid(n) + p sigmoid(n_i)."""
-    return blended_lognormal(t, torch.rand_like(one_each(t)))
+def blend_logit_normal(t: Tensor, loc: float = 0.0, scale: float = 1.0) -> Tensor:
+    """t_i = (1 - p) sigmoid(loc + scale n) + p sigmoid(loc + scale n_i), with n and a uniform p one a sample."""
+    return blended(t, torch.rand_like(one_each(t)), loc, scale)
 
 
-def blend_lognormal_async(t: Tensor) -> Tensor:
-    """The same, less synchronous: p is the square root of a uniform number, 2/3 in the mean."""
-    return blended_lognormal(t, torch.rand_like(one_each(t)).sqrt())
+def blend_logit_normal_async(t: Tensor, loc: float = 0.0, scale: float = 1.0) -> Tensor:
+    """`blend_logit_normal` with p the square root of a uniform number, 2/3 in the mean: less synchronous."""
+    return blended(t, torch.rand_like(one_each(t)).sqrt(), loc, scale)
 
 
-def blended_lognormal(t: Tensor, p: Tensor) -> Tensor:
-    n = torch.randn_like(one_each(t))
-    return (1 - p) * torch.sigmoid(n) + p * torch.sigmoid(torch.randn_like(t))
+def blended(t: Tensor, p: Tensor, loc: float, scale: float) -> Tensor:
+    """A logit-normal time a sample and one an entry, by weights 1 - p and p."""
+    together = logit_normal(t, loc, scale)
+    return (1 - p) * together + p * torch.sigmoid(loc + scale * torch.randn_like(t))
 
 
-def mean(t: Tensor, sharpness: float = 1.0) -> Tensor:
+def srm(t: Tensor, sharpness: float = 1.0) -> Tensor:
     """The mean of a sample's times is uniform (SRM, arXiv 2502.21075, appendix C.1)."""
     n, d = t.shape[0], t[0].numel()
     shares = split(torch.rand_like(t.reshape(n, -1)[:, 0]) * d, d, sharpness)  # (N, d)
@@ -144,14 +138,14 @@ def split(total: Tensor, d: int, sharpness: float) -> Tensor:
     return torch.cat([split(left, first, sharpness), split(total - left, second, sharpness)], 1)
 
 
-def spread(t: Tensor) -> Tensor:
+def asyncpatch(t: Tensor) -> Tensor:
     """t_i uniform in [m - delta, m + delta], m = u, delta = min(m, 1 - m, 1/2) (AsyncPatch, arXiv 2606.07079)."""
     m = torch.rand_like(one_each(t))
     delta = torch.minimum(m, 1 - m)
     return m + delta * (2 * torch.rand_like(t) - 1)
 
 
-def below(t: Tensor) -> Tensor:
+def patch_forcing(t: Tensor) -> Tensor:
     """t_i = m - |n_i| min(m / 2, 0.6), m = sigmoid(0.7 + n); where negative, uniform in [0, m] (Patch Forcing,
     arXiv 2604.19141): no entry knows more than m."""
     m = torch.sigmoid(0.7 + torch.randn_like(one_each(t)))
@@ -159,24 +153,83 @@ def below(t: Tensor) -> Tensor:
     return torch.where(drawn < 0, m * torch.rand_like(t), drawn)
 
 
-def two(t: Tensor) -> Tensor:
+def self_flow(t: Tensor) -> Tensor:
     """Two times a sample, u and u'; an entry has the second with probability 1/4 (Self-Flow, arXiv 2603.06507)."""
     first, second = torch.rand_like(one_each(t)), torch.rand_like(one_each(t))
     return torch.where(torch.rand_like(t) < 0.25, second, first)
 
 
-TIMES: dict[str, Draw | None] = {
-    "combostoc": None,  # the published one, see `draw_timesteps`
-    "uniform": uniform,
-    "lognormal": lognormal,
+TIMES: dict[str, Callable[..., Tensor] | None] = {
+    "combostoc": None,  # the published one, which `draw_timesteps` draws itself
+    "diffusion-forcing": diffusion_forcing,
+    "logit-normal": logit_normal,
     "blend": blend,
-    "blend-lognormal": blend_lognormal,
-    "blend-lognormal-async": blend_lognormal_async,
-    "mean": mean,
-    "spread": spread,
-    "below": below,
-    "two": two,
+    "blend-logit-normal": blend_logit_normal,
+    "blend-logit-normal-async": blend_logit_normal_async,
+    "srm": srm,
+    "asyncpatch": asyncpatch,
+    "patch-forcing": patch_forcing,
+    "self-flow": self_flow,
 }
+DRAWS = tuple(TIMES)
+WITH_NUMBERS = ("logit-normal", "blend-logit-normal", "blend-logit-normal-async")  # which take :LOC,SCALE
+OLD_NAMES = {  # accepted, and found in checkpoints
+    "uniform": "diffusion-forcing",
+    "lognormal": "logit-normal",
+    "blend-lognormal": "blend-logit-normal",
+    "blend-lognormal-async": "blend-logit-normal-async",
+    "mean": "srm",
+    "spread": "asyncpatch",
+    "below": "patch-forcing",
+    "two": "self-flow",
+}
+
+
+def parse_times(text: str) -> tuple[str, tuple[float, ...]]:
+    """The name of a draw as it is today, and LOC and SCALE where they are given: "lognormal:-0.8,0.8", for instance.
+
+    Raises:
+        ValueError: there is no such draw, or it takes no numbers, or others.
+    """
+    given, colon, rest = text.partition(":")
+    name = OLD_NAMES.get(given, given)
+    if name not in DRAWS:
+        raise ValueError(f"unknown times {text!r}; choose from {', '.join(DRAWS)}")
+    if not colon:
+        return name, ()
+    if name not in WITH_NUMBERS:
+        raise ValueError(f"times {text!r}: numbers are for {', '.join(WITH_NUMBERS)}, not for {name}")
+    try:
+        loc, scale = map(float, rest.split(","))
+    except ValueError:
+        loc = scale = math.nan
+    if not (math.isfinite(loc) and 0 < scale < math.inf):
+        raise ValueError(f"times {text!r}: after the colon come LOC,SCALE, two numbers, the second positive")
+    return name, (loc, scale)
+
+
+def times_of_today(text: str) -> str:
+    """Times under the name that their draw has today, with the numbers as they are given.
+
+    Raises:
+        ValueError: see `parse_times`.
+    """
+    name, _ = parse_times(text)
+    return name + text[len(text.partition(":")[0]) :]
+
+
+def draw_of(times: str | Draw) -> Draw | None:
+    """The function of a name of `TIMES`, with LOC and SCALE where they are given; a user's own is checked. None is the
+    published draw, see `draw_timesteps`.
+
+    Raises:
+        ValueError: there is no such name, see `names.parse_times`.
+    """
+    if not isinstance(times, str):
+        return _checked(times)
+    name, numbers = parse_times(times)
+    draw = TIMES[name]
+    return partial(draw, loc=numbers[0], scale=numbers[1]) if draw is not None and numbers else draw
 
 
 def draw_timesteps(
@@ -193,9 +246,9 @@ def draw_timesteps(
 
     Args:
         x1: (N, C, ...) data, for its shape, device and dtype; half precisions draw in float32.
-        combostoc_type: what gets a timestep of its own.
+        combostoc_type: the unit with its own timestep.
         attributes: of shapes, for which x1 is (N, L, F).
-        times: a name of `TIMES`, or a function like those.
+        times: a name of `TIMES`, with :LOC,SCALE where it is logit-normal, or a function like those.
         use_halfmixing: only the first floor(N * async_fraction) samples are asynchronous, the others have one time
             each, drawn as one entry's. A batch of one is asynchronous with probability async_fraction. None is True for
             the published draw and False for the others.
@@ -215,7 +268,7 @@ def draw_timesteps(
 
 
 def _checked(draw: Draw) -> Draw:
-    """A user's way of drawing, whose times are looked at. (A GPU is waited for, as it is not with names of `TIMES`.)"""
+    """A user's own draw, whose times are checked. (A GPU is waited for, as it is not with names of `TIMES`.)"""
 
     def checked(empty: Tensor) -> Tensor:
         t = draw(empty)
@@ -249,11 +302,9 @@ def _draw(
     device, dtype = x1.device, torch.promote_types(x1.dtype, torch.float32)
     n = x1.shape[0]
     shape = timestep_shape(x1.shape, combostoc_type, attributes)
-    draw = TIMES[times] if isinstance(times, str) else times
+    draw = draw_of(times)
     if draw is not None:
         empty = torch.empty(shape, device=device, dtype=dtype)
-        if not isinstance(times, str):
-            draw = _checked(draw)
         if not use_halfmixing or combostoc_type is ComboStocType.UNSYNC_NONE:
             return draw(empty)
         return torch.where(are_async(empty, async_fraction), draw(empty), draw(one_each(empty)))

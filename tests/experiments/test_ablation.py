@@ -20,6 +20,7 @@ from shapes import point_network
 from shapes.sets import furniture, save_shapes
 from training.arguments import check_arguments
 from transport import TIMES
+from transport.timesteps import times_of_today
 
 PARTS = ("--table", "parts", "--size", "XS", "--data-path", "shapes")
 
@@ -90,8 +91,8 @@ def what_a_name_says(name: str) -> dict[str, object]:
     """'blend, PATCH, no compensation' and the like, in train.py's arguments."""
     draw, *rest = name.split(", ")
     if draw == "SiT":
-        return {"model": "SiT-XS/2", "combostoc_type": None, "times": "lognormal"}
-    says: dict[str, object] = {} if draw == "UNSYNC_ALL" else {"times": draw}
+        return {"model": "SiT-XS/2", "combostoc_type": None, "times": "logit-normal"}
+    says: dict[str, object] = {} if draw == "UNSYNC_ALL" else {"times": times_of_today(draw)}
     for word in rest:
         if word != "ALL":
             says |= WORDS.get(word, {"combostoc_type": f"UNSYNC_{word}"})

@@ -1,14 +1,17 @@
 import argparse
+import re
 
 import pytest
 import torch
 
 from kinds import load_network
+from runtime.errors import DataError
 from sampling.arguments import sampling_parser
+from sampling.loading import check_trained
 from sampling.network import ImageNoise, evaluations, guided, guided_by
 from tests.conftest import GaussianModel
 from tests.test_models import random_model
-from train_utils import build_sampler
+from train_utils import ModelConfig, build_sampler
 from transport import Sampler, create_transport
 
 
@@ -115,3 +118,24 @@ def test_the_progress_bars_total_is_what_the_sampler_does(settings, prediction):
     assert sampler.nfe == evaluations(args)
     adaptive = argparse.Namespace(mode="ODE", sampling_method="dopri5", num_sampling_steps=9, prediction=prediction)
     assert evaluations(adaptive) is None
+
+
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"time_shift": "much"},
+        {"time_shift": 0},
+        {"time_shift": True},
+        {"times": "early"},
+        {"times": "blend:0,1"},
+        {"times": 3},
+    ],
+    ids=str,
+)
+def test_what_a_checkpoint_cannot_have_been_trained_with_is_named(trained):
+    config = ModelConfig("SiT-XS/2", 8, 1, 10, True)
+    ((name, value),) = trained.items()
+    with pytest.raises(DataError, match=re.escape(f"c.pt was trained with {name} {value!r}; what is known is")):
+        check_trained(trained, None, config, "c.pt")
+    for fine in ({"time_shift": "auto"}, {"time_shift": 2}, {"times": "logit-normal:-0.8,0.8"}):
+        check_trained(fine, None, config, "c.pt")

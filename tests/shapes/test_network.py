@@ -91,7 +91,7 @@ def test_bf16_keeps_the_residual_stream_in_float32(model, batch):
 @pytest.mark.parametrize("half", [False, True])
 def test_every_type_trains(kind, prediction, half, seeded):
     """With segments, too: a step makes the loss of its own batch less."""
-    settings = {"combostoc_type": f"UNSYNC_{kind}", "times": "uniform", "use_halfmixing": half}
+    settings = {"combostoc_type": f"UNSYNC_{kind}", "times": "diffusion-forcing", "use_halfmixing": half}
     transport = create_transport("Linear", prediction, attributes=WIDTHS, **settings)
     model = Parts_models["Parts-XS"](in_channels=F, num_classes=3)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models import ComboStoc_models
 from tests.conftest import Operations
-from training.step import build_optimizer, learning_rate, lerp_together, training_step, update_ema
+from training.step import build_optimizer, ema_decay, ema_lines, learning_rate, lerp_together, training_step, update_ema
 from transport import create_transport
 
 
@@ -52,6 +52,27 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert rates(5) == [1.0] * 5
     assert rates(8, warmup_steps=3, decay_steps=1) == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5]
     assert rates(8, decay_steps=7) == [1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]  # the next one would be 0
+
+
+def test_the_decay_of_the_average():
+    decays = [ema_decay(k, decay=0.999, warmup=True) for k in (0, 8, 90, 8990, 10**6)]
+    assert decays == [0.1, 0.5, 0.91, 8991 / 9000, 0.999]
+    assert ema_decay(0, decay=0.999, warmup=False) == 0.999
+
+
+def test_short_runs_are_told_that_their_average_is_the_initialisation():
+    (line,) = ema_lines(1000, decay=0.9999, warmup=False)
+    assert "90% of the averaged weights" in line and "--ema-warmup" in line
+    for steps, settings in ((50_000, {}), (1000, {"warmup": True}), (1000, {"decay": 0.99}), (2, {"decay": 0.0})):
+        assert ema_lines(steps, **{"decay": 0.9999, "warmup": False} | settings) == []
+
+
+def test_weight_decay_and_betas_are_adamws(job):
+    model = job[0]
+    group = build_optimizer(model, 1e-3, [0.8, 0.9], 0.1).param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.9), 0.1)
+    group = build_optimizer(model, 1e-3).param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.9, 0.999), 0)
 
 
 def test_a_step_has_the_learning_rate_it_is_given(job):

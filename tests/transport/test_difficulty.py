@@ -27,7 +27,9 @@ class Entrywise(nn.Module):
 def test_predicted_variance_is_that_of_the_error_on_data_of_known_noise():
     """Of entries N(0, sigma^2) on the Linear path, given x_t, it is sigma^2 / (t^2 sigma^2 + (1 - t)^2)."""
     torch.manual_seed(0)
-    transport = create_transport(combostoc_type="UNSYNC_PATCH", times="uniform", use_compensation=False, difficulty=1.0)
+    transport = create_transport(
+        combostoc_type="UNSYNC_PATCH", times="diffusion-forcing", use_compensation=False, difficulty=1.0
+    )
     model = Entrywise()
     opt = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(800):

@@ -7,9 +7,11 @@ import torch
 from models import ComboStoc, SiT
 from tests.conftest import golden
 from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape, timesteps
+from transport.names import OF_SHAPES
 from transport.segments import takes_segments
+from transport.timesteps import OLD_NAMES, WITH_NUMBERS
 
-TYPES = [c.name for c in ComboStocType if c.name not in timesteps.OF_SHAPES]
+TYPES = [c.name for c in ComboStocType if c.name not in OF_SHAPES]
 ASYNC = TYPES[1:]
 G = golden("timesteps")
 async_types = pytest.mark.parametrize("kind", ASYNC)
@@ -278,22 +280,22 @@ def moments(draw) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("draw", "mean", "variance", "covariance"),
     [
-        (timesteps.uniform, 1 / 2, 1 / 12, 0),
-        (timesteps.lognormal, 1 / 2, VAR_LOGNORMAL, VAR_LOGNORMAL),
+        (timesteps.diffusion_forcing, 1 / 2, 1 / 12, 0),
+        (timesteps.logit_normal, 1 / 2, VAR_LOGNORMAL, VAR_LOGNORMAL),
         (timesteps.blend, 1 / 2, 1 / 18, 1 / 36),
-        (timesteps.blend_lognormal, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 3),
-        (timesteps.blend_lognormal_async, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 6),
-        (timesteps.spread, 1 / 2, 1 / 9, 1 / 12),
-        (timesteps.two, 1 / 2, 1 / 12, 5 / 8 / 12),
+        (timesteps.blend_logit_normal, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 3),
+        (timesteps.blend_logit_normal_async, 1 / 2, VAR_LOGNORMAL * 2 / 3, VAR_LOGNORMAL / 6),
+        (timesteps.asyncpatch, 1 / 2, 1 / 9, 1 / 12),
+        (timesteps.self_flow, 1 / 2, 1 / 12, 5 / 8 / 12),
     ],
 )
 def test_moments_of_the_draws(draw, mean, variance, covariance):
     assert moments(draw) == pytest.approx((mean, variance, covariance), abs=1.5e-3)
 
 
-def test_lognormal_times_are_normal_before_the_sigmoid():
+def test_logit_normal_times_are_normal_before_the_sigmoid():
     torch.manual_seed(0)
-    t = timesteps.lognormal(torch.empty(N, 3, 1), loc=0.5, scale=2.0)
+    t = timesteps.logit_normal(torch.empty(N, 3, 1), loc=0.5, scale=2.0)
     assert t.shape == (N, 1, 1)  # one a sample
     n = torch.logit(t.double())
     assert n.mean().item() == pytest.approx(0.5, abs=0.03) and n.std().item() == pytest.approx(2.0, abs=0.02)
@@ -311,19 +313,19 @@ def test_shares_are_in_bounds_and_have_their_sum(d):
 @pytest.mark.parametrize("d", [2, 3, 64])
 def test_the_mean_of_a_samples_times_is_uniform(d):
     torch.manual_seed(0)
-    means = timesteps.mean(torch.empty(20_000, d, dtype=torch.float64)).mean(1).sort().values
+    means = timesteps.srm(torch.empty(20_000, d, dtype=torch.float64)).mean(1).sort().values
     assert (means - torch.linspace(0, 1, 20_000)).abs().max() < 0.015  # Kolmogorov and Smirnov's distance
 
 
-def test_which_entry_comes_first_does_not_matter_to_the_mean_draw():
+def test_which_entry_comes_first_does_not_matter_to_srm():
     torch.manual_seed(0)
-    t = timesteps.mean(torch.empty(40_000, 3))
+    t = timesteps.srm(torch.empty(40_000, 3))
     assert (t.mean(0) - 0.5).abs().max() < 0.01 and t.var(0).std() < 0.01
 
 
-def test_no_entry_knows_more_than_the_greatest_time_of_below():
+def test_no_entry_knows_more_than_the_greatest_time_of_patch_forcing():
     torch.manual_seed(0)
-    t = timesteps.below(torch.empty(N, D, dtype=torch.float64))
+    t = timesteps.patch_forcing(torch.empty(N, D, dtype=torch.float64))
     torch.manual_seed(0)
     m = torch.sigmoid(0.7 + torch.randn(N, 1, dtype=torch.float64))
     assert (t <= m).all() and (t >= 0).all()
@@ -334,7 +336,7 @@ def test_no_entry_knows_more_than_the_greatest_time_of_below():
 
 def test_two_times_a_sample():
     torch.manual_seed(0)
-    t = timesteps.two(torch.empty(N, D))
+    t = timesteps.self_flow(torch.empty(N, D))
     kinds = torch.tensor([len(row.unique()) for row in t[:2000]])
     assert kinds.max() == 2 and (kinds == 1).double().mean().item() == pytest.approx(0.75**8 + 0.25**8, abs=0.02)
 
@@ -373,7 +375,7 @@ def test_a_half_mixed_batch_of_any_draw(name):
     t = draw_timesteps(x1, ComboStocType.UNSYNC_ALL, times=name, use_halfmixing=True)
     first, second = t.expand_as(x1)[:2000].flatten(1), t.expand_as(x1)[2000:].flatten(1)
     assert (second == second[:, :1]).all()
-    if name != "lognormal":
+    if name != "logit-normal":
         assert (first != first[:, :1]).any(1).double().mean() > 0.5
     assert second[:, 0].mean().item() == pytest.approx(first.mean().item(), abs=0.04)
     (alone,) = draw_timesteps(x1[:1], ComboStocType.UNSYNC_ALL, times=name, use_halfmixing=True, async_fraction=0.0)
@@ -390,8 +392,71 @@ def test_a_draw_of_ones_own():
     t, *_ = transport.sample(torch.zeros(6, 3, 4, 4))
     assert t.shape == (6, 1, 4, 4) and t.min() >= 0.9 and not transport.use_halfmixing
     assert len(transport.segments(t)) == 1
-    with pytest.raises(ValueError, match="unknown times 'early'; choose from combostoc, uniform, lognormal"):
+    with pytest.raises(
+        ValueError, match="unknown times 'early'; choose from combostoc, diffusion-forcing, logit-normal"
+    ):
         create_transport(times="early")
+
+
+RENAMED = {  # what each was called, and is drawn by
+    "uniform": timesteps.diffusion_forcing,
+    "lognormal": timesteps.logit_normal,
+    "blend-lognormal": timesteps.blend_logit_normal,
+    "blend-lognormal-async": timesteps.blend_logit_normal_async,
+    "mean": timesteps.srm,
+    "spread": timesteps.asyncpatch,
+    "below": timesteps.patch_forcing,
+    "two": timesteps.self_flow,
+}
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_old_names_draw_what_they_drew(old):
+    assert RENAMED.keys() == OLD_NAMES.keys()
+    transport = create_transport(combostoc_type="UNSYNC_ALL", times=old)
+    assert transport.times == RENAMED[old].__name__.replace("_", "-") in timesteps.TIMES
+    torch.manual_seed(0)
+    drawn = draw_timesteps(x1 := torch.zeros(3, 2, 4, 4), ComboStocType.UNSYNC_ALL, times=old)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, RENAMED[old](torch.empty_like(x1)))
+    if "lognormal" in old:
+        assert create_transport(times=f"{old}:-0.8,0.5").times == f"{transport.times}:-0.8,0.5"
+
+
+@pytest.mark.parametrize("name", WITH_NUMBERS)
+def test_loc_and_scale_are_those_of_the_normal(name):
+    """With a single entry a time is a blend of two, which a small SCALE brings together at sigmoid(LOC)."""
+    x1 = torch.zeros(N, 2, 2, 1)
+
+    def drawn(times):
+        torch.manual_seed(0)
+        return draw_timesteps(x1, ComboStocType.UNSYNC_ALL, times=times)
+
+    assert torch.equal(drawn(name), drawn(f"{name}:0,1"))
+    assert (drawn(f"{name}:-0.8,1e-3") - torch.sigmoid(torch.tensor(-0.8))).abs().max() < 2e-3
+    shifted, wide = (torch.logit(drawn(f"{name}:{numbers}").double()) for numbers in ("1,0.01", "1,0.02"))
+    torch.testing.assert_close(wide - 1, 2 * (shifted - 1), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [
+        ("early", "unknown times 'early'; choose from"),
+        ("logit-normal:", "LOC,SCALE, two numbers"),
+        ("logit-normal:1", "LOC,SCALE, two numbers"),
+        ("logit-normal:1,2,3", "LOC,SCALE, two numbers"),
+        ("blend-logit-normal:0,0", "the second positive"),
+        ("lognormal:nan,1", "times 'lognormal:nan,1'"),
+        ("logit-normal:0,inf", "the second positive"),
+        ("blend:0,1", "numbers are for logit-normal, .*, not for blend"),
+        ("two:0,1", "not for self-flow"),
+    ],
+)
+def test_draws_that_are_none_end_in_one_line(times, says):
+    with pytest.raises(ValueError, match=says):
+        create_transport(times=times)
+    with pytest.raises(ValueError, match=says):
+        draw_timesteps(torch.zeros(1, 1), ComboStocType.UNSYNC_NONE, times=times)
 
 
 # ---- shapes --------------------------------------------------------------------------------------------------------
@@ -417,7 +482,7 @@ def test_times_of_shapes_are_constant_where_they_must_be_and_differ_where_they_m
     t = (t[:, None, None] if t.ndim == 1 else t).expand_as(x1)
     assert t.min() >= 0 and t.max() <= 1
     parts, numbers = WHERE[kind]
-    if name == "lognormal":
+    if name == "logit-normal":
         parts, numbers = 1, 1
     if parts == 1:
         assert (t == t[:, :1]).all()
@@ -427,8 +492,8 @@ def test_times_of_shapes_are_constant_where_they_must_be_and_differ_where_they_m
         for attribute in t.split(ATTRIBUTES, dim=2):
             assert (attribute == attribute[:, :, :1]).all()
     distinct = torch.tensor([len(sample.unique()) for sample in t])
-    assert distinct.max() <= (2 if name == "two" else parts * numbers)
-    if name == "uniform":
+    assert distinct.max() <= (2 if name == "self-flow" else parts * numbers)
+    if name == "diffusion-forcing":
         assert (distinct == parts * numbers).double().mean() > 0.9
         starts = [0, 1, 4, 7][:numbers] if numbers <= 4 else range(13)
         own = t[:, :parts, starts].flatten(1)
@@ -447,7 +512,9 @@ def test_types_are_of_images_or_of_shapes():
 
 @pytest.mark.parametrize("kind", WHERE)
 def test_a_half_mixed_batch_of_shapes_in_segments(kind, seeded):
-    transport = create_transport(combostoc_type=kind, attributes=ATTRIBUTES, times="uniform", use_halfmixing=True)
+    transport = create_transport(
+        combostoc_type=kind, attributes=ATTRIBUTES, times="diffusion-forcing", use_halfmixing=True
+    )
     t, *_ = transport.sample(torch.zeros(6, 5, 13))
     segments = transport.segments(t)
     assert torch.equal(torch.cat([s.expand(-1, *t.shape[1:]) for s in segments]), t)
