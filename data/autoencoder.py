@@ -1,67 +1,23 @@
-"""Pixels to latents and back: SD-VAE through diffusers, a local diffusers folder, or none.
+"""Pixels to latents and back: SD-VAE through diffusers, a local folder of an image autoencoder of diffusers, or none.
 
 Pixels are float tensors (N, 3, H, W) in [-1, 1]; latents are what the transformer sees, scaled to about unit variance.
 """
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from data.images import MAX_PIXELS
+from data.tokenizers import KINDS, Factor, Layout, class_named
 from runtime import precision
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import other_than_weights
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
-Factor = float | list[float]  # for all channels, or for each one
-
-
-class Layout(NamedTuple):
-    """What an autoencoder's configuration says of its latents, see `LatentSpace`."""
-
-    factor: int
-    channels: int
-    scale: Factor
-    shift: Factor
-
-
 SD_VAE = Layout(8, 4, 0.18215, 0.0)  # of `PUBLISHED`, known without fetching anything
-
-
-def layout_of(config: Mapping[str, Any]) -> Layout:
-    """The layout of an AutoencoderKL, from its configuration.
-
-    As in diffusers' own pipelines: with a mean and a standard deviation for each channel, latent = (z - latents_mean)
-    scaling_factor / latents_std; without them, (z - shift_factor) scaling_factor.
-
-    Raises:
-        ValueError: these are not numbers, one for each channel, or latents would all be alike.
-    """
-    factor, channels = 2 ** (len(config["block_out_channels"]) - 1), config["latent_channels"]
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    scale, shift = config["scaling_factor"], config.get("shift_factor") or 0.0
-    for name, value in (("scaling_factor", scale), ("shift_factor", shift)):
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{name} is {value!r}, not a number")
-    if scale == 0:
-        raise ValueError(f"scaling_factor is {scale!r}: all latents would be 0")
-    if mean is None or std is None:
-        return Layout(factor, channels, scale, shift)
-    for name, values in (("latents_mean", mean), ("latents_std", std)):
-        if not (
-            isinstance(values, list | tuple)
-            and len(values) == channels
-            and all(type(v) in (int, float) and math.isfinite(v) for v in values)
-            and (name == "latents_mean" or min(values) > 0)
-        ):
-            raise ValueError(f"{name} is {values}, not a number for each of {channels} channels")
-    return Layout(factor, channels, [scale / v for v in std], list(mean))
 
 
 def check_channels(name: str, channels: int, source: str) -> None:
@@ -115,12 +71,16 @@ DECODED = 32  # pictures at a time: the decoder's largest activation is 64 MiB f
 
 
 class LatentSpace:
-    """An AutoencoderKL of diffusers, in inference mode.
+    """An image autoencoder of diffusers, of a class of `KINDS`, in inference mode.
 
     Attributes:
         factor: pixels a latent position covers, in each direction.
         channels: of the latent.
-        scale, shift: latent = (z - shift) scale, for all channels or each one; 0.18215 and 0 for SD-VAE.
+        scale, shift: latent = (z - shift) scale of the autoencoder's own z, for all channels or each one; 0.18215 and 0
+            for SD-VAE. Training may have had others, see `data.scaling`.
+        size: of pictures in pixels, where it knows but one; else None.
+        is_scaled: whether configuration or class say how latents become of about unit variance.
+        has_posterior: whether it encodes to a distribution; else to a latent.
         encode_precision: of the encoder's products, see `precision`.
     """
 
@@ -130,26 +90,38 @@ class LatentSpace:
         Raises:
             DataError: it cannot be loaded.
         """
+        self.class_name = class_of(Path(source))
+        kind = KINDS[self.class_name]
+        self.encoded, self.decoded, self.has_posterior = kind.encode, kind.decode, kind.has_posterior
         try:
-            from diffusers.models import AutoencoderKL
-
-            self.vae = AutoencoderKL.from_pretrained(source, **variant(Path(source))).to(device, torch.float32)
-            self.vae.eval().requires_grad_(False)
-            self.factor, self.channels, self.scale, self.shift = layout_of(self.vae.config)
+            self.vae = class_named(self.class_name).from_pretrained(source, **variant(Path(source)))
+            self.vae.to(device, torch.float32).eval().requires_grad_(False)
+            layout = kind.layout(self.vae)
         except Exception as error:  # diffusers and the Hub raise many kinds
             advice = " (without network, give --vae a diffusers folder of it)" if source in PUBLISHED.values() else ""
             reason = weights_that_are_none(Path(source)) or first_line(error)
             raise DataError(f"autoencoder {source} could not be loaded: {reason}{advice}") from error
+        self.factor, self.channels, self.scale, self.shift, self.size, self.is_scaled = layout
         self.encode_precision = "tf32"
+
+    def check_size(self, image_size: int) -> None:
+        """
+        Raises:
+            UsageError: it knows but another size of pictures.
+        """
+        if self.size not in (None, image_size):
+            raise UsageError(
+                f"--image-size {image_size}: this {self.class_name} takes and makes pictures of {self.size} pixels only"
+            )
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and standard deviation of the latents' posterior: (N, 3, H, W) -> (N, 2, channels, h, w) float32."""
+        """Mean and standard deviation of the latents' posterior, (N, 3, H, W) -> (N, 2, channels, h, w) float32; of an
+        autoencoder without posteriors the latents alone, (N, 1, channels, h, w)."""
         with precision.autocast(self.encode_precision, images.device):
-            posterior = self.vae.encode(images).latent_dist
-        mean, std = posterior.mean.float(), posterior.std.float()
+            mean, *std = (part.float() for part in self.encoded(self.vae, images))
         scale, shift = broadcast(self.scale, mean), broadcast(self.shift, mean)
-        moments = torch.stack([(mean - shift) * scale, std * scale], dim=1)
+        moments = torch.stack([(mean - shift) * scale, *(part * scale for part in std)], dim=1)
         # In one layout on every device: noise that is drawn like a tensor follows the tensor's layout.
         return moments.contiguous()
 
@@ -163,13 +135,13 @@ class LatentSpace:
         """The inverse of `encode`, up to the autoencoder's loss."""
         scale, shift = broadcast(self.scale, latents), broadcast(self.shift, latents)
         parts = (latents / scale + shift).split(DECODED)
-        return torch.cat([self.vae.decode(part).sample for part in parts])
+        return torch.cat([self.decoded(self.vae, part) for part in parts])
 
     def encoder_digest(self) -> str:
-        """SHA-256 of the encoder's tensors. The published ema and mse differ in their decoders only."""
+        """SHA-256 of all tensors but the decoder's. The published ema and mse differ in their decoders only."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.vae.state_dict().items()):
-            if name.startswith(("encoder.", "quant_conv.")):
+            if not name.startswith(("decoder.", "post_quant_conv.")):
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
@@ -201,23 +173,31 @@ def variant(folder: Path) -> dict[str, str]:
     return {"variant": "fp16"} if has_half and not has_full else {}
 
 
+def class_of(folder: Path) -> str:
+    """The class that a diffusers folder says it is of; AutoencoderKL where it does not, and for a Hub repository."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "AutoencoderKL"  # what comes next says what is wrong
+    return str(kind)
+
+
 def other_than_autoencoder(path: Path) -> str | None:
-    """Words for a path that is no diffusers folder of an AutoencoderKL; None where nothing speaks against it."""
+    """Words for a path that is no diffusers folder of an image autoencoder; None where nothing speaks against it."""
     if path.is_file():
         return f"is a file; give its folder, {path.parent}" if (path.parent / "config.json").is_file() else "is a file"
     if (path / "vae" / "config.json").is_file() and not (path / "config.json").is_file():
         return f"is the folder of a whole pipeline; give {path / 'vae'}"
-    try:
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("_class_name", "AutoencoderKL")
-    except (OSError, ValueError, AttributeError):
-        return None  # what comes next says it
-    return (
-        None if kind == "AutoencoderKL" else f"is of the class {kind}; of diffusers' autoencoders AutoencoderKL is read"
-    )
+    if (kind := class_of(path)) in KINDS:
+        return None
+    return f"is of the class {kind}; the image autoencoders of diffusers that are read are {', '.join(KINDS)}"
 
 
 def draw_posterior(moments: Tensor) -> Tensor:
-    """A latent from its posterior's mean and standard deviation: (N, 2, C, h, w) -> (N, C, h, w)."""
+    """A latent from its posterior's mean and standard deviation, (N, 2, C, h, w) -> (N, C, h, w); without a posterior,
+    (N, 1, C, h, w), it is there."""
+    if moments.shape[1] == 1:
+        return moments[:, 0]
     mean, std = moments.unbind(1)
     return mean + std * torch.randn(mean.shape, device=mean.device)  # randn_like would follow the memory's layout
 

@@ -125,12 +125,6 @@ def test_weights_in_half_precision_alone_are_read(tiny_vae, tmp_path):
     torch.testing.assert_close(half.encode(images, False), space.encode(images, False), rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL", "UNet2DModel"])
-def test_another_class_of_diffusers_is_named(configured, kind):
-    with pytest.raises(DataError, match=f"is of the class {kind}; of diffusers' autoencoders AutoencoderKL is read"):
-        load_autoencoder(configured(_class_name=kind), CPU)
-
-
 def test_a_pipelines_folder_and_a_file_are_told_which_folder_is_meant(tiny_vae, tmp_path):
     shutil.copytree(tiny_vae, tmp_path / "vae")
     (tmp_path / "model_index.json").write_text("{}")
