@@ -48,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = checkpoint.weights(content, args.ckpt)
     kind = kinds.of_state(weights)
     config = kind.model_config(weights, args.ckpt)
-    if args.out.suffix == ".pt" and kind.KEPT:
+    kept = [name for name in kind.KEPT if name in content]
+    if args.out.suffix == ".pt" and kept:
         raise UsageError(
             f"--out {args.out}: of a model of {kind.THINGS} it must end in .safetensors, which keeps the "
-            f"{' and '.join(kind.KEPT)}"
+            f"{' and '.join(kept)}"
         )
     with torch.device("meta"):  # without memory
         model = config.build()

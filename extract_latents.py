@@ -5,9 +5,10 @@
     python extract_latents.py --data-path FOLDER --vae VAE_FOLDER --image-size 64 --out latents    # one process
 
 Both the image and its mirror image are kept (--no-flip: the image alone), as the mean and the standard deviation of the
-posterior, in float32 shards (64 KiB an image of 256 pixels with SD-VAE, 84 GB for ImageNet). The same command again
-continues an extraction that was interrupted, on any number of processes; the bytes are the same in the end. Images that
-cannot be read are named, left out, and listed in manifest.json.
+posterior, or the latent where an autoencoder has no posterior, in float32 shards (64 KiB an image of 256 pixels with
+SD-VAE, 84 GB for ImageNet). The same command again continues an extraction that was interrupted, on any number of
+processes; the bytes are the same in the end. Mean and deviation of each channel over the set come with them, for
+train.py's --latent-stats. Images that cannot be read are named, left out, and listed in manifest.json.
 """
 
 from runtime.errors import DataError, UsageError, begin, run_program
@@ -37,12 +38,14 @@ from data.latents import (
     MANIFEST,
     OF_OLDER_VERSIONS,
     SETTINGS,
+    UNSCALED,
     encoder_of,
     read_json,
     shard_batches,
     shard_ranges,
     signed,
 )
+from data.moments import Moments, joined, moments_of
 from data.sets import ImageFolder, check_path, check_same_everywhere, class_counts
 from data.skipping import check_readable
 from runtime import distributed, precision, progress
@@ -57,7 +60,9 @@ def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--data-path", required=True, help="folder or .zip of images (read as RGB)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
-    parser.add_argument("--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder")
+    parser.add_argument(
+        "--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder of an image autoencoder"
+    )
     parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
     add_device_arg(parser)
@@ -106,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     assert isinstance(autoencoder, LatentSpace)
     if args.image_size % autoencoder.factor:
         raise UsageError(f"--image-size {args.image_size} is not a multiple of the autoencoder's {autoencoder.factor}")
+    autoencoder.check_size(args.image_size)
     autoencoder.encode_precision = args.precision
     settings = settings_of(args, autoencoder, images)
 
@@ -126,22 +132,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         manifest = write_manifest(args.out, read_json(args.out / SETTINGS), len(shards), args.max_bad_images)
         total, unreadable = sum(len(s["labels"]) for s in manifest["shards"]), len(manifest["unreadable"])
         print(f"latents of {total:,} images in {len(images.class_names)} classes in {args.out}")
+        for name, values in manifest["statistics"].items():
+            print(f"{name} of each channel: {' '.join(f'{value:.4g}' for value in values)}")
         if unreadable:
             print(f"{unreadable:,} images could not be read and are left out; {args.out / MANIFEST} lists them")
     distributed.cleanup()
 
 
 def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: ImageFolder) -> dict[str, Any]:
-    """What the latents are made of."""
+    """What the latents are made of; what older versions did not say, only where it differs from theirs."""
     return {
-        "autoencoder": {"name": args.vae, **encoder_of(autoencoder)},
+        "autoencoder": {"name": args.vae, **encoder_of(autoencoder)} | ({} if autoencoder.is_scaled else UNSCALED),
         "image_size": args.image_size,
         "latent_shape": [autoencoder.channels, *[args.image_size // autoencoder.factor] * 2],
         "precision": args.precision,
         "flip": args.flip,
         "class_names": images.class_names,
         "source": {"images": len(images), "listing_sha256": images.digest},
-    }
+    } | ({} if autoencoder.has_posterior else {"posterior": False})
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -242,7 +250,8 @@ def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[in
     if moments:
         path = shard_path(folder, k)
         with replacing(path) as beside, open(beside, "wb") as file:
-            np.save(file, np.concatenate(moments))
+            np.save(file, latents := np.concatenate(moments))
+        record["statistics"] = moments_of(latents)
         record |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with replacing(record_path(folder, k)) as beside:
         beside.write_text(json.dumps(record))
@@ -264,10 +273,19 @@ def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_
     ]
     if not shards:
         raise DataError(f"not one of {len(unreadable)} images could be read; the first: {unreadable[0]}")
-    manifest = signed(settings | {"unreadable": unreadable, "shards": shards})
+    found = joined(statistics_of(folder, k, record) for k, record in enumerate(records) if record["labels"])
+    statistics = {"mean": found.mean, "std": found.std}
+    manifest = signed(settings | {"unreadable": unreadable, "shards": shards, "statistics": statistics})
     with replacing(folder / MANIFEST) as beside:
         beside.write_text(json.dumps(manifest) + "\n")
     return manifest
+
+
+def statistics_of(folder: Path, k: int, record: dict[str, Any]) -> Moments:
+    """Of a shard; an older version did not compute them with it."""
+    if "statistics" in record:
+        return Moments(*record["statistics"])
+    return moments_of(np.load(shard_path(folder, k)))
 
 
 if __name__ == "__main__":

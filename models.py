@@ -449,13 +449,15 @@ class ComboStoc(SiT):
 # --------------------------------------------------------------------------------------------------------------------
 
 
+# 2, 4 and 8 are the published ones; 1 is for latents of few positions, 16 and 32 for pixels.
+PATCHES = (1, 2, 4, 8, 16, 32)
 SIZES = {
     #      depth  hidden_size  num_heads  patch sizes
-    "XL": (28, 1152, 16, (2, 4, 8)),
-    "L": (24, 1024, 16, (2, 4, 8)),
-    "B": (12, 768, 12, (2, 4, 8)),
-    "S": (12, 384, 6, (2, 4, 8)),
-    "XS": (4, 96, 3, (2, 4)),  # for CPUs and tests
+    "XL": (28, 1152, 16, PATCHES),
+    "L": (24, 1024, 16, PATCHES),
+    "B": (12, 768, 12, PATCHES),
+    "S": (12, 384, 6, PATCHES),
+    "XS": (4, 96, 3, PATCHES),  # for CPUs and tests
 }
 
 

@@ -12,9 +12,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data import workers
-from data.autoencoder import LatentSpace, check_name, draw_posterior, latent_size, load_autoencoder
-from data.latents import CachedLatents
+from data.autoencoder import (
+    PUBLISHED,
+    Autoencoder,
+    LatentSpace,
+    check_name,
+    draw_posterior,
+    latent_size,
+    load_autoencoder,
+)
+from data.caches import Latents
+from data.foreign_latents import ForeignLatents
 from data.order import BatchOrder
+from data.scaling import Known, Scaling, about, choose, described, rescaling
 from data.sets import LOOKED_AT, ImageFolder, Items, load_dataset
 from data.skipping import Skipping, collate
 from runtime import distributed, signals
@@ -42,12 +52,21 @@ class Data:
     attributes: tuple[int, ...] | None = None  # of shapes, see `Transport`
 
 
-def load_images(args: argparse.Namespace, process: distributed.Process, trained: int | None = None) -> Data:
+def load_images(
+    args: argparse.Namespace,
+    process: distributed.Process,
+    trained: int | None = None,
+    saved: dict[str, Any] | None = None,
+    source: str = "",
+) -> Data:
     """Images, to be encoded in every step.
 
     Args:
         trained: channels of the model that is continued. One of three goes on with them, also on grey pictures.
+        saved, source: the checkpoint's content, and its name.
     """
+    if args.latent_stats and args.vae == "none":
+        raise UsageError(f"--latent-stats {args.latent_stats} is for latents; --vae none has none")
     if args.encode_bf16 and args.vae == "none":
         raise UsageError("--encode-bf16 is for an autoencoder; --vae none encodes nothing")
     check_name(args.vae)
@@ -60,30 +79,86 @@ def load_images(args: argparse.Namespace, process: distributed.Process, trained:
             f"The pictures are grey (of {min(len(dataset), LOOKED_AT):,} looked at): one channel; --channels 3 is RGB"
         ]
     autoencoder = load_autoencoder(args.vae, process.device, dataset.channels)  # after the data: it may be fetched
-    if isinstance(autoencoder, LatentSpace) and args.encode_bf16:
-        autoencoder.encode_precision = "bf16"
     input_size = latent_size(args.image_size, autoencoder.factor, args.model)
     shape = autoencoder.channels, input_size, input_size
-    return Data(dataset, autoencoder.encode, shape, autoencoder, lines=lines)
+    kept: dict[str, Any] = {}
+    if isinstance(autoencoder, LatentSpace):
+        autoencoder.check_size(args.image_size)
+        if args.encode_bf16:
+            autoencoder.encode_precision = "bf16"
+        known = Known(Scaling(autoencoder.scale, autoencoder.shift), autoencoder.is_scaled)
+        scaling = choose(args, known, saved or {}, source, autoencoder.channels)
+        autoencoder.scale, autoencoder.shift = scaling
+        kept, lines = about(args, scaling), lines + described(args, scaling, known)
+    return Data(dataset, autoencoder.encode, shape, autoencoder, kept, lines)
 
 
-def load_latents(args: argparse.Namespace, process: distributed.Process, dataset: CachedLatents) -> Data:
-    """Cached latents. The autoencoder only decodes samples, and is not loaded where there will be none."""
+def load_latents(
+    args: argparse.Namespace,
+    process: distributed.Process,
+    dataset: Latents,
+    saved: dict[str, Any] | None = None,
+    source: str = "",
+) -> Data:
+    """Cached latents. The autoencoder only decodes samples, and is not loaded where there will be none; of latents of
+    another program a folder is, for its scale.
+
+    Args:
+        saved, source: the checkpoint's content that is continued, and its name.
+    """
     if args.encode_bf16:
         raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
     if args.flip and not dataset.flip:
         raise UsageError(f"{args.data_path} holds no mirror images: give --no-flip")
-    dataset.check_known(args.image_size, args.vae)
-    needs_pictures = args.sample_every or args.eval_every
-    try:
-        autoencoder = load_autoencoder(args.vae, process.device) if needs_pictures else None
-    except DataError as error:
-        raise DataError(f"{error}; it is for --sample-every and --eval-every only, 0 is never") from error
-    dataset.check_fits(args.image_size, args.vae, autoencoder)
+    needs_pictures = bool(args.sample_every or args.eval_every)
+    lines = []
+    if isinstance(dataset, ForeignLatents):
+        autoencoder = autoencoder_of_foreign(args, process, needs_pictures)
+        dataset.fit(args, autoencoder)
+        known = dataset.known(args.vae, autoencoder)
+        lines.append(dataset.described())
+    else:
+        dataset.check_known(args.image_size, args.vae)
+        try:
+            autoencoder = load_autoencoder(args.vae, process.device) if needs_pictures else None
+        except DataError as error:
+            raise DataError(f"{error}; it is for --sample-every and --eval-every only, 0 is never") from error
+        dataset.check_fits(args.image_size, args.vae, autoencoder)
+        known = dataset.known
     dataset.verify(process.rank, process.world_size)
     channels, side, _ = dataset.latent_shape
     input_size = latent_size(args.image_size, args.image_size // side, args.model)
-    return Data(dataset, draw_posterior, (channels, input_size, input_size), autoencoder)
+    scaling = choose(args, known, saved or {}, source, channels)
+    if isinstance(autoencoder, LatentSpace):
+        autoencoder.check_size(args.image_size)
+        autoencoder.scale, autoencoder.shift = scaling
+    rescaled = rescaling(known.stored, scaling, channels)
+    return Data(
+        dataset,
+        lambda moments: rescaled(draw_posterior(moments)),
+        (channels, input_size, input_size),
+        autoencoder,
+        about(args, scaling),
+        lines + described(args, scaling, known),
+    )
+
+
+def autoencoder_of_foreign(
+    args: argparse.Namespace, process: distributed.Process, needs_pictures: bool
+) -> Autoencoder | None:
+    """The autoencoder of latents that do not say it; a folder is loaded for its scale, too.
+
+    Raises:
+        UsageError: none is given, and pictures are to be made.
+    """
+    if args.vae == "none":
+        if needs_pictures:
+            raise UsageError(
+                f"--vae none decodes no latents, as those in {args.data_path} are: give --vae FOLDER, their "
+                "autoencoder, or --sample-every 0 and no --eval-every"
+            )
+        return None
+    return load_autoencoder(args.vae, process.device) if needs_pictures or args.vae not in PUBLISHED else None
 
 
 @contextmanager

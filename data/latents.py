@@ -1,8 +1,10 @@
 """Cached latents: what `extract_latents.py` writes and `train.py` reads.
 
-    manifest.json    the autoencoder, sizes, class names, and for each shard its bytes, SHA-256 and labels; written last
+    manifest.json    the autoencoder, sizes, class names, mean and deviation of each channel, and for each shard its
+                     bytes, SHA-256 and labels; written last
     00000.npy ...    float32 (images, 2, 2, C, h, w): image and mirror image, each as mean and standard deviation;
-                     (images, 1, 2, C, h, w) without mirror images (extract_latents.py --no-flip)
+                     (images, 1, 2, C, h, w) without mirror images (extract_latents.py --no-flip), and
+                     (images, 2 or 1, 1, C, h, w) of an autoencoder that has no posterior
     extraction.json, records/   what an extraction that is continued goes by; written first
 
 The moments are those of the scaled latent's posterior, so that every visit of an image draws anew, as encoding would.
@@ -11,6 +13,7 @@ The moments are those of the scaled latent's posterior, so that every visit of a
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,13 +26,15 @@ from torch.utils.data import Dataset
 
 from data.autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
 from data.order import Key
+from data.scaling import Known, Scaling
 from runtime import progress
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import sha256
 
 MANIFEST, SETTINGS = "manifest.json", "extraction.json"
 ENCODER = ("encoder_sha256", "scale", "shift")
-OF_OLDER_VERSIONS = {"flip": True}  # what their settings do not say
+UNSCALED = {"is_scaled": False}  # of an autoencoder whose configuration has no scale
+OF_OLDER_VERSIONS = {"flip": True, "posterior": True}  # what their settings do not say
 REDO = "delete it and run extract_latents.py again, which makes what is missing"
 
 
@@ -87,15 +92,25 @@ def check_kinds(manifest: dict[str, Any], path: Path) -> None:
             return False
         return isinstance(value.get("encoder_sha256"), str) and all(is_factor(value.get(k)) for k in ("scale", "shift"))
 
+    def is_statistics(value: Any) -> bool:
+        return value is None or (
+            isinstance(value, dict)
+            and all(isinstance(value.get(name), list) and is_factor(value[name]) for name in ("mean", "std"))
+            and all(map(math.isfinite, value["mean"] + value["std"]))
+            and min(value["std"]) >= 0
+        )
+
     def is_size(value: Any) -> bool:
         return type(value) is int and value > 0
 
     kinds: dict[str, Callable[[Any], bool]] = {
         "class_names": lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
         "flip": lambda v: isinstance(v, bool),
+        "posterior": lambda v: isinstance(v, bool),
         "image_size": is_size,
         "latent_shape": lambda v: isinstance(v, list) and len(v) == 3 and all(map(is_size, v)),
         "autoencoder": is_autoencoder,
+        "statistics": is_statistics,
         "shards": lambda v: isinstance(v, list) and bool(v) and all(map(is_shard, v)),
     }
     for name, is_of_its_kind in kinds.items():
@@ -112,8 +127,8 @@ def encoder_of(autoencoder: LatentSpace) -> dict[str, Any]:
 class CachedLatents(Dataset[tuple[Tensor, int]]):
     """Posterior moments of latents, memory-mapped.
 
-    An item is a tensor (2, C, h, w), mean and standard deviation, and its label; `data.autoencoder.draw_posterior`
-    makes a latent of it.
+    An item is a tensor (2, C, h, w), mean and standard deviation, or (1, C, h, w), a latent, and its label;
+    `data.autoencoder.draw_posterior` makes a latent of it.
 
     Args:
         folder: what `extract_latents.py` wrote.
@@ -135,9 +150,11 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         check_kinds(self.manifest, path)
         self.class_names: list[str] = self.manifest["class_names"]
         self.notes: list[str] = []
-        self.digest: str = self.manifest["sha256"]
+        # Of all but the statistics, which a second run of extract_latents.py adds to what an older version made.
+        self.digest: str = signed({k: v for k, v in self.manifest.items() if k != "statistics"})["sha256"]
         self.image_size: int = self.manifest["image_size"]
         self.flip: bool = self.manifest.get("flip", OF_OLDER_VERSIONS["flip"])  # whether there are mirror images
+        self.parts = 2 if self.manifest.get("posterior", OF_OLDER_VERSIONS["posterior"]) else 1
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
         self.label_array = np.array([k for shard in self.shards for k in shard["labels"]], dtype=np.int64)
         self.starts = np.cumsum([0] + [len(shard["labels"]) for shard in self.shards])
@@ -180,7 +197,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             raise UsageError(f"--image-size {image_size}, but {self.folder} holds latents of {self.image_size} pixels")
         channels, side, _ = self.latent_shape
         layout = self.image_size // side, channels, self.made_by["scale"], self.made_by["shift"]
-        if vae == "none" or (vae in PUBLISHED and layout != SD_VAE):
+        if vae == "none" or (vae in PUBLISHED and layout != SD_VAE[:4]):
             raise self.other_autoencoder(vae)
 
     def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder | None) -> None:
@@ -196,6 +213,14 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             fits = isinstance(autoencoder, LatentSpace) and encoder_of(autoencoder).items() <= self.made_by.items()
         if not fits:
             raise self.other_autoencoder(vae)
+
+    @property
+    def known(self) -> Known:
+        """How the latents are scaled, and how they might be."""
+        stored = Scaling(self.made_by["scale"], self.made_by["shift"])
+        found = self.manifest.get("statistics")
+        is_scaled = self.manifest["autoencoder"].get("is_scaled", True) is True
+        return Known(stored, is_scaled, stored, (found["mean"], found["std"]) if found else None)
 
     def other_autoencoder(self, vae: str) -> UsageError:
         scale = self.made_by["scale"]
@@ -229,15 +254,16 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         if shard not in self.maps:
             entry = self.shards[shard]
-            shape = len(entry["labels"]), 2 if self.flip else 1, 2, *self.latent_shape
+            shape = len(entry["labels"]), 2 if self.flip else 1, self.parts, *self.latent_shape
             self.maps[shard] = map_shard(self.folder / entry["file"], shape)
         moments = self.maps[shard][index - self.starts[shard], int(mirror)]
         return moments.clone(), int(self.label_array[index])
 
 
 def map_shard(path: Path, expected: tuple[int, ...]) -> Tensor:
-    """A shard mapped into memory: (images, 2 or 1, 2, C, h, w), as expected. Unlike numpy's maps it keeps no file open:
-    there may be more shards than a process may have open files.
+    """A shard mapped into memory: (images, 2 or 1, 2 or 1, C, h, w), as expected.
+
+    Unlike numpy's maps it keeps no file open: there may be more shards than a process may have open files.
 
     Raises:
         DataError: it is no such array of float32, or gone.

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 import train as program
-from data.latents import is_latents
+from data.caches import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset
 from experiments.judge import Judge, judge_samples, unguided
 from experiments.judge_shapes import ShapeJudge, judge_shapes, make_shape_judge

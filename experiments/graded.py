@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.latents import is_latents
+from data.caches import is_latents
 from data.pictures import grid, save_image, to_uint8
 from data.sets import load_dataset
 from experiments.judge import Judge

@@ -19,7 +19,7 @@ import kinds
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.latents import is_latents
+from data.caches import is_latents
 from data.sets import DIGITS, load_dataset
 from experiments.judge import Judge, judge_samples, unguided
 from experiments.tables import read_rows, write_rows

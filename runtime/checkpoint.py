@@ -29,7 +29,7 @@ from runtime.files import is_safetensors, is_utf8, other_than_weights, replacing
 from runtime.state_dicts import AVERAGE, EIGHT_BITS, StateDict, is_weight, models_in
 from runtime.values import checked, described, whole
 
-EXPORTED = ("step", "args", "class_names", "layout")
+EXPORTED = ("step", "args", "class_names", "layout", "latent_scale")
 READERS = 4  # threads that compare checksums
 SUFFIXES = (".pt", ".safetensors", ".pth", ".ckpt", ".bin")
 

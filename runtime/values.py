@@ -31,6 +31,7 @@ def checked(content: dict[Any, Any], path: Path) -> dict[str, Any]:
         "class_names": ("a list of names", is_names),
         "progress": ("a dict", lambda v: isinstance(v, dict)),
         "layout": ("a dict", lambda v: isinstance(v, dict)),  # of shapes, see shapes/sets.py
+        "latent_scale": ("a dict", lambda v: isinstance(v, dict)),  # see data/scaling.py
     }
     if others := [key for key in content if not isinstance(key, str)]:
         raise DataError(f"checkpoint {path} holds a dict with the key {others[0]!r:.40}, which is no name")

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.autoencoder import Autoencoder, check_channels, latent_size, load_autoencoder
+from data.autoencoder import Autoencoder, LatentSpace, check_channels, latent_size, load_autoencoder
 from data.feed import Data, Space, load_images, load_latents
-from data.latents import CachedLatents, is_latents
+from data.caches import is_latents, open_latents
 from data.pictures import fault_of, save_image, save_npz, to_uint8, to_uint8_later
+from data.scaling import KEY, Scaling
 from data.sets import check_path as check_path
 from evaluation.report import evaluate as evaluate
 from models import ComboStoc_models, SiT, SiT_models
@@ -31,10 +32,10 @@ from train_utils import ModelConfig, image_model_config
 
 THINGS = "images"
 MODELS: Mapping[str, Callable[..., SiT]] = ComboStoc_models | SiT_models
-MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S}/{2,4,8} or -XS/{2,4}"
+MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S,XS}/{1,2,4,8,16,32}"
 CFG_SCALE = 4.0
 WITHOUT_EFFECT: frozenset[str] = frozenset()
-KEPT: tuple[str, ...] = ()
+KEPT: tuple[str, ...] = (KEY,)
 EVALUATION_COLUMNS: tuple[str, ...] = (
     *("step", "features", "reference", "samples", "sampling_steps"),
     *("FD", "sFD", "IS", "KD", "precision", "recall"),
@@ -79,7 +80,8 @@ def is_data(data_path: str) -> bool:
 
 def supply(args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
     """What cached latents bring: image size, autoencoder, mirror images."""
-    return CachedLatents(args.data_path).supply(args, typed) if is_latents(args.data_path) else {}
+    latents = open_latents(args.data_path, labels=False)
+    return latents.supply(args, typed) if latents is not None else {}
 
 
 def check_training(args: argparse.Namespace) -> None:
@@ -97,16 +99,17 @@ def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> No
     Raises:
         UsageError: the autoencoder does not fit the model.
     """
-    check_channels(args.vae, found.in_channels, source)
+    if args.vae != "none" or not is_latents(args.data_path):  # latents may be trained on without what decodes them
+        check_channels(args.vae, found.in_channels, source)
 
 
 def load_data(
     args: argparse.Namespace, process: Process, found: ModelConfig | None, saved: dict[str, Any], source: str
 ) -> Data:
     """Images, encoded in every step, or cached latents."""
-    if is_latents(args.data_path):
-        return load_latents(args, process, CachedLatents(args.data_path))
-    return load_images(args, process, found.in_channels if found else None)
+    if (latents := open_latents(args.data_path)) is not None:
+        return load_latents(args, process, latents, saved, source)
+    return load_images(args, process, found.in_channels if found else None, saved, source)
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -131,6 +134,10 @@ def load_output(
     if args.image_size not in (None, size):
         raise UsageError(f"--image-size {args.image_size} contradicts checkpoint {source}, which has {size}")
     args.image_size = size
+    if isinstance(autoencoder, LatentSpace):
+        autoencoder.check_size(size)
+        if KEY in content:
+            autoencoder.scale, autoencoder.shift = Scaling.load(content[KEY], config.in_channels, source)
     return Output(autoencoder, (config.in_channels, config.input_size, config.input_size), size)
 
 

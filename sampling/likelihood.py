@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.autoencoder import Autoencoder, PixelSpace
-from data.latents import is_latents
+from data.caches import is_latents
 from data.sets import ImageDataset, check_path, check_same_everywhere, load_dataset
 from runtime import distributed, progress
 from runtime.device import float64

@@ -10,7 +10,7 @@ from torch import Tensor
 from data.autoencoder import Autoencoder
 from data.feed import Data
 from data.images import UnreadableImage
-from data.latents import CachedLatents
+from data.caches import Latents
 from data.pictures import to_uint8
 from data.sets import Items
 from evaluation.features import DIMENSIONS, load_extractor
@@ -122,7 +122,7 @@ class Monitor:
 
     def __init__(self, args: argparse.Namespace, process: distributed.Process, data: Data) -> None:
         self.args, self.process, self.data = args, process, data
-        if isinstance(data.dataset, CachedLatents) and not args.eval_reference:
+        if isinstance(data.dataset, Latents) and not args.eval_reference:
             raise UsageError(
                 f"--eval-every {args.eval_every} with cached latents needs --eval-reference: images or statistics"
             )

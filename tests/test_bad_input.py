@@ -64,7 +64,7 @@ CASES = [
     ("train", "--data-path {f}/empty", 1, "empty has no sub-folders"),
     ("train", "--data-path {f}/flat", 1, "flat has no sub-folders"),
     ("train", "--data-path {f}/hollow", 1, "class holds no images"),
-    ("train", "--model ComboStoc-XXL/2", 2, r"unknown model 'ComboStoc-XXL/2'.*SiT}-{XL,L,B,S}/\{2,4,8} or -XS/\{2,4}"),
+    ("train", "--model ComboStoc-XXL/2", 2, r"unknown model 'ComboStoc-XXL/2'.*SiT}-{XL,L,B,S,XS}/\{1,2,4,8,16,32}"),
     ("train", "--combostoc-type UNSYNC", 2, "'UNSYNC'.*UNSYNC_PATCH"),
     ("train", "--path-type linear", 2, "'linear'.*Linear.*GVP.*VP"),
     ("train", "--prediction x0", 2, "'x0'.*velocity.*score.*noise"),

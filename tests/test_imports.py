@@ -176,10 +176,10 @@ def test_no_package_is_promised():
 
 
 def test_constructors_by_their_predecessors_names():
-    """Every model of 24 is there as a function, and is the registry's."""
-    for registry in (models.SiT_models, models.ComboStoc_models):
-        for name, constructor in registry.items():
-            if "-XS/" not in name:
-                assert getattr(models, name.replace("-", "_").replace("/", "_")) is constructor
+    """Every published model of 24 is there as a function, and is the registry's."""
+    published = [f"{size}/{patch}" for size in ("XL", "L", "B", "S") for patch in (2, 4, 8)]
+    for family, registry in (("SiT", models.SiT_models), ("ComboStoc", models.ComboStoc_models)):
+        for name in (f"{family}-{size}" for size in published):
+            assert getattr(models, name.replace("-", "_").replace("/", "_")) is registry[name]
     model = models.ComboStoc_S_8(input_size=8, num_classes=3)
     assert isinstance(model, models.ComboStoc) and (model.patch_size, len(model.blocks)) == (8, 12)

@@ -52,7 +52,7 @@ def _shapes_only(build):
 
 
 def test_registries():
-    names = {f"{size}/{p}" for size in ("S", "B", "L", "XL") for p in (2, 4, 8)} | {"XS/2", "XS/4"}
+    names = {f"{size}/{p}" for size in ("XS", "S", "B", "L", "XL") for p in (1, 2, 4, 8, 16, 32)}
     assert set(SiT_models) == {f"SiT-{n}" for n in names}
     assert set(ComboStoc_models) == {f"ComboStoc-{n}" for n in names}
 

@@ -40,7 +40,14 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument(
         "--vae",
         default="ema",
-        help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder; cached latents bring theirs",
+        help="ema or mse (SD-VAE), none (pixel space), or a diffusers folder of an image autoencoder; cached latents "
+        "bring theirs",
+    )
+    group.add_argument(
+        "--latent-stats",
+        choices=("config", "data", "none"),
+        help="what scales latents: the autoencoder's configuration, mean and deviation of the data where these are "
+        "cached, or nothing; default: config, and data where the configuration has no scale",
     )
     group.add_argument(
         "--channels",

@@ -23,7 +23,7 @@ from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
 RESTORED = (
-    *("model", "image_size", "num_classes", "vae", "channels", "flip", "combostoc_type"),
+    *("model", "image_size", "num_classes", "vae", "latent_stats", "channels", "flip", "combostoc_type"),
     *("times", "halfmixing", "blend", "compensation", "difficulty"),
     *("path_type", "prediction", "loss_weight", "train_eps", "sample_eps"),
     *("time_shift", "loss_clamp"),

@@ -1,0 +1,195 @@
+"""Latents that another program cached, read where they lie. Each format has a module of its own beside this one."""
+
+import argparse
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.autoencoder import PUBLISHED, SD_VAE, Autoencoder, LatentSpace
+from data.order import Key
+from data.scaling import PLAIN, Known, Scaling
+from runtime.errors import DataError, UsageError, first_line
+
+
+UNKNOWN = 16  # taken for the factor of an autoencoder that is not given
+
+
+class ForeignLatents(Dataset[tuple[Tensor, int]]):
+    """Latents in files of another program, with labels; a class of each format reads them.
+
+    An item is a tensor (2, C, h, w), mean and standard deviation, or (1, C, h, w), a latent, float32, and its label.
+
+    Attributes:
+        stored: how the files' latents are scaled.
+        statistics: their mean and deviation for each channel, where they come with them.
+        flip: whether there are mirror images.
+    """
+
+    what: str  # the format, in words
+    parts = 1
+    flip = False
+    stored: Scaling = PLAIN
+    statistics: tuple[list[float], list[float]] | None = None
+
+    def __init__(self, folder: Path, latent_shape: tuple[int, ...]) -> None:
+        """Without labels, which `load` reads.
+
+        Args:
+            latent_shape: (C, h, w).
+
+        Raises:
+            DataError: it is none.
+        """
+        self.folder, self.latent_shape = folder, latent_shape
+        self.notes: list[str] = []
+        if len(latent_shape) != 3 or latent_shape[1] != latent_shape[2] or 0 in latent_shape:
+            raise DataError(f"{folder} holds latents of {by(latent_shape)}; channels x side x side is needed")
+
+    def load(self) -> None:
+        """Read the labels.
+
+        Raises:
+            DataError: there are none, or one is no number from 0.
+        """
+        labels, names = self.labelled()
+        if not len(labels):
+            raise DataError(f"{self.folder} holds no latents")
+        if labels.min() < 0:
+            raise DataError(f"{self.folder}: a label is {labels.min()}; numbers from 0 are needed")
+        self.label_array = labels.astype(np.int64)
+        self.class_names = [str(k) for k in range(int(labels.max()) + 1)]
+        listing = hashlib.sha256(self.label_array.tobytes())
+        for name in names:
+            listing.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        self.digest = listing.hexdigest()
+
+    def labelled(self) -> tuple[np.ndarray, Iterable[str]]:
+        """The label of each latent, and names that say which latents they are.
+
+        Raises:
+            DataError: labels cannot be read, or are not one for each.
+        """
+        raise NotImplementedError
+
+    def read(self, index: int, mirror: bool) -> Tensor:
+        """A latent, or mean and deviation: (1 or 2, C, h, w).
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.label_array)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        index, mirror = key
+        return self.read(index, mirror).float(), int(self.label_array[index])
+
+    @property
+    def labels(self) -> list[int]:
+        return self.label_array.tolist()
+
+    def described(self) -> str:
+        """A line for the log."""
+        kept = "mean and deviation" if self.parts == 2 else "one draw each"
+        mirrored = "with" if self.flip else "without"
+        return (
+            f"{self.what} in {self.folder}: {len(self):,} of {by(self.latent_shape)}, {kept}, {mirrored} mirror images"
+        )
+
+    def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """Look whether this process's share of the files can be whole. Reads none of them.
+
+        Raises:
+            DataError: names the first that cannot.
+        """
+
+    def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
+        """Fill in the arguments that the latents know better than a default, where they were not typed. Of four
+        channels they are taken for SD-VAE's, of others no autoencoder is known.
+
+        Returns:
+            those that are others now.
+        """
+        channels, side, _ = self.latent_shape
+        vae = args.vae if "vae" in typed else args.vae if channels == SD_VAE.channels else "none"
+        known: dict[str, Any] = {"vae": vae}
+        known["image_size"] = side * SD_VAE.factor if vae in PUBLISHED else None  # what `fit` finds
+        if not self.flip:
+            known["flip"] = False
+        others = {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
+        vars(args).update(others)
+        return others
+
+    def fit(self, args: argparse.Namespace, autoencoder: Autoencoder | None) -> None:
+        """Compare the latents with a run's image size and autoencoder; where it has no size yet, that is theirs.
+
+        Raises:
+            UsageError: they do not fit.
+        """
+        channels, side, _ = self.latent_shape
+        if isinstance(autoencoder, LatentSpace):
+            layout = autoencoder.channels, autoencoder.factor
+        else:
+            layout = (SD_VAE.channels, SD_VAE.factor) if args.vae in PUBLISHED else (channels, None)
+        if channels != layout[0]:
+            raise UsageError(
+                f"--vae {args.vae} has {layout[0]} channels, the latents in {self.folder} {channels}: give their "
+                "autoencoder, or --vae none --sample-every 0"
+            )
+        if args.image_size is None:
+            args.image_size = side * (layout[1] or UNKNOWN)
+        if args.image_size != side * (layout[1] or max(args.image_size // side, 1)):
+            size = f"{side * layout[1]}" if layout[1] else f"a multiple of {side}"
+            raise UsageError(
+                f"--image-size {args.image_size}, but {self.folder} holds latents of {side} x {side}: give {size}"
+            )
+
+    def known(self, vae: str, autoencoder: Autoencoder | None) -> Known:
+        """How the latents are scaled, and how they might be."""
+        if isinstance(autoencoder, LatentSpace):
+            of_config = Scaling(autoencoder.scale, autoencoder.shift)
+            return Known(of_config, autoencoder.is_scaled, self.stored, self.statistics)
+        if vae in PUBLISHED:
+            return Known(Scaling(SD_VAE.scale, SD_VAE.shift), True, self.stored, self.statistics)
+        return Known(None, False, self.stored, self.statistics)
+
+
+def by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def load_array(content: bytes | Path, name: str) -> np.ndarray:
+    """An .npy of numbers.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        array = np.load(content if isinstance(content, Path) else io.BytesIO(content), allow_pickle=False)
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+            raise ValueError(f"it holds {getattr(array, 'dtype', 'no array')}, no numbers")
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{name} is no array of latents or labels: {first_line(error)}") from None
+    return array
+
+
+def as_latent(array: np.ndarray, parts: int, latent_shape: tuple[int, ...], name: str) -> Tensor:
+    """(parts C, h, w), or (1, parts C, h, w), as (parts, C, h, w).
+
+    Raises:
+        DataError: it is of another shape.
+    """
+    if array.size != parts * int(np.prod(latent_shape)) or array.shape[-2:] != latent_shape[-2:]:
+        raise DataError(
+            f"{name} is {by(array.shape)}, the first one {by((parts * latent_shape[0], *latent_shape[1:]))}"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).view(parts, *latent_shape)

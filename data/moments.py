@@ -1,0 +1,51 @@
+"""Mean and standard deviation of each channel over a set of latents, in one pass that may be shared out."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Moments(NamedTuple):
+    """Of so many numbers a channel: their mean, and the sum of squared differences from it."""
+
+    count: int
+    mean: list[float]
+    squares: list[float]
+
+    def __add__(self, other: tuple) -> "Moments":  # type: ignore[override]
+        """Of both together (Chan, Golub, LeVeque)."""
+        count, mean, squares = other
+        total, change = self.count + count, np.subtract(mean, self.mean)
+        return Moments(
+            total,
+            (np.array(self.mean) + change * (count / total)).tolist(),
+            (np.array(self.squares) + squares + change**2 * (self.count * count / total)).tolist(),
+        )
+
+    @property
+    def std(self) -> list[float]:
+        return [math.sqrt(s / self.count) for s in self.squares]
+
+
+def moments_of(latents: np.ndarray) -> Moments:
+    """Of latents that are drawn from posteriors, (..., 2, C, h, w), or of those that are there, (..., 1, C, h, w).
+
+    A draw varies with its mean and by its own variance, so that the squares of both add up.
+    """
+    channels = latents.shape[-3]
+    parts = np.moveaxis(latents, (-4, -3), (0, 1)).reshape(latents.shape[-4], channels, -1)  # (1 or 2, C, numbers)
+    mean = parts[0].mean(1, dtype=np.float64)
+    squares = np.square(parts[0] - mean[:, None]).sum(1)
+    if len(parts) > 1:
+        squares += np.square(parts[1], dtype=np.float64).sum(1)
+    return Moments(parts.shape[2], mean.tolist(), squares.tolist())
+
+
+def joined(parts: Iterable[Moments]) -> Moments:
+    """Of all parts together; in their order, so that the bits do not depend on who computed which."""
+    first, *others = parts
+    for other in others:
+        first += other
+    return first
