@@ -125,6 +125,8 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         known["image_size"] = side * SD_VAE.factor if vae in PUBLISHED else None  # what `fit` finds
         if not self.flip:
             known["flip"] = False
+        if self.statistics is not None:
+            known["latent_stats"] = "data"  # as the program that brings them trains
         others = {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
         vars(args).update(others)
         return others
