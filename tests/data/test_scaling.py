@@ -23,9 +23,8 @@ def test_from_one_scaling_to_another(stored, wanted, seeded):
 
 @pytest.mark.parametrize("stored", SCALINGS)
 def test_standardising_brings_every_channel_to_0_and_1(stored, seeded):
-    z = torch.randn(50, 3, 8, 8) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1) + torch.tensor([4.0, 0.0, -2.0]).view(
-        3, 1, 1
-    )
+    spread, place = torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1), torch.tensor([4.0, 0.0, -2.0]).view(3, 1, 1)
+    z = torch.randn(50, 3, 8, 8) * spread + place
     x = scaled(z, stored)
     wanted = stored.standardising(x.mean((0, 2, 3)).tolist(), x.std((0, 2, 3)).tolist())
     found = rescaling(stored, wanted, 3)(x)
