@@ -17,7 +17,6 @@ from data.order import Key
 from data.scaling import PLAIN, Known, Scaling
 from runtime.errors import DataError, UsageError, first_line
 
-
 UNKNOWN = 16  # taken for the factor of an autoencoder that is not given
 
 

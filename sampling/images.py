@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from data.autoencoder import Autoencoder, LatentSpace, check_channels, latent_size, load_autoencoder
-from data.feed import Data, Space, load_images, load_latents
 from data.caches import is_latents, open_latents
+from data.feed import Data, Space, load_images, load_latents
 from data.pictures import fault_of, save_image, save_npz, to_uint8, to_uint8_later
 from data.scaling import KEY, Scaling
 from data.sets import check_path as check_path

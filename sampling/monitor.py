@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from data.autoencoder import Autoencoder
+from data.caches import Latents
 from data.feed import Data
 from data.images import UnreadableImage
-from data.caches import Latents
 from data.pictures import to_uint8
 from data.sets import Items
 from evaluation.features import DIMENSIONS, load_extractor

@@ -45,9 +45,7 @@ THINGS = "shapes"
 MODELS: Mapping[str, Callable[..., SiT]] = Parts_models
 MODEL_NAMES = "Parts-{B,S,XS} for shapes"
 CFG_SCALE = 1.0
-WITHOUT_EFFECT = frozenset(
-    {"image_size", "vae", "latent_stats", "channels", "encode_bf16", "flip", "max_bad_images"}
-)
+WITHOUT_EFFECT = frozenset({"image_size", "vae", "latent_stats", "channels", "encode_bf16", "flip", "max_bad_images"})
 KEPT: tuple[str, ...] = ("layout",)
 EVALUATION_COLUMNS: tuple[str, ...] = ("step", "reference", "samples", "sampling_steps", *NUMBERS)
 

@@ -145,7 +145,9 @@ def test_a_scale_of_the_data_or_none_is_carried_and_undone(extracted, tiny_vae, 
         export.main([str(ckpt), "--out", str(exported)])
         assert checkpoint.load(exported).get(KEY) == seen[kind][1]
     assert not np.array_equal(pictures["config"], pictures["data"])
-    with pytest.raises(UsageError, match=r"a\.pt: of a model of images it must end in \.safetensors, which keeps the latent_scale"):
+    with pytest.raises(
+        UsageError, match=r"a\.pt: of a model of images it must end in \.safetensors, which keeps the latent_scale"
+    ):
         export.main([str(ckpt), "--out", str(tmp_path / "a.pt")])
 
 

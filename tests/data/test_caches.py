@@ -90,7 +90,7 @@ def test_arguments_that_the_latents_know(tmp_path):
     data.fit(args, None)
     assert (args.vae, args.image_size) == ("ema", 64)
     data.latent_shape, args = (32, 16, 16), arguments(tmp_path)
-    assert data.supply(args, set()) == {"vae": "none", "flip": False}
+    assert data.supply(args, set()) == {"vae": "none", "image_size": None, "flip": False}
     data.fit(args, None)
     assert args.image_size == 256
     args = arguments(tmp_path, "--image-size", "250", "--vae", "none")
