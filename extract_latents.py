@@ -250,8 +250,8 @@ def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[in
     if moments:
         path = shard_path(folder, k)
         with replacing(path) as beside, open(beside, "wb") as file:
-            np.save(file, latents := np.concatenate(moments))
-        record["statistics"] = moments_of(latents)
+            np.save(file, np.concatenate(moments))
+        record["statistics"] = joined(map(moments_of, moments))
         record |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with replacing(record_path(folder, k)) as beside:
         beside.write_text(json.dumps(record))
@@ -285,7 +285,8 @@ def statistics_of(folder: Path, k: int, record: dict[str, Any]) -> Moments:
     """Of a shard; an older version did not compute them with it."""
     if "statistics" in record:
         return Moments(*record["statistics"])
-    return moments_of(np.load(shard_path(folder, k)))
+    latents = np.load(shard_path(folder, k), mmap_mode="r")
+    return joined(moments_of(latents[start : start + 32]) for start in range(0, len(latents), 32))
 
 
 if __name__ == "__main__":

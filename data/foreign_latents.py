@@ -137,6 +137,7 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
             UsageError: they do not fit.
         """
         channels, side, _ = self.latent_shape
+        layout: tuple[int, int | None]
         if isinstance(autoencoder, LatentSpace):
             layout = autoencoder.channels, autoencoder.factor
         else:

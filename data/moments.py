@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -10,23 +11,22 @@ import numpy as np
 class Moments(NamedTuple):
     """Of so many numbers a channel: their mean, and the sum of squared differences from it."""
 
-    count: int
+    numbers: int
     mean: list[float]
     squares: list[float]
 
-    def __add__(self, other: tuple) -> "Moments":  # type: ignore[override]
+    def with_others(self, other: "Moments") -> "Moments":
         """Of both together (Chan, Golub, LeVeque)."""
-        count, mean, squares = other
-        total, change = self.count + count, np.subtract(mean, self.mean)
+        total, change = self.numbers + other.numbers, np.subtract(other.mean, self.mean)
         return Moments(
             total,
-            (np.array(self.mean) + change * (count / total)).tolist(),
-            (np.array(self.squares) + squares + change**2 * (self.count * count / total)).tolist(),
+            (np.array(self.mean) + change * (other.numbers / total)).tolist(),
+            (np.add(self.squares, other.squares) + change**2 * (self.numbers * other.numbers / total)).tolist(),
         )
 
     @property
     def std(self) -> list[float]:
-        return [math.sqrt(s / self.count) for s in self.squares]
+        return [math.sqrt(s / self.numbers) for s in self.squares]
 
 
 def moments_of(latents: np.ndarray) -> Moments:
@@ -45,7 +45,4 @@ def moments_of(latents: np.ndarray) -> Moments:
 
 def joined(parts: Iterable[Moments]) -> Moments:
     """Of all parts together; in their order, so that the bits do not depend on who computed which."""
-    first, *others = parts
-    for other in others:
-        first += other
-    return first
+    return reduce(Moments.with_others, parts)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from data import dataset_json
-from data.archives import Archive
+from data.archives import Archive, Places
 from data.foreign_latents import ForeignLatents, as_latent, load_array
 from data.formats import is_zip
 from data.listing import Folder, Paths, Tree, files_below
@@ -54,7 +54,7 @@ class VaeSd(ForeignLatents):
         if isinstance(tree, Archive):
             names = sorted(name for name in tree.infos if name.endswith(".npy"))
             self.paths.extend(os.path.join(tree.root, name) for name in names)
-            self.places = tree.places(self.paths)
+            self.places: Places | None = tree.places(self.paths)
         else:
             self.paths.extend(files_below(tree.root, lambda entry: entry.name.endswith(".npy")))
             names, self.places = [os.fsdecode(self.paths.name(k)) for k in range(len(self.paths))], None

@@ -39,7 +39,8 @@ def test_a_plain_state_dict_is_what_the_official_programs_read(trained, tmp_path
 
 
 def test_of_shapes_a_plain_state_dict_would_lack_the_layout(tmp_path):
-    checkpoint.save(tmp_path / "a.pt", Parts_models["Parts-XS"](in_channels=15, num_classes=6).state_dict())
+    weights = Parts_models["Parts-XS"](in_channels=15, num_classes=6).state_dict()
+    checkpoint.save(tmp_path / "a.pt", {"ema": weights, "layout": {"num_parts": 8}})
     with pytest.raises(UsageError, match=r"w\.pt: of a model of shapes it must end in \.safetensors"):
         export.main([str(tmp_path / "a.pt"), "--out", str(tmp_path / "w.pt")])
     assert not (tmp_path / "w.pt").exists()

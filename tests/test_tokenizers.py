@@ -55,7 +55,10 @@ def check_samples(folder, size: int, *flags) -> np.ndarray:
         return np.asarray(picture)
 
 
-@pytest.mark.parametrize("name", SMALL)
+RARE = {"KL", "KVAE", "HunyuanImage", "QwenImage", "Asymmetric", "VQ"}  # or tried by other tests
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.drill) if n in RARE else n for n in SMALL])
 def test_pictures_to_latents_to_samples(name, image_folder, tmp_path, monkeypatch, capsys):
     tokenizers.without_transformers(monkeypatch)
     vae = tokenizers.save(name, tmp_path / "vae")

@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 def test_of_latents_that_are_there():
     x = RNG.standard_normal((5, 2, 1, 3, 4, 4)).astype(np.float32) * 7 + 100
     found = moments_of(x)
-    assert found.count == 5 * 2 * 16
+    assert found.numbers == 5 * 2 * 16
     np.testing.assert_allclose(found.mean, x.mean((0, 1, 2, 4, 5), dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(found.std, x.std((0, 1, 2, 4, 5), dtype=np.float64), rtol=1e-9)
 
@@ -32,6 +32,6 @@ def test_parts_together_are_the_whole(sizes):
     x += np.array([1e6, 0.0, -3.0]).reshape(3, 1, 1)
     parts = [moments_of(part) for part in np.split(x, np.cumsum(sizes)[:-1])]
     found, whole = joined(Moments(*json.loads(json.dumps(part))) for part in parts), moments_of(x)
-    assert found.count == whole.count
+    assert found.numbers == whole.numbers
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-13)
     np.testing.assert_allclose(found.std, whole.std, rtol=1e-9)
