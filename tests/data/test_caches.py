@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import train
 from data.caches import is_latents, open_latents
+from data.feed import load_latents
 from data.sets import ImageFolder
+from runtime import distributed
 from runtime.errors import DataError, UsageError
 from tests import foreign
 from tests.foreign import LABELS, SHAPE, latents
@@ -211,3 +213,24 @@ def test_an_empty_cache_is_named(tmp_path):
         folder.mkdir()
     with pytest.raises(DataError, match=r"imagenet256_features holds no \.npy"):
         open_latents(path)
+
+
+@pytest.mark.parametrize("name", ["vae-sd", "fast-dit", "lightningdit"])
+def test_what_a_model_sees(name, tmp_path):
+    """Latents of SD-VAE by its 0.18215, which fast-DiT's have already; LightningDiT's by the statistics beside them."""
+    path, process = foreign.WRITERS[name](tmp_path / "cache"), distributed.Process(0, 0, 1, torch.device("cpu"))
+    data, args = open_latents(path), arguments(path, "--sample-every", "0", "--model", "SiT-XS/2")
+    data.supply(args, set())
+    found = load_latents(args, process, data)
+    items = torch.stack([data[k, False][0] for k in range(10)])
+    if data.parts == 2:
+        items[:, 1] = 0  # the deviation
+    x, z = found.to_latents(items), torch.from_numpy(latents())
+    if name == "lightningdit":
+        torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
+        torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(4))
+        z = (x * torch.tensor(data.statistics[1]).view(4, 1, 1)) + torch.tensor(data.statistics[0]).view(4, 1, 1)
+        torch.testing.assert_close(z, torch.from_numpy(latents()), rtol=1e-4, atol=1e-4)
+    else:
+        torch.testing.assert_close(x, z * 0.18215 if name == "vae-sd" else z)
+    assert found.input_shape == SHAPE and found.autoencoder is None
