@@ -46,7 +46,7 @@ from data.latents import (
     signed,
 )
 from data.moments import Moments, joined, moments_of
-from data.sets import ImageFolder, check_path, check_same_everywhere, class_counts
+from data.sets import ImageFolder, check_same_everywhere, class_counts
 from data.skipping import check_readable
 from runtime import distributed, precision, progress
 from runtime.command_line import Parser, positive_int
@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.vae == "none":
         raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
     kinds.check_images(args.data_path, "an autoencoder")
-    check_path(args.data_path)
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     check_name(args.vae)

@@ -64,7 +64,10 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 def check_images(data_path: str, job: str) -> None:
     """
     Raises:
-        UsageError: a job that takes images is given something else.
+        UsageError: a job that takes images is given another kind of data.
+        DataError: the path does not exist, or holds no data.
     """
-    if (kind := of_data(data_path)) is not IMAGES:
+    kind = of_data(data_path)
+    kind.check_path(data_path)
+    if kind is not IMAGES:
         raise UsageError(f"{job} takes images; --data-path {data_path} holds {kind.THINGS}")

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from transport.timesteps import times_of_today
 
 # ---- names ---------------------------------------------------------------------------------------------------------
 
+IMAGE_MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S,XS}/{1,2,4,8,16,32}"
 # What --preset stands for, in training and in each mode of sampling; the defaults are the published setting.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {  # in time
@@ -253,9 +254,9 @@ def image_model_config(state: StateDict, source: str) -> ModelConfig:
     depth = depth_of(state)
     family = "ComboStoc" if "t_embedder.patchEmb.proj.weight" in state else "SiT"
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
-    known = ComboStoc_models | SiT_models
-    if (name := f"{family}-{size}/{patch}") not in known:
-        raise no_such_model(source, f"a {family} of depth {depth}, width {width} and patch {patch}", known)
+    if (name := f"{family}-{size}/{patch}") not in ComboStoc_models | SiT_models:
+        what = f"a {family} of depth {depth}, width {width} and patch {patch}"
+        raise no_such_model(source, what, IMAGE_MODEL_NAMES)
     return ModelConfig(name, math.isqrt(num_tokens) * patch, in_channels, num_labels - 1, out_channels > in_channels)
 
 
@@ -282,9 +283,9 @@ def depth_of(state: StateDict) -> int:
     return 1 + max((int(found[1]) for key in state if (found := re.match(r"blocks\.(\d+)\.", key))), default=-1)
 
 
-def no_such_model(source: str, what: str, known: Collection[str]) -> DataError:
+def no_such_model(source: str, what: str, known: str) -> DataError:
     """The error of a checkpoint whose sizes are those of no model."""
-    return DataError(f"checkpoint {source} holds {what}, which is none of {', '.join(known)}")
+    return DataError(f"checkpoint {source} holds {what}, which is none of {known}")
 
 
 def check_weights(model: SiT, state: StateDict, source: str) -> list[str]:

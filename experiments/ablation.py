@@ -38,7 +38,7 @@ import train as program
 from data.caches import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset
 from experiments.judge import Judge, judge_samples, unguided
-from experiments.judge_shapes import ShapeJudge, judge_shapes, make_shape_judge
+from experiments.judge_shapes import ShapeJudge, judge_shapes, open_shape_judge
 from experiments.measurements import (
     CURVES,
     Row,
@@ -329,7 +329,7 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
     """
     judge: Judge | ShapeJudge
     if kinds.of_data(args.data_path) is kinds.SHAPES:
-        judge = make_shape_judge(args.data_path)
+        judge = open_shape_judge(args.data_path)
     else:
         mirror = args.data_path != DIGITS and program.make_parser().parse_args(common_args(args)).flip
         judge = Judge(load_images(args), mirror=mirror)

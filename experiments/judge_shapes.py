@@ -8,12 +8,17 @@ from sampling.network import Network
 from shapes.control import layout_of
 from shapes.judging import OFTEN_COMPARED, OFTEN_POINTS, held_out
 from shapes.judging import ShapeJudge as ShapeJudge
-from shapes.sets import from_shapes, open_shapes
+from shapes.sets import ShapeSet, from_shapes, open_shapes
 
 
-def make_shape_judge(data_path: str) -> ShapeJudge:
+def open_shape_judge(data_path: str) -> ShapeJudge:
+    """The judge of the shapes of --data-path."""
+    return make_shape_judge(open_shapes(data_path))
+
+
+def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
     """Samples are compared with what is held out."""
-    return ShapeJudge(*held_out(open_shapes(data_path)), points=OFTEN_POINTS, compared=OFTEN_COMPARED)
+    return ShapeJudge(*held_out(shapes), points=OFTEN_POINTS, compared=OFTEN_COMPARED)
 
 
 def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:

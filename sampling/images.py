@@ -28,11 +28,11 @@ from sampling.image_control import load_control as load_control
 from sampling.kind import Output
 from sampling.monitor import Monitor
 from sampling.network import Network
-from train_utils import ModelConfig, image_model_config
+from train_utils import IMAGE_MODEL_NAMES, ModelConfig, image_model_config
 
 THINGS = "images"
 MODELS: Mapping[str, Callable[..., SiT]] = ComboStoc_models | SiT_models
-MODEL_NAMES = "{ComboStoc,SiT}-{XL,L,B,S,XS}/{1,2,4,8,16,32}"
+MODEL_NAMES = IMAGE_MODEL_NAMES
 CFG_SCALE = 4.0
 WITHOUT_EFFECT: frozenset[str] = frozenset()
 KEPT: tuple[str, ...] = (KEY,)

@@ -99,5 +99,5 @@ def parts_config(state: StateDict, source: str) -> PartsConfig:
     depth = depth_of(state)
     size = next((s for s, (d, w, *_) in SIZES.items() if (d, w) == (depth, width)), None)
     if (name := f"Parts-{size}") not in Parts_models:
-        raise no_such_model(source, f"a Parts of depth {depth} and width {width}", Parts_models)
+        raise no_such_model(source, f"a Parts of depth {depth} and width {width}", ", ".join(Parts_models))
     return PartsConfig(name, 0, in_channels, num_labels - 1, learn_sigma=False)

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from runtime import checkpoint, distributed, files
+from sampling import monitor
 from tests.conftest import DIGITS_ARGS
 from tests.forked import start
-from training import experiment, monitor
+from training import experiment
 from training import step as training_step
 from transport import Transport
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import evaluate
-from evaluation import features, metrics
+from evaluation import features, metrics, report
 from evaluation.features import Extractor, Features
 from evaluation.image_sets import open_images
 from runtime.errors import DataError, run_program
@@ -129,7 +129,7 @@ def means(monkeypatch):
         pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)  # (N, 12)
         return Features(pooled, pooled[:, :5] ** 2, pooled / 50)
 
-    monkeypatch.setattr(evaluate, "load_extractor", lambda name, *_: Extractor(name, extract))
+    monkeypatch.setattr(report, "load_extractor", lambda name, *_: Extractor(name, extract))
     monkeypatch.setitem(features.DIMENSIONS, "inception", 12)
 
 
@@ -175,7 +175,7 @@ def test_two_files_of_statistics_need_no_network(extra, tmp_path, monkeypatch, c
     def fail(*_):
         raise DataError("weights of inception cannot be fetched")
 
-    monkeypatch.setattr(evaluate, "load_extractor", fail)
+    monkeypatch.setattr(report, "load_extractor", fail)
     monkeypatch.setitem(features.DIMENSIONS, "inception", 12)
     for name, mean in (("a", 0.0), ("b", 0.5)):
         np.savez(tmp_path / f"{name}.npz", mu=np.full(12, mean), sigma=np.eye(12, dtype=np.float32), **extra)

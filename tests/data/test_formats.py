@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from data.sets import ImageFolder, check_path
+import kinds
+from data.sets import ImageFolder
 from runtime.errors import DataError
 from shapes.sets import check_shapes
 from tests.data.test_listing import picture
+
+
+def check_path(path):
+    kinds.of_data(path).check_path(path)
 
 
 @pytest.mark.parametrize(

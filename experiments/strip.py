@@ -1,0 +1,84 @@
+"""Pictures of a study side by side: a row for each variant and number of steps, the same noise and classes in all.
+
+    python experiments/strip.py --study results/study-methods.csv --out results/study-methods-strip.png \\
+        --variants SiT UNSYNC_ALL --steps 500 1500                                 # after make study-methods
+
+The runs of the study must be there: the table says the learning rate that each variant was trained with.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import kinds
+from data.pictures import grid, save_image, to_uint8
+from experiments.judge import unguided
+from experiments.measurements import Row
+from experiments.tables import read_rows
+from runtime import distributed, precision
+from runtime.command_line import Parser, positive_int
+from runtime.errors import DataError, run_program
+from sampling.network import ImageNoise, draw, guided_by
+
+
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--study", type=Path, required=True, metavar="CSV", help="a table of ablation.py")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where its experiments are")
+    parser.add_argument("--variants", nargs="+", required=True, metavar="NAME", help="rows, from top to bottom")
+    parser.add_argument("--steps", type=positive_int, nargs="+", required=True, help="each variant at each of these")
+    parser.add_argument("--seed", type=int, default=0, help="of training")
+    parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="columns")
+    parser.add_argument("--zoom", type=positive_int, default=5, help="pixels of the strip for one of a picture")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, a .png")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    rows = read_rows(args.study, Row)
+    strip = [pictures(args, checkpoint_of(args, rows, v, step)) for step in args.steps for v in args.variants]
+    tiles = torch.cat(strip).repeat_interleave(args.zoom, -2).repeat_interleave(args.zoom, -1)
+    names = [f"{v}, {step:,} steps" for step in args.steps for v in args.variants]
+    width = len(args.classes)
+    save_image(
+        grid(to_uint8(tiles), [names[i // width] if i % width == 0 else "" for i in range(len(tiles))], width), args.out
+    )
+    print(f"{len(names)} rows of {width} pictures in {args.out}")
+
+
+def checkpoint_of(args: argparse.Namespace, rows: Sequence[Row], variant: str, step: int) -> Path:
+    """The kept checkpoint of a row of the table.
+
+    Raises:
+        DataError: the table or the folder has none.
+    """
+    for row in rows:
+        if (row.variant, row.seed, row.step) == (variant, args.seed, step):
+            words = variant.replace(", ", "-").replace(" ", "-")
+            found = sorted(
+                args.results_dir.glob(f"*-study-{words}-{row.seed}*-{row.training}/checkpoints/{step:07d}.*")
+            )
+            if found:
+                return found[0]
+    raise DataError(f"{args.study} and {args.results_dir} have no {variant} of seed {args.seed} at step {step}")
+
+
+def pictures(args: argparse.Namespace, checkpoint: Path) -> torch.Tensor:
+    """Samples of the classes by the Euler SDE, without guidance: (K, C, H, W) in [-1, 1]."""
+    settings = unguided("SDE", "--num-sampling-steps", "60", "--ckpt", str(checkpoint))
+    precision.setup(settings.precision)
+    device = distributed.single().device
+    network = kinds.load_network(settings, device, default_vae="ema")
+    noise = ImageNoise(0, range(len(args.classes)))
+    y = torch.tensor(args.classes, device=device)
+    return draw(settings, network, noise, y, guided_by(settings, network))[0].cpu()
+
+
+if __name__ == "__main__":
+    run_program(main)
