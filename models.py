@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -262,6 +262,17 @@ class FinalLayer(nn.Module):
 # --------------------------------------------------------------------------------------------------------------------
 
 
+GuidedChannels = int | None | Literal["usual"]  # first channels to guide; None for all
+
+
+def guided_channels(cfg_channels: GuidedChannels, in_channels: int) -> int:
+    """How many channels guidance works on. "usual" is all, but 3 of 4: a slip of the original DiT, in latents of four
+    channels, that published numbers depend on."""
+    if cfg_channels == "usual":
+        cfg_channels = 3 if in_channels == 4 else None
+    return in_channels if cfg_channels is None else min(cfg_channels, in_channels)
+
+
 class SiT(nn.Module):
     """Scalable Interpolant Transformer: one timestep per sample.
 
@@ -400,7 +411,7 @@ class SiT(nn.Module):
         t: Tensor,
         y: Tensor,
         cfg_scale: float | Tensor,
-        cfg_channels: int | None = 3,
+        cfg_channels: GuidedChannels = "usual",
         *,
         log_variance: bool = False,
     ) -> Tensor:
@@ -410,16 +421,18 @@ class SiT(nn.Module):
             x: (2N, C, H, W), of which the first N samples are used.
             t: timesteps of the 2N samples.
             y: (2N,) labels, the second N being the null class.
-            cfg_scale: 1 is no guidance. A tensor that broadcasts to the guided channels of N samples is for each entry.
-            cfg_channels: number of first channels to guide. The default 3 of a latent's 4 is a slip of the original
-                DiT that published numbers depend on; None guides all.
+            cfg_scale: 1 is no guidance. A tensor that broadcasts to the N samples, or to their guided channels, is for
+                each entry.
+            cfg_channels: see `guided_channels`.
             log_variance: see `forward`; it is not guided.
         """
         half = x[: x.shape[0] // 2]
         settings = {"log_variance": True} if log_variance else {}  # a subclass need not know of it
         output = self.forward(torch.cat([half, half]), t, y, **settings)
-        channels = self.in_channels if cfg_channels is None else min(cfg_channels, self.in_channels)
+        channels = guided_channels(cfg_channels, self.in_channels)
         guided, rest = output[:, :channels], output[:, channels:]
+        if isinstance(cfg_scale, Tensor) and cfg_scale.ndim == x.ndim and cfg_scale.shape[1] > channels:
+            cfg_scale = cfg_scale[:, :channels]
         cond, uncond = guided.chunk(2)
         guided = uncond + cfg_scale * (cond - uncond)
         return torch.cat([torch.cat([guided, guided]), rest], dim=1)

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.cfg_scale == 0 and classes:
         raise UsageError(f"--cfg-scale 0 samples without a class, --class-labels {classes[0]} of one: give one of them")
     without_class = not classes and (args.cfg_scale == 0 or args.class_labels or args.reference)
-    if without_class and args.cfg_scale not in (None, 0, 1):
+    if without_class and args.cfg_scale not in (None, 0, 1) and not args.guide_ckpt:
         raise UsageError(f"--cfg-scale {args.cfg_scale:g} guides towards a class: give --class-labels of classes")
     if args.glb is not None and not args.glb.parent.is_dir():
         raise UsageError(f"--glb {args.glb}: folder {args.glb.parent} does not exist")

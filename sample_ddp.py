@@ -236,9 +236,12 @@ def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]
         "device",
         "max_evaluations",
     }
-    ignored |= {"likelihood", "reverse", "loss_weight", "train_eps"}
+    ignored |= {"likelihood", "reverse", "loss_weight", "train_eps", "guide_ckpt"}
     settings = {k: v for k, v in sorted(vars(args).items()) if k not in ignored}
-    return settings | {"checkpoint_sha256": sha256(*checkpoint.files(network.path))}
+    settings |= {"checkpoint_sha256": sha256(*checkpoint.files(network.path))}
+    if args.guide_ckpt and network.guide_path is not None:
+        settings |= {"guide_sha256": sha256(*checkpoint.files(network.guide_path))}
+    return settings
 
 
 def make_folder(args: argparse.Namespace, network: Network) -> Path:

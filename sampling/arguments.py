@@ -56,8 +56,13 @@ def sampling_parser(
         group.add_argument(
             "--cfg-channels",
             choices=["3", "all"],
-            default="3",
-            help="guide the first 3 channels, as published numbers do, or all",
+            help="guide the first 3 channels, or all; default: 3 of four, as published numbers do, else all",
+        )
+        group.add_argument(
+            "--guide-ckpt",
+            metavar="FILE",
+            help="guide away from the model of this checkpoint, smaller or trained for less and of the same inputs "
+            "(autoguidance), in place of the model without a class",
         )
         group.add_argument(
             "--guidance-interval",
@@ -124,10 +129,12 @@ def ignore_what_has_no_effect(
     Returns:
         A line for each reason that concerns arguments that were typed.
     """
-    method, defaults = args.sampling_method, parser.parse_args([args.mode])
+    method = args.sampling_method
+    defaults = parser.parse_args([args.mode, "--cfg-channels", "3"])  # as records say it where it has no effect
     rules: list[Rule] = [
         (True, "in sampling, only in training", ("loss_weight", "train_eps")),
-        (args.cfg_scale in (0, 1), "without guidance", ("cfg_channels", "guidance_interval")),
+        (args.cfg_scale in (0, 1), "without guidance", ("cfg_channels", "guidance_interval", "guide_ckpt")),
+        (args.guide_ckpt is not None, "on --guide-ckpt, which guides all channels", ("cfg_channels",)),
         *of_kind,
         (args.cfg_scale == 0, "without a class", ("balanced_labels",)),
         (args.likelihood, "on --likelihood", ("num_fid_samples", "sample_dir", "balanced_labels", "out")),

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from data.images import load_image, read_image, square
 from data.pictures import grid, to_uint8, to_uint8_later
+from models import ComboStoc
 from runtime.errors import DataError, UsageError
 from sampling.arguments import Box, Preserve
 from sampling.network import Network
@@ -198,7 +199,14 @@ def load_control(args: argparse.Namespace, network: Network) -> ImageControl:
     """
     maps = pixel_maps(args.preserve, args.reference, network.image_size)
     images = load_references(args.reference, network)
-    return make_control(images, maps, args.preserve_channels, network, args.preserve_pixels)
+    control = make_control(images, maps, args.preserve_channels, network, args.preserve_pixels)
+    varies = preservation_map(control.keep, control.keep).shape[1:] != (1, 1, 1)
+    if varies and network.guide is not None and not isinstance(network.guide, ComboStoc):
+        raise UsageError(
+            f"--guide-ckpt {args.guide_ckpt} is a SiT model, which has one time for all of a picture: maps, regions "
+            "and channels need a ComboStoc model"
+        )
+    return control
 
 
 def map_picture(m: Tensor, size: int) -> np.ndarray:

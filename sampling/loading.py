@@ -3,11 +3,14 @@
 import argparse
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import download
+from models import SiT
 from runtime import checkpoint, precision
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
@@ -16,6 +19,7 @@ from sampling.kind import Kind
 from sampling.network import Network
 from train_utils import ModelConfig, build_transport, load_weights, method_settings, trained_with
 from transport.names import BLENDS, PATHS, PREDICTIONS, ComboStocType
+from transport.solvers import AHEAD_METHODS
 from transport.timesteps import DRAWS, parse_times
 
 
@@ -65,16 +69,20 @@ def load_network(
     args.time_shift = trained.get("time_shift", 1.0) if args.time_shift is None else args.time_shift
     args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
+    if "cfg_channels" in args:  # the page takes no such argument, nor a guide
+        args.cfg_channels = args.cfg_channels or ("3" if config.in_channels <= 4 else "all")  # of up to 3 that is all
+
     output = kind.load_output(args, config, content, default_vae, device, name)
     trained.setdefault("combostoc_type", kind.usual_method(config.name, None)["combostoc_type"])
-    model = config.build()
-    notes = checkpoint.origin(content, name) + load_weights(model, state, name)
-    if args.precision == "bf16":
-        model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
-    if args.compile:
-        model.compile_blocks()
+    model, notes = ready(args, config, content, state, device, name)
+    guide: SiT | None = None
+    guide_path: Path | None = None
+    if "guide_ckpt" in args and args.guide_ckpt and args.cfg_scale not in (0, 1):
+        guide_path = download.locate(args.guide_ckpt)
+        guide, said = load_guide(args, Trained(kind, config, content, name), guide_path, device, kind_of)
+        notes += said
     return Network(
-        model=model.to(device).eval().requires_grad_(False),
+        model=model,
         config=config,
         autoencoder=output.space,
         input_shape=output.input_shape,
@@ -84,7 +92,84 @@ def load_network(
         path=path,
         step=checkpoint.step(content),
         notes=notes,
+        guide=guide,
+        guide_path=guide_path,
     )
+
+
+def ready(
+    args: argparse.Namespace,
+    config: ModelConfig,
+    content: dict[str, Any],
+    state: StateDict,
+    device: torch.device,
+    source: str,
+) -> tuple[SiT, list[str]]:
+    """The model of a checkpoint in inference mode, and what there is to say of its weights."""
+    model = config.build()
+    notes = checkpoint.origin(content, source) + load_weights(model, state, source)
+    if args.precision == "bf16":
+        model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
+    if args.compile:
+        model.compile_blocks()
+    return model.to(device).eval().requires_grad_(False), notes
+
+
+@dataclass
+class Trained:
+    """A checkpoint that has been read."""
+
+    kind: Kind
+    config: ModelConfig
+    content: dict[str, Any]
+    source: str
+
+
+def load_guide(
+    args: argparse.Namespace, good: Trained, path: Path, device: torch.device, kind_of: Callable[[StateDict], Kind]
+) -> tuple[SiT, list[str]]:
+    """The model of --guide-ckpt, and what there is to say of its weights.
+
+    Args:
+        good: the checkpoint that is guided.
+
+    Raises:
+        UsageError: it predicts something else, of other inputs, or of other classes.
+        DataError: it cannot be loaded.
+    """
+    name = args.guide_ckpt
+    content = checkpoint.load(path)
+    state = checkpoint.weights(content, name)
+    kind = kind_of(state)
+    config = kind.model_config(state, name)
+    trained = trained_with(content)
+    check_trained({k: v for k, v in trained.items() if v is not None}, content.get("class_names"), config, name)
+    if kind is not good.kind or inputs(config) != inputs(good.config):
+        raise UsageError(
+            f"--guide-ckpt {name} holds {config}, checkpoint {good.source} {good.config}: both must have the same "
+            "inputs and classes"
+        )
+    for what in ("path_type", "prediction"):
+        if (value := trained.get(what) or getattr(args, what)) != getattr(args, what):
+            raise UsageError(
+                f"--guide-ckpt {name} was trained with {what} {value}, checkpoint {good.source} with "
+                f"{getattr(args, what)}: both must have the same"
+            )
+    for what in ("class_names", *kind.KEPT):
+        theirs, ours = content.get(what), good.content.get(what)
+        if theirs != ours and (what != "class_names" or (theirs and ours)):
+            raise UsageError(f"--guide-ckpt {name} has another {what} than checkpoint {good.source}")
+    if args.sampling_method in AHEAD_METHODS and config.name.startswith("SiT"):
+        raise UsageError(
+            f"--guide-ckpt {name} is {config.name}, which has one time for all of a picture; {args.sampling_method} "
+            "needs a ComboStoc model"
+        )
+    return ready(args, config, content, state, device, name)
+
+
+def inputs(config: ModelConfig) -> tuple[int, int, int]:
+    """What models that guide one another must have in common."""
+    return config.in_channels, config.input_size, config.num_classes
 
 
 def check_trained(trained: dict[str, Any], class_names: list[str] | None, config: ModelConfig, source: str) -> None:

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from data.autoencoder import Autoencoder
 from data.feed import Space
-from models import SiT
+from models import GuidedChannels, SiT
 from runtime import precision
 from runtime.distributed import seed_for
 from runtime.errors import UsageError
+from sampling import guidance
 from train_utils import ModelConfig, build_graded_sampler, build_sampler
 from transport import Transport
 from transport.solvers import ODE_SOLVERS, SDE_SOLVERS
@@ -43,6 +44,8 @@ class Network:
     path: Path
     step: int
     notes: list[str]  # on what the checkpoint holds, to be said
+    guide: SiT | None = None  # a poorer model, for autoguidance
+    guide_path: Path | None = None
 
     @property
     def images(self) -> Autoencoder:
@@ -73,41 +76,19 @@ class Network:
 def guided(
     model: SiT,
     cfg_scale: float,
-    cfg_channels: int | None = 3,
+    cfg_channels: GuidedChannels = "usual",
     interval: tuple[float, float] = (0.0, 1.0),
     precision_name: str = "fp32",
+    guide: SiT | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The model under classifier-free guidance as a function of a plain batch (x, t, y), and of log_variance, see
-    `SiT.forward`.
+    """The model under guidance, see `guidance.guided`, in one of `runtime.precision.PRECISIONS`."""
+    field = guidance.guided(model, cfg_scale, cfg_channels, interval, guide)
 
-    Args:
-        cfg_scale: 1 is no guidance, 0 the null class in place of y.
-        cfg_channels: see `SiT.forward_with_cfg`.
-        interval: guide where t is in it (arXiv 2404.07724); when it is nowhere, the unconditional half is not computed.
-            Entries with times of their own are guided by these; a t of shape (N,) is one time.
-        precision_name: one of `runtime.precision.PRECISIONS`.
-    """
-    low, high = interval
-    always = low <= 0 and high >= 1
-
-    def field(x: Tensor, t: Tensor, y: Tensor, **kwargs: bool) -> Tensor:
+    def computed(x: Tensor, t: Tensor, y: Tensor, **kwargs: bool) -> Tensor:
         with precision.autocast(precision_name, x.device):
-            if cfg_scale == 1:
-                return model(x, t, y, **kwargs)
-            if cfg_scale == 0:
-                return model(x, t, torch.full_like(y, model.num_classes), **kwargs)
-            scale: float | Tensor = cfg_scale
-            if not always:
-                inside = (low <= t) & (t <= high)
-                if not inside.any():
-                    return model(x, t, y, **kwargs)
-                if t.ndim > 1:  # each entry by its own time
-                    scale = torch.where(inside, cfg_scale, 1.0)[:, :cfg_channels]
-            labels = torch.cat([y, torch.full_like(y, model.num_classes)])
-            x, t = torch.cat([x, x]), torch.cat([t, t])
-            return model.forward_with_cfg(x, t, labels, scale, cfg_channels, **kwargs)[: len(y)]
+            return field(x, t, y, **kwargs)
 
-    return field
+    return computed
 
 
 class ImageNoise:
@@ -141,8 +122,9 @@ class ImageNoise:
 
 def guided_by(args: argparse.Namespace, network: Network) -> Callable[..., Tensor]:
     """The model under guidance and in the precision of a sampling program's arguments."""
-    channels = None if args.cfg_channels == "all" else int(args.cfg_channels)
-    return guided(network.model, args.cfg_scale, channels, tuple(args.guidance_interval), args.precision)
+    choices: dict[str | None, GuidedChannels] = {"3": 3, "all": None, None: "usual"}
+    channels, interval = choices[args.cfg_channels], tuple(args.guidance_interval)
+    return guided(network.model, args.cfg_scale, channels, interval, args.precision, vars(network).get("guide"))
 
 
 def draw(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models import SIZES, ComboStoc
+from models import SIZES, ComboStoc, GuidedChannels
 from runtime.state_dicts import StateDict
 from train_utils import ModelConfig, depth_of, no_such_model, weight_shape
 
@@ -50,7 +50,7 @@ class Parts(ComboStoc):
         return self.t_embedder(as_map(t), x.dtype)
 
     def forward_with_cfg(
-        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: int | None = None, **_: Any
+        self, x: Tensor, t: Tensor, y: Tensor, cfg_scale: float | Tensor, cfg_channels: GuidedChannels = None, **_: Any
     ) -> Tensor:
         """Classifier-free guidance: uncond + cfg_scale (cond - uncond), of all numbers.
 
