@@ -1,8 +1,9 @@
-"""Write the averaged weights of a checkpoint to a file of their own, a quarter of the size.
+"""Write the averaged weights of a checkpoint to a file of their own, a quarter of the size, or as a diffusers pipeline.
 
     python export.py results/ComboStoc-XL-2-run/ckpt.pt --out weights.safetensors     # knows how it was trained
     python export.py results/ComboStoc-XL-2-run/ckpt.pt --out weights.pt              # a plain state dict
     python export.py SiT-XL-2-256.pt --out sit.safetensors                            # a published one
+    python export.py results/ComboStoc-XL-2-run/ckpt.pt --diffusers pipeline          # opens without this code
 
 CKPT is whatever sample.py takes: a checkpoint of train.py or of the official SiT or ComboStoc code, weights alone, a
 published name, or hf://owner/repo/file. Both kinds of file are read by sample.py; the official programs read the .pt.
@@ -23,20 +24,54 @@ import torch
 
 import download
 import kinds
+from exporting import folder
 from runtime import checkpoint
 from runtime.command_line import Parser
+from sampling.arguments import pictures_parser
 from train_utils import check_weights
 
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("ckpt", metavar="CKPT", help="what to export")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors or .pt")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .pt")
+    target.add_argument("--diffusers", type=Path, metavar="FOLDER", help="a pipeline of diffusers, of images alone")
+    parser.add_argument("--vae", help="with --diffusers, the autoencoder that goes into it; see sample.py")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="with --diffusers, upload it there")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args: argparse.Namespace = make_parser().parse_args(argv)
+    if args.diffusers is not None:
+        return write_pipeline(args)
+    for name in ("vae", "push_to_hub"):
+        if getattr(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)} is for --diffusers FOLDER")
+    write_weights(args)
+
+
+def write_pipeline(args: argparse.Namespace) -> None:
+    """Write a pipeline of diffusers."""
+    folder.check_folder(args.diffusers)
+    if args.push_to_hub:
+        folder.check_token(args.push_to_hub)
+    vae = ["--vae", args.vae] if args.vae else []
+    parsed = pictures_parser(None).parse_args(["ODE", "--ckpt", args.ckpt, *vae])
+    network = kinds.load_network(parsed, torch.device("cpu"), default_vae="mse")
+    if (kind := kinds.of_model(network.config.name)) is not kinds.IMAGES:
+        raise UsageError(f"--diffusers is for images; {args.ckpt} holds a model of {kind.THINGS}")
+    for line in network.notes:
+        print(f"export.py: {line}", file=sys.stderr)
+    folder.write(network, checkpoint.training_args(checkpoint.load(network.path)), args.diffusers)
+    print(f"{network.config} as a pipeline of diffusers in {args.diffusers}")
+    if args.push_to_hub:
+        print(f"uploaded to {folder.push(args.diffusers, args.push_to_hub)}")
+
+
+def write_weights(args: argparse.Namespace) -> None:
+    """Write the weights to one file."""
     if args.out.suffix not in (".safetensors", ".pt"):
         raise UsageError(f"--out {args.out} must end in .safetensors or .pt")
     if not args.out.parent.is_dir():

@@ -4,14 +4,17 @@ Pixels are float tensors (N, 3, H, W) in [-1, 1]; latents are what the transform
 """
 
 import hashlib
+import importlib
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.images import MAX_PIXELS
-from data.tokenizers import KINDS, Factor, Layout, class_named
+from data.tokenizers import KINDS, Factor, Layout
 from runtime import precision
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import other_than_weights
@@ -145,6 +148,21 @@ class LatentSpace:
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy())
         return digest.hexdigest()
+
+
+def class_named(name: str) -> Any:
+    """A class of `KINDS` in diffusers.
+
+    Raises:
+        DataError: the one that is installed lacks it, or what it needs.
+    """
+    models = importlib.import_module("diffusers.models")
+    if not hasattr(models, name):
+        version = importlib.import_module("diffusers").__version__
+        raise DataError(f"diffusers {version} has no {name}: install a later one")
+    if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
+        raise DataError(f"{name} needs the package transformers, which is not installed")
+    return getattr(models, name)
 
 
 def broadcast(factor: Factor, latents: Tensor) -> float | Tensor:

@@ -3,16 +3,12 @@
 Pictures are (N, 3, H, W) in [-1, 1]. Latents are the autoencoder's own here, before scale and shift.
 """
 
-import importlib
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
-
-from runtime.errors import DataError
 
 Factor = float | list[float]  # for all channels, or for each one
 
@@ -178,18 +174,3 @@ KINDS = {
     "AutoencoderTiny": Kind(plain, decoded, by_blocks("encoder_block_out_channels"), has_posterior=False),
     "VQModel": Kind(plain, decoded, quantised_layout, has_posterior=False),
 }
-
-
-def class_named(name: str) -> Any:
-    """A class of `KINDS` in diffusers.
-
-    Raises:
-        DataError: the one that is installed lacks it, or what it needs.
-    """
-    models = importlib.import_module("diffusers.models")
-    if not hasattr(models, name):
-        version = importlib.import_module("diffusers").__version__
-        raise DataError(f"diffusers {version} has no {name}: install a later one")
-    if name == "AutoencoderRAE" and importlib.util.find_spec("transformers") is None:
-        raise DataError(f"{name} needs the package transformers, which is not installed")
-    return getattr(models, name)

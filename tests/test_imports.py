@@ -22,6 +22,7 @@ ORDER = (
     ("training",),
     ("kinds",),
     ("shapes",),
+    ("exporting",),
     ("sampling",),
     ("evaluation",),
     ("data",),
