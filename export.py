@@ -8,6 +8,9 @@
 CKPT is whatever sample.py takes: a checkpoint of train.py or of the official SiT or ComboStoc code, weights alone, a
 published name, or hf://owner/repo/file. Both kinds of file are read by sample.py; the official programs read the .pt.
 A model of shapes needs .safetensors, which keeps what its numbers mean.
+
+A pipeline is a folder of weights, autoencoder and code for `DiffusionPipeline.from_pretrained(FOLDER,
+custom_pipeline=FOLDER, trust_remote_code=True)`, which needs diffusers and torch alone.
 """
 
 from runtime.errors import DataError, UsageError, begin, run_program
@@ -57,14 +60,15 @@ def write_pipeline(args: argparse.Namespace) -> None:
     folder.check_folder(args.diffusers)
     if args.push_to_hub:
         folder.check_token(args.push_to_hub)
+    content = checkpoint.load(download.locate(args.ckpt))
+    if (kind := kinds.of_state(checkpoint.weights(content, args.ckpt))) is not kinds.IMAGES:
+        raise UsageError(f"--diffusers is for images; {args.ckpt} holds a model of {kind.THINGS}")
     vae = ["--vae", args.vae] if args.vae else []
     parsed = pictures_parser(None).parse_args(["ODE", "--ckpt", args.ckpt, *vae])
     network = kinds.load_network(parsed, torch.device("cpu"), default_vae="mse")
-    if (kind := kinds.of_model(network.config.name)) is not kinds.IMAGES:
-        raise UsageError(f"--diffusers is for images; {args.ckpt} holds a model of {kind.THINGS}")
     for line in network.notes:
         print(f"export.py: {line}", file=sys.stderr)
-    folder.write(network, checkpoint.training_args(checkpoint.load(network.path)), args.diffusers)
+    folder.write(network, checkpoint.training_args(content), args.diffusers)
     print(f"{network.config} as a pipeline of diffusers in {args.diffusers}")
     if args.push_to_hub:
         print(f"uploaded to {folder.push(args.diffusers, args.push_to_hub)}")

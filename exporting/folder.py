@@ -109,7 +109,8 @@ def card(network: Network, trained: dict[str, Any]) -> str:
     told = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in sorted(trained.items())}
     rows = "\n".join(f"| {name} | {value} |" for name, value in told.items() if value not in (None, ""))
     settings = f"| setting | value |\n| --- | --- |\n{rows}" if rows else "The checkpoint does not say."
-    label = repr((network.class_names or ["0"])[0]) if network.class_names else "0"
+    label = repr(network.class_names[0]) if network.class_names else "0"
+    steps = f", trained for {network.step:,} steps" if network.step else ""
     return f"""---
 library_name: diffusers
 tags:
@@ -119,7 +120,7 @@ tags:
 
 # {network.config.name}
 
-{network.config}, pictures of {network.image_size} x {network.image_size} pixels, trained for {network.step:,} steps.
+{network.config}, pictures of {network.image_size} x {network.image_size} pixels{steps}.
 
 ```python
 from diffusers import DiffusionPipeline

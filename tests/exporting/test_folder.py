@@ -27,6 +27,7 @@ from runtime.errors import DataError, UsageError
 from sampling.arguments import pictures_parser
 from sampling.image_control import make_control
 from sampling.network import ImageNoise, guided_by
+from shapes.network import Parts_models
 from tests.tokenizers import SIZE, SMALL, without_transformers
 from tests.tokenizers import save as save_autoencoder
 from train_utils import build_graded_sampler, build_sampler
@@ -206,7 +207,11 @@ def test_mistakes_end_in_one_line_and_leave_nothing(tmp_path, monkeypatch):
     ):
         with pytest.raises(kind, match=says):
             export.main([str(ckpt), *map(str, flags)])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.pt", "mine"]
+    parts = {"ema": Parts_models["Parts-XS"](in_channels=15, num_classes=6).state_dict(), "layout": {"num_parts": 8}}
+    torch.save(parts, tmp_path / "parts.pt")
+    with pytest.raises(UsageError, match=r"--diffusers is for images; .*parts\.pt holds a model of shapes"):
+        export.main([str(tmp_path / "parts.pt"), "--diffusers", str(tmp_path / "new")])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.pt", "mine", "parts.pt"]
 
 
 def test_an_upload_and_a_second_export_to_the_same_folder(tmp_path, monkeypatch, capsys):
