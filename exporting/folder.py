@@ -79,7 +79,7 @@ def index_of(network: Network, transformer: str) -> dict[str, Any]:
     """What the pipeline is made of and with."""
     import diffusers
 
-    transport, space = network.transport, network.autoencoder
+    transport, space = network.transport, network.images
     path = {"LINEAR": "Linear"}.get(transport.path_type.name, transport.path_type.name)
     prediction = transport.model_type.name.lower()
     eps = transport.train_eps, transport.sample_eps
@@ -87,20 +87,17 @@ def index_of(network: Network, transformer: str) -> dict[str, Any]:
         method: transport.check_interval(*eps, eval=True, evaluates_end=method == "heun" and prediction != "data")
         for method in ("heun", "euler")
     }
-    latents, vae = {"scale": 1.0, "shift": 0.0}, (None, None)
-    if isinstance(space, LatentSpace):
-        latents, vae = {"scale": space.scale, "shift": space.shift}, ("diffusers", space.class_name)
     return {
         "_class_name": ["pipeline", "ComboStocPipeline"],
         "_diffusers_version": diffusers.__version__,
         "transformer": [TRANSFORMER, transformer],
-        "vae": vae,
+        "vae": ("diffusers", space.class_name) if isinstance(space, LatentSpace) else (None, None),
         "id2label": {str(k): name for k, name in enumerate(network.class_names or [])} or None,
         "path_type": path,
         "prediction": prediction,
         "time_shift": shift_for(transport.time_shift, network.input_shape),
         "times": times,
-        "latents": latents,
+        "latents": {"scale": space.scale, "shift": space.shift} if isinstance(space, LatentSpace) else None,
     }
 
 

@@ -118,8 +118,9 @@ class ComboStocPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale {guidance_scale:g} is less than 1, which is no guidance")
         if (image is None) != (mask is None):
             raise ValueError("graded control takes image and mask, what to keep and how much of it: give both or none")
-        several = isinstance(class_labels, list | tuple | Tensor)
-        chosen = [self.class_number(k) for k in (class_labels if several else [class_labels])]
+        one = class_labels is None or isinstance(class_labels, int | str)
+        labels: Sequence[Any] = [class_labels] if one else class_labels  # type: ignore[assignment]
+        chosen = [self.class_number(k) for k in labels]
         y = torch.tensor(chosen, device=self._execution_device).repeat_interleave(num_images_per_label)
         config = self.transformer.config
         shape = (len(y), config.in_channels, config.input_size, config.input_size)
@@ -170,8 +171,8 @@ class ComboStocPipeline(DiffusionPipeline):
                 x = x + step * slope
                 if callback_on_step_end is not None:
                     known = {"latents": x}
-                    given = {name: known[name] for name in callback_on_step_end_tensor_inputs}
-                    x = (callback_on_step_end(self, i, end, given) or {}).get("latents", x)
+                    told = {name: known[name] for name in callback_on_step_end_tensor_inputs}
+                    x = (callback_on_step_end(self, i, end, told) or {}).get("latents", x)
                 bar.update()
         x = course.end(x)
         if output_type == "latent":

@@ -35,6 +35,13 @@ from train_utils import build_graded_sampler, build_sampler
 NAMES = [f"class {k}" for k in range(10)]
 
 
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path, monkeypatch):
+    """Let diffusers copy the code to a folder of the test's, not of the user's."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 def checkpoint_of(path: Path, name="ComboStoc-XS/4", channels=3, size=8, **content) -> Path:
     torch.manual_seed(len(name))
     model = (SiT_models | ComboStoc_models)[name](input_size=size, in_channels=channels, num_classes=10)
@@ -124,6 +131,8 @@ def test_what_a_user_of_diffusers_expects(tmp_path):
     again = [pipe(1, 2, generator=torch.Generator().manual_seed(k)).images[0] for k in (0, 0, 1)]
     assert again[0].size == (8, 8) and again[0] == again[1] != again[2]
     assert pipe(["class 1", 2], 2, output_type="np", num_images_per_label=3, return_dict=False)[0].shape == (6, 8, 8, 3)
+    unnamed = opened(exported(checkpoint_of(tmp_path / "unnamed.pt", class_names=None)))
+    assert unnamed(1, 1, output_type="pt").images.shape == (1, 3, 8, 8) and not unnamed.labels
     seen = []
 
     def callback(pipe, step, t, given):
