@@ -118,8 +118,7 @@ class ComboStocPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale {guidance_scale:g} is less than 1, which is no guidance")
         if (image is None) != (mask is None):
             raise ValueError("graded control takes image and mask, what to keep and how much of it: give both or none")
-        one = class_labels is None or isinstance(class_labels, int | str)
-        labels: Sequence[Any] = [class_labels] if one else class_labels  # type: ignore[assignment]
+        labels: Any = [class_labels] if np.ndim(class_labels) == 0 else class_labels  # type: ignore[arg-type]
         chosen = [self.class_number(k) for k in labels]
         y = torch.tensor(chosen, device=self._execution_device).repeat_interleave(num_images_per_label)
         config = self.transformer.config
@@ -195,7 +194,7 @@ class ComboStocPipeline(DiffusionPipeline):
             near = difflib.get_close_matches(label, self.labels, n=3) or list(self.labels)[:3]
             raise ValueError(f"no class {label!r}; the model has {count}" + f", such as {', '.join(near)}" * bool(near))
         number = self.labels[label] if isinstance(label, str) else int(label)
-        if not 0 <= number <= count:
+        if not 0 <= number < count:
             raise ValueError(f"class label {number} is out of range: the model has 0 to {count - 1}, and None")
         return number
 

@@ -152,7 +152,8 @@ def test_what_a_user_of_diffusers_expects(tmp_path):
     assert "| lr | 0.1 |" in card and "trained for 7 steps" in card and "/home" not in card and "| digits |" in card
     for asked, says in (
         ({"class_labels": "class x"}, "no class 'class x'; the model has 10, such as class"),
-        ({"class_labels": 11}, "class label 11 is out of range"),
+        ({"class_labels": np.int64(10)}, "class label 10 is out of range"),
+        ({"class_labels": torch.tensor([1, -1])}, "class label -1 is out of range"),
         ({"method": "dopri5"}, "choose from heun, euler"),
         ({"mask": 0.5}, "give both or none"),
         ({"latents": z[:, :1]}, "1 pictures need"),
