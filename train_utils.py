@@ -353,7 +353,7 @@ def build_transport(args: argparse.Namespace, **method: Any) -> Transport:
     """The transport of the transport group's arguments, and of `method_settings`."""
     names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
     settings = {name: getattr(args, name) for name in names}
-    settings |= {name: getattr(args, name) for name in ("time_shift", "loss_clamp") if name in args}
+    settings |= {name: getattr(args, name) for name in ("time_shift", "loss_clamp") if hasattr(args, name)}
     try:
         return create_transport(**settings, **method)
     except ValueError as error:

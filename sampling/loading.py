@@ -69,7 +69,7 @@ def load_network(
     args.time_shift = trained.get("time_shift", 1.0) if args.time_shift is None else args.time_shift
     args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
-    if "cfg_channels" in args:  # the page takes no such argument, nor a guide
+    if "cfg_channels" in vars(args):  # the page takes no such argument, nor a guide
         args.cfg_channels = args.cfg_channels or ("3" if config.in_channels <= 4 else "all")  # of up to 3 that is all
 
     output = kind.load_output(args, config, content, default_vae, device, name)
@@ -77,7 +77,7 @@ def load_network(
     model, notes = ready(args, config, content, state, device, name)
     guide: SiT | None = None
     guide_path: Path | None = None
-    if "guide_ckpt" in args and args.guide_ckpt and args.cfg_scale not in (0, 1):
+    if vars(args).get("guide_ckpt") and args.cfg_scale not in (0, 1):
         guide_path = download.locate(args.guide_ckpt)
         guide, said = load_guide(args, Trained(kind, config, content, name), guide_path, device, kind_of)
         notes += said
