@@ -63,8 +63,8 @@ demo: export CUDA_VISIBLE_DEVICES =
 demo: export OMP_NUM_THREADS = 1
 demo: $(READY)
 	$(BIN)/torchrun --standalone --nproc_per_node=2 train.py --exp demo \
-	  --data-path digits $(TINY) --model ComboStoc-XS/2 --combostoc-type UNSYNC_ALL \
-	  --ema-decay 0.995 --max-steps 1200 --reckpt-every 300 --sample-every 400
+	  --data-path digits $(PIXELS) --model ComboStoc-XS/2 --combostoc-type UNSYNC_ALL --lr 4e-3 --warmup-steps 50 \
+	  --lr-decay 200 --ema-decay 0.99 --max-steps 600 --reckpt-every 300 --sample-every 200
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py ODE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2 --out $(DEMO)/ode.png
 	OMP_NUM_THREADS=2 $(BIN)/python sample.py SDE --ckpt $(DEMO)/ckpt.pt --cfg-scale 2 --out $(DEMO)/sde.png
 	$(BIN)/torchrun --standalone --nproc_per_node=2 sample_ddp.py ODE --ckpt $(DEMO)/ckpt.pt \
