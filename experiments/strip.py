@@ -22,7 +22,7 @@ from experiments.measurements import Row
 from experiments.tables import read_rows
 from runtime import distributed, precision
 from runtime.command_line import Parser, positive_int
-from runtime.errors import DataError, run_program
+from runtime.errors import DataError, UsageError, run_program
 from sampling.network import ImageNoise, draw, guided_by
 
 
@@ -31,6 +31,7 @@ def make_parser() -> Parser:
     parser.add_argument("--study", type=Path, required=True, metavar="CSV", help="a table of ablation.py")
     parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where its experiments are")
     parser.add_argument("--variants", nargs="+", required=True, metavar="NAME", help="rows, from top to bottom")
+    parser.add_argument("--names", nargs="+", metavar="WORDS", help="what is written under each of --variants")
     parser.add_argument("--steps", type=positive_int, nargs="+", required=True, help="each variant at each of these")
     parser.add_argument("--seed", type=int, default=0, help="of training")
     parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="columns")
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = read_rows(args.study, Row)
     strip = [pictures(args, checkpoint_of(args, rows, v, step)) for step in args.steps for v in args.variants]
     tiles = torch.cat(strip).repeat_interleave(args.zoom, -2).repeat_interleave(args.zoom, -1)
-    names = [f"{v}, {step:,} steps" for step in args.steps for v in args.variants]
+    called = args.names or args.variants
+    if len(called) != len(args.variants):
+        raise UsageError(f"{len(called)} --names for {len(args.variants)} --variants: give one for each")
+    names = [f"{name}, {step:,} steps" for step in args.steps for name in called]
     width = len(args.classes)
     save_image(
         grid(to_uint8(tiles), [names[i // width] if i % width == 0 else "" for i in range(len(tiles))], width), args.out
