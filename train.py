@@ -34,7 +34,7 @@ from data.order import BatchOrder
 from data.sets import check_same_everywhere, class_counts
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
-from train_utils import build_transport, method_settings, typed_arguments
+from train_utils import build_transport, read_method, typed_arguments
 from training import resume
 from training.arguments import check_arguments, make_parser, without_effect
 from training.bookkeeping import Bookkeeping
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines += resume.check_classes(dataset.class_names, args, start)
 
     # Transport, model, moving average, optimiser.
-    transport = build_transport(args, **method_settings(vars(args)), attributes=data.attributes)
+    transport = build_transport(read_method(vars(args)), data.attributes)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()

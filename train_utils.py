@@ -16,8 +16,8 @@ from runtime import checkpoint
 from runtime.command_line import count, finite, none_or_str, positive_float, positive_int, unit_float
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
-from transport import Sampler, Transport, create_transport
-from transport.names import BLENDS, DIFFUSION_FORMS, LAST_STEPS, PATHS, PREDICTIONS, WEIGHTS
+from transport import Attributes, Method, Sampler, Transport
+from transport.names import DIFFUSION_FORMS, LAST_STEPS, PATHS, PREDICTIONS, WEIGHTS
 from transport.sampler import SampleFn
 from transport.solvers import ODE_METHODS, SDE_METHODS
 from transport.timesteps import times_of_today
@@ -52,6 +52,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "SDE": {"sampling_method": "Euler", "num_sampling_steps": 64},
     },
 }
+
+DEFAULTS = Method().words()  # of a method's settings, by their names on the command line
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
@@ -107,19 +109,24 @@ def time_shift(value: str) -> float | str:
 
 def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool = False) -> None:
     """Add the transport group; path and prediction default to None where a checkpoint will tell them."""
-    path, prediction = (None, None) if from_checkpoint else ("Linear", "velocity")
+    defaults = {} if from_checkpoint else DEFAULTS
     source = "; default: read from the checkpoint" if from_checkpoint else ""
     unused = " (of training: no effect here)" if from_checkpoint else ""
     group = parser.add_argument_group("transport")
-    group.add_argument("--path-type", choices=PATHS, default=path, help="interpolant" + source)
-    group.add_argument("--prediction", choices=PREDICTIONS, default=prediction, help="what the model predicts" + source)
+    group.add_argument("--path-type", choices=PATHS, default=defaults.get("path_type"), help="interpolant" + source)
+    group.add_argument(
+        "--prediction",
+        choices=PREDICTIONS,
+        default=defaults.get("prediction"),
+        help="what the model predicts" + source,
+    )
     group.add_argument(
         "--loss-weight", type=none_or_str, choices=WEIGHTS, help="weight of all losses but the velocity's" + unused
     )
     group.add_argument(
         "--time-shift",
         type=time_shift,
-        default=None if from_checkpoint else 1.0,
+        default=defaults.get("time_shift"),
         metavar="A",
         help="move times t to t / (A - (A - 1) t)"
         + (", the points of fixed steps; " if from_checkpoint else ", in training and sampling; ")
@@ -130,7 +137,7 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
         group.add_argument(
             "--loss-clamp",
             type=unit_float,
-            default=0.0,
+            default=DEFAULTS["loss_clamp"],
             metavar="C",
             help="of --prediction data --loss-weight velocity: the weight is 1 / max(1 - t, C)^2; 0: without",
         )
@@ -337,25 +344,27 @@ def trained_with(content: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def method_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the method in `values`, by their names in `create_transport`; absent ones are the published."""
-    return {
-        "combostoc_type": values["combostoc_type"],
-        "times": values.get("times", "combostoc"),
-        "use_halfmixing": values.get("halfmixing", "on") == "on",
-        "use_blend": BLENDS[values.get("blend", "batch")],
-        "use_compensation": values.get("compensation", "on") == "on",
-        "difficulty": values.get("difficulty", 0.0),
-    }
+def read_method(values: Mapping[str, Any]) -> Method:
+    """The method of arguments by their names on the command line; what is absent or None is the default.
 
-
-def build_transport(args: argparse.Namespace, **method: Any) -> Transport:
-    """The transport of the transport group's arguments, and of `method_settings`."""
-    names = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
-    settings = {name: getattr(args, name) for name in names}
-    settings |= {name: getattr(args, name) for name in ("time_shift", "loss_clamp") if hasattr(args, name)}
+    Raises:
+        UsageError: a value that is not accepted, or does not fit the others; settings are named by their flags.
+    """
     try:
-        return create_transport(**settings, **method)
+        return Method.read(values)
+    except ValueError as error:
+        text = re.sub(rf"\b({'|'.join(DEFAULTS)})\b", lambda found: f"--{found[0].replace('_', '-')}", str(error))
+        raise UsageError(text) from None
+
+
+def build_transport(method: Method, attributes: Attributes | None = None) -> Transport:
+    """The transport of a method, for images, or for shapes whose parts have these attributes.
+
+    Raises:
+        UsageError: the method is not for them.
+    """
+    try:
+        return Transport.of(method, attributes)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

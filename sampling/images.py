@@ -29,6 +29,8 @@ from sampling.kind import Output
 from sampling.monitor import Monitor
 from sampling.network import Network
 from train_utils import IMAGE_MODEL_NAMES, ModelConfig, image_model_config
+from transport import Method
+from transport.timesteps import halfmixes
 
 THINGS = "images"
 MODELS: Mapping[str, Callable[..., SiT]] = ComboStoc_models | SiT_models
@@ -49,15 +51,11 @@ model_config, evaluator = image_model_config, Monitor
 # ---- models and the method -----------------------------------------------------------------------------------------
 
 
-def usual_method(model: str, times: str | None) -> dict[str, str]:
+def usual_method(model: str, times: str | None = None) -> Method:
     """The paper's setting; the published draw is half-mixed, all others are of the whole batch."""
-    times = times or "combostoc"
-    return {
-        "times": times,
-        "combostoc_type": "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL",
-        "halfmixing": "on" if times == "combostoc" else "off",
-        "prediction": "velocity",
-    }
+    drawn = times or Method.times
+    combostoc_type = "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL"
+    return Method(combostoc_type=combostoc_type, times=drawn, use_halfmixing=halfmixes(drawn, None))
 
 
 def is_model(state: StateDict) -> bool:

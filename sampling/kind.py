@@ -21,7 +21,7 @@ from sampling.files import Files
 from sampling.monitor import Evaluator
 from sampling.network import Network
 from train_utils import ModelConfig
-from transport import Attributes
+from transport import Attributes, Method
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Kind(Protocol):
     EVALUATION_COLUMNS: tuple[str, ...]  # of evaluations.csv
 
     # ---- models and the method ----
-    def usual_method(self, model: str, times: str | None) -> dict[str, str]:
-        """Training's times, combostoc_type, halfmixing and prediction where nothing is said of them.
+    def usual_method(self, model: str, times: str | None = None) -> Method:
+        """The method that a model is trained with where nothing else is said.
 
         Args:
             times: the draw of times that is asked for, if one is.

@@ -1,8 +1,7 @@
 """A network from a checkpoint, with what training said of its method."""
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,14 @@ from runtime.state_dicts import StateDict
 from sampling.arguments import DEFAULT_MODEL
 from sampling.kind import Kind
 from sampling.network import Network
-from train_utils import ModelConfig, build_transport, load_weights, method_settings, trained_with
-from transport.names import BLENDS, PATHS, PREDICTIONS, ComboStocType
+from train_utils import DEFAULTS, ModelConfig, build_transport, load_weights, read_method, trained_with
+from transport.method import ACCEPTED
 from transport.solvers import AHEAD_METHODS
-from transport.timesteps import DRAWS, parse_times
+
+# What training said that sampling goes by: of the method, what may be typed again, and the rest; and the autoencoder.
+TYPED = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps", "time_shift")
+DRAWN = ("combostoc_type", "times", "halfmixing", "blend", "compensation", "difficulty")
+SAMPLED = ("path_type", "prediction", "sample_eps", "time_shift", *DRAWN, "vae")
 
 
 def load_network(
@@ -61,19 +64,21 @@ def load_network(
 
     resolve("model", config.name)
     resolve("num_classes", config.num_classes)
-    for argument, default in (("path_type", "Linear"), ("prediction", "velocity")):
+    for argument in ("path_type", "prediction"):
         if argument in trained:
             resolve(argument, trained[argument])
         else:
-            setattr(args, argument, getattr(args, argument) or default)
-    args.time_shift = trained.get("time_shift", 1.0) if args.time_shift is None else args.time_shift
+            setattr(args, argument, getattr(args, argument) or DEFAULTS[argument])
+    args.time_shift = trained.get("time_shift", DEFAULTS["time_shift"]) if args.time_shift is None else args.time_shift
     args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
 
     if "cfg_channels" in vars(args):  # the page takes no such argument, nor a guide
         args.cfg_channels = args.cfg_channels or ("3" if config.in_channels <= 4 else "all")  # of up to 3 that is all
 
     output = kind.load_output(args, config, content, default_vae, device, name)
-    trained.setdefault("combostoc_type", kind.usual_method(config.name, None)["combostoc_type"])
+    method = {"combostoc_type": kind.usual_method(config.name).combostoc_type}
+    method |= {name: trained[name] for name in DRAWN if name in trained}
+    method |= {name: getattr(args, name) for name in TYPED}
     model, notes = ready(args, config, content, state, device, name)
     guide: SiT | None = None
     guide_path: Path | None = None
@@ -86,7 +91,7 @@ def load_network(
         config=config,
         autoencoder=output.space,
         input_shape=output.input_shape,
-        transport=build_transport(args, **method_settings(trained), attributes=output.attributes),
+        transport=build_transport(read_method(method), output.attributes),
         image_size=output.image_size,
         class_names=content.get("class_names"),
         path=path,
@@ -177,41 +182,11 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
     Raises:
         DataError: what a checkpoint says of its training cannot be.
     """
-    switch = ("on", "off")
-    choices: dict[str, Sequence[str]] = {
-        "path_type": list(PATHS),
-        "prediction": list(PREDICTIONS),
-        "combostoc_type": list(ComboStocType.__members__),
-        "times": DRAWS,
-        "halfmixing": switch,
-        "blend": list(BLENDS),
-        "compensation": switch,
-    }
-    kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        **{name: (", ".join(known), known.__contains__) for name, known in choices.items()},
-        "sample_eps": ("a number from 0 to 0.5", lambda v: type(v) in (int, float) and 0 <= v < 0.5),
-        "time_shift": ("a positive number or auto", is_time_shift),
-        "vae": ("a name or a folder", lambda v: isinstance(v, str)),
-        "difficulty": ("a weight", lambda v: type(v) in (int, float) and 0 <= v < math.inf),
-    }
-    kinds["times"] = (kinds["times"][0], is_draw)
-    for name, (accepted, is_of_its_kind) in kinds.items():
-        if name in trained and not is_of_its_kind(trained[name]):
+    for name in SAMPLED:
+        accepted, fits = ("a name or a folder", lambda v: isinstance(v, str)) if name == "vae" else ACCEPTED[name]
+        if name in trained and not fits(trained[name]):
             raise DataError(
                 f"checkpoint {source} was trained with {name} {trained[name]!r:.60}; what is known is {accepted}"
             )
     if class_names is not None and len(class_names) > config.num_classes:
         raise DataError(f"checkpoint {source} names {len(class_names)} classes, and its model has {config.num_classes}")
-
-
-def is_time_shift(value: Any) -> bool:
-    """Whether a value is a shift of times."""
-    return value == "auto" or (type(value) in (int, float) and 0 < value < math.inf)
-
-
-def is_draw(times: Any) -> bool:
-    """Whether a value is a draw of times by name."""
-    try:
-        return bool(parse_times(times))
-    except (ValueError, AttributeError):
-        return False

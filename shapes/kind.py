@@ -40,6 +40,7 @@ from shapes.sets import (
     open_shapes,
 )
 from train_utils import ModelConfig
+from transport import Method
 
 THINGS = "shapes"
 MODELS: Mapping[str, Callable[..., SiT]] = Parts_models
@@ -57,10 +58,11 @@ is_data, check_path, is_set = names_shapes, check_shapes, holds_shapes
 # ---- models and the method -----------------------------------------------------------------------------------------
 
 
-def usual_method(model: str, times: str | None) -> dict[str, str]:
+def usual_method(model: str, times: str | None = None) -> Method:
     """The paper's setting for shapes: all samples are asynchronous, and the model predicts data."""
-    times = times or "combostoc"
-    return {"times": times, "combostoc_type": "UNSYNC_ATT_PART", "halfmixing": "off", "prediction": "data"}
+    return Method(
+        prediction="data", combostoc_type="UNSYNC_ATT_PART", times=times or Method.times, use_halfmixing=False
+    )
 
 
 def is_model(state: StateDict) -> bool:

@@ -96,7 +96,7 @@ CASES = [
     ("train", "--log-every -1", 2, "-1 is negative"),
     ("train", "--lr 0", 2, "0 is not a positive number"),
     ("train", "--ema-decay 1", 2, r"1 is not in \[0, 1\)"),
-    ("train", "--train-eps 0.9", 2, "train_eps must lie in .*0.9"),
+    ("train", "--train-eps 0.9", 2, "--train-eps must be a number in .*0.9"),
     (
         "train",
         "--data-path {f}/few --ckpt {f}/named.pt --vae none --global-batch-size 1",

@@ -383,7 +383,7 @@ def test_sets_are_evaluated(tmp_path, chairs, capsys):
             train,
             "--data-path {o}/one.npz --model Parts-XS --preset fast-async",
             2,
-            "--difficulty 0.01, which --preset fast-async has",
+            "--difficulty 0.01 is for --prediction velocity, .* which --preset fast-async has",
         ),
         (extract_latents, "--data-path {set} --out {f}/latents", 2, "few.npz holds shapes"),
         (evaluate, "{o}/images.npz {set}", 1, "images.npz is not an .npz of shapes: it lacks"),

@@ -18,6 +18,7 @@ from train_utils import (
     parse_ode_args,
     parse_sde_args,
     parse_transport_args,
+    read_method,
     typed_arguments,
 )
 from transport import DIFFUSION_FORMS, LAST_STEPS, SDE_METHODS
@@ -63,7 +64,7 @@ def test_every_choice_of_every_sampler_flag_runs(mode, flags):
     """From the words on the command line to finite samples."""
     parser = parser_for(parse_transport_args, parse_ode_args if mode == "ODE" else parse_sde_args)
     args = parser.parse_args(flags, argparse.Namespace(mode=mode, num_sampling_steps=7))
-    transport = build_transport(args)
+    transport = build_transport(read_method(vars(args)))
     model = GaussianModel(transport.path_sampler, "velocity", 0.2, 0.5)
     for state in build_sampler(args, transport)(torch.randn(3, 2), model):
         assert state.isfinite().all()

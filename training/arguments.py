@@ -11,13 +11,16 @@ from runtime.errors import UsageError
 from sampling.kind import Kind
 from sampling.monitor import MAX_REFERENCE
 from train_utils import (
+    DEFAULTS,
     add_bad_images_arg,
     add_flip_arg,
     add_preset_arg,
     add_workers_arg,
     guidance_scale,
     parse_transport_args,
+    read_method,
 )
+from transport.method import SWITCH
 from transport.names import BLENDS, COMBOSTOC_TYPES
 from transport.timesteps import DRAWS, times_of_today
 
@@ -169,7 +172,6 @@ def times(value: str) -> str:
 
 def add_method_args(parser: argparse._ActionsContainer) -> None:
     """Add what ComboStoc's training may vary; the defaults are the published method."""
-    switch = ("on", "off")
     add_preset_arg(parser, "training")
     parser.add_argument(
         "--times",
@@ -180,25 +182,25 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--halfmixing",
-        choices=switch,
+        choices=SWITCH,
         help="asynchronous times in half of each batch or all; default: on for combostoc and images, else off",
     )
     parser.add_argument(
         "--blend",
         choices=BLENDS,
-        default="batch",
+        default=DEFAULTS["blend"],
         help="of combostoc: mix asynchronous times with a synchronous one, by a weight for the batch or each sample",
     )
     parser.add_argument(
         "--compensation",
-        choices=switch,
-        default="on",
+        choices=SWITCH,
+        default=DEFAULTS["compensation"],
         help="pull the velocity targets of unequal times back towards equal times",
     )
     parser.add_argument(
         "--difficulty",
         type=weight,
-        default=0.0,
+        default=DEFAULTS["difficulty"],
         metavar="W",
         help="weight of the error-variance loss, by which the model learns where its velocity is wrong, 0.01 for "
         "instance; 0: none",
@@ -244,23 +246,18 @@ def check_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> No
             f"--model {args.model} does not fit --data-path {args.data_path}, which holds {kind.THINGS}: give "
             f"--model {', '.join(list(kind.MODELS)[:3])}, ..."
         )
-    usual = kind.usual_method(args.model, args.times) | {"blend": "batch", "compensation": "on"}
+    usual = kind.usual_method(args.model, args.times).words()
     kind.check_training(args)
     if args.eval_every and args.eval_samples < 2:
         raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
     args.cfg_scale = args.cfg_scale or kind.CFG_SCALE
     for name in ("combostoc_type", "times", "halfmixing", "prediction"):
         setattr(args, name, getattr(args, name) or usual[name])
-    if args.difficulty and args.prediction != "velocity":
-        raise UsageError(
-            f"--difficulty {args.difficulty:g}, which --preset fast-async has, too, is for --prediction velocity, "
-            f"not {args.prediction}"
-        )
-    if args.loss_clamp and (args.prediction, args.loss_weight) != ("data", "velocity"):
-        raise UsageError(
-            f"--loss-clamp {args.loss_clamp:g} is for --prediction data --loss-weight velocity, not for "
-            f"--prediction {args.prediction} --loss-weight {args.loss_weight}"
-        )
+    try:
+        read_method(vars(args))
+    except UsageError as error:
+        hint = ", which --preset fast-async has, too" if args.difficulty and "--difficulty" in str(error) else ""
+        raise UsageError(f"{error}{hint}") from None
     if args.model.startswith("SiT") and args.combostoc_type != "UNSYNC_NONE":
         raise UsageError(
             f"--combostoc-type {args.combostoc_type} needs a ComboStoc model; {args.model} takes UNSYNC_NONE"

@@ -100,7 +100,7 @@ def restore_arguments(
         if name not in trained or getattr(args, name) == trained[name]:
             continue
         given = getattr(args, name)
-        usual = kinds.of_model(args.model).usual_method(args.model, args.times) | {"latent_stats": "config"}
+        usual = kinds.of_model(args.model).usual_method(args.model, args.times).words() | {"latent_stats": "config"}
         if given is None and trained[name] == usual.get(name):
             continue  # as it would be without the checkpoint
         if name not in typed:

@@ -1,7 +1,8 @@
 """Names of settings, on the command line, in checkpoints and in `create_transport`."""
 
 import enum
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 
 class ModelType(enum.Enum):
@@ -52,6 +53,12 @@ PREDICTIONS = {
     "data": ModelType.DATA,
 }
 WEIGHTS = {None: WeightType.NONE, "velocity": WeightType.VELOCITY, "likelihood": WeightType.LIKELIHOOD}
+
+
+def name_of(value: enum.Enum, names: Mapping[Any, enum.Enum]) -> Any:
+    """The name of a value."""
+    return next(name for name, named in names.items() if named is value)
+
 
 Blend = bool | Literal["sample"]
 BLENDS: dict[str, Blend] = {"batch": True, "sample": "sample", "off": False}

@@ -6,17 +6,29 @@ the velocity (`get_drift`) and the score (`get_score`) that the samplers integra
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .difficulty import call_with_log_variance, gaussian_nll
-from .names import OF_SHAPES, Blend, ComboStocType, ModelType, PathType, TimeShift, WeightType
+from .method import Method
+from .names import (
+    OF_SHAPES,
+    PATHS,
+    PREDICTIONS,
+    WEIGHTS,
+    ComboStocType,
+    ModelType,
+    PathType,
+    WeightType,
+    name_of,
+)
 from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
 from .segments import takes_segments, warn_of_lost_segments
 from .shift import shift_for, shifted
-from .timesteps import Attributes, Draw, count_async, draw_timesteps, one_each, times_of_today
+from .timesteps import Attributes, count_async, draw_timesteps, halfmixes, one_each
 from .utils import mean_flat, sum_flat
 
 # Where an integrator or a loss would evaluate a coefficient that is infinite, it stays this far from that end.
@@ -37,13 +49,7 @@ class Transport:
         train_eps, sample_eps: distance kept from the ends of [0, 1] in training and in sampling.
         combostoc_type: the unit with its own timestep in training.
         attributes: for shapes, (N, L, F): the widths of their parts' attributes, F in all. None is for images.
-        times, use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
-        use_compensation: correct asynchronous velocity targets towards the diagonal (ComboStoc, equation 6).
-        difficulty: weight of a second loss, by which the model learns how wrong its velocity is; 0 is without it. The
-            model is then called with log_variance=True and returns 2C channels, velocity and log-variance.
-        time_shift: A by which drawn times, and the time points of samplers, are moved, see `transport.shift`.
-        loss_clamp: the least sigma that the velocity's weight of a data loss divides by (JiT, arXiv 2511.13720); 0 is
-            none but that of train_eps.
+        settings: the other fields of `Method`.
 
     Raises:
         ValueError: a setting that is out of its range or does not fit the others.
@@ -59,42 +65,24 @@ class Transport:
         sample_eps: float,
         combostoc_type: ComboStocType = ComboStocType.UNSYNC_NONE,
         attributes: Attributes | None = None,
-        times: str | Draw = "combostoc",
-        use_halfmixing: bool | None = None,
-        async_fraction: float = 0.5,
-        use_blend: Blend = True,
-        use_compensation: bool = True,
-        difficulty: float = 0.0,
-        time_shift: TimeShift = 1.0,
-        loss_clamp: float = 0.0,
+        **settings: Any,
     ) -> None:
-        for name, eps in (("train_eps", train_eps), ("sample_eps", sample_eps)):
-            if not 0 <= eps < 0.5:
-                raise ValueError(f"{name} must lie in [0, 0.5), got {eps}")
-        if not 0 <= async_fraction <= 1:
-            raise ValueError(f"async_fraction must lie in [0, 1], got {async_fraction}")
-        if not 0 <= difficulty < math.inf:
-            raise ValueError(f"difficulty must be a finite weight, not negative, got {difficulty}")
-        if difficulty and model_type is not ModelType.VELOCITY:
-            raise ValueError(f"difficulty {difficulty} is for velocity prediction, not for {model_type.name.lower()}")
-        times = times_of_today(times) if isinstance(times, str) else times
-        if attributes is None and combostoc_type.name in OF_SHAPES:
-            raise ValueError(f"{combostoc_type.name} is for shapes, whose parts have attributes, not for images")
+        method = Method(
+            path_type=name_of(path_type, PATHS),
+            prediction=name_of(model_type, PREDICTIONS),
+            loss_weight=name_of(loss_type, WEIGHTS),
+            train_eps=train_eps,
+            sample_eps=sample_eps,
+            combostoc_type=combostoc_type.name,
+            **settings,
+        )
+        if attributes is None and method.combostoc_type in OF_SHAPES:
+            raise ValueError(f"{method.combostoc_type} is for shapes, whose parts have attributes, not for images")
         if attributes is not None and combostoc_type is ComboStocType.UNSYNC_PATCH:
-            raise ValueError(f"{combostoc_type.name} is for images, not for shapes")
-        if difficulty and attributes is not None:
-            raise ValueError(f"difficulty {difficulty} is for images, not for shapes")
-        if use_blend not in (True, False, "sample"):
-            raise ValueError(f"use_blend must be True, False or 'sample', got {use_blend!r}")
-        if time_shift != "auto" and (isinstance(time_shift, str) or not 0 < time_shift < math.inf):
-            raise ValueError(f"time_shift must be a positive number or 'auto', got {time_shift!r}")
-        if not 0 <= loss_clamp <= 1:
-            raise ValueError(f"loss_clamp must lie in [0, 1], got {loss_clamp}")
-        if loss_clamp and (model_type, loss_type) != (ModelType.DATA, WeightType.VELOCITY):
-            raise ValueError(
-                f"loss_clamp {loss_clamp:g} is for data prediction with the velocity's weight, not for "
-                f"{model_type.name.lower()} with weight {loss_type.name.lower()}"
-            )
+            raise ValueError(f"{method.combostoc_type} is for images, not for shapes")
+        if attributes is not None and method.difficulty:
+            raise ValueError(f"difficulty {method.difficulty} is for images, not for shapes")
+        usual = halfmixes(method.times, attributes)
         self.model_type = model_type
         self.path_type = path_type
         self.loss_type = loss_type
@@ -102,15 +90,33 @@ class Transport:
         self.sample_eps = sample_eps
         self.combostoc_type = combostoc_type
         self.attributes = attributes
-        self.times = times
-        self.use_halfmixing = times == "combostoc" if use_halfmixing is None else use_halfmixing
-        self.async_fraction = async_fraction
-        self.use_blend = use_blend
-        self.use_compensation = use_compensation
-        self.difficulty = difficulty
-        self.time_shift = time_shift
-        self.loss_clamp = loss_clamp
+        self.times = method.times
+        self.use_halfmixing = usual if method.use_halfmixing is None else method.use_halfmixing
+        self.async_fraction = method.async_fraction
+        self.use_blend = method.use_blend
+        self.use_compensation = method.use_compensation
+        self.difficulty = method.difficulty
+        self.time_shift = method.time_shift
+        self.loss_clamp = method.loss_clamp
         self.path_sampler = PLANS[path_type]()
+
+    @classmethod
+    def of(cls, method: Method, attributes: Attributes | None = None) -> "Transport":
+        """The transport of a method, for images, or for shapes whose parts have these attributes.
+
+        Raises:
+            ValueError: the method is not for them.
+        """
+        settings = {field.name: getattr(method, field.name) for field in fields(method)}
+        train_eps, sample_eps = method.eps()
+        return cls(
+            path_type=PATHS[settings.pop("path_type")],
+            model_type=PREDICTIONS[settings.pop("prediction")],
+            loss_type=WEIGHTS[settings.pop("loss_weight")],
+            combostoc_type=ComboStocType[settings.pop("combostoc_type")],
+            attributes=attributes,
+            **settings | {"train_eps": train_eps, "sample_eps": sample_eps},
+        )
 
     # ---- training ----------------------------------------------------------------------------------------------
 

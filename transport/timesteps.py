@@ -232,6 +232,11 @@ def draw_of(times: str | Draw) -> Draw | None:
     return partial(draw, loc=numbers[0], scale=numbers[1]) if draw is not None and numbers else draw
 
 
+def halfmixes(times: str | Draw, attributes: Attributes | None) -> bool:
+    """Whether half of a batch is synchronous where nothing is said of it: in the published draw, of images."""
+    return attributes is None and times == "combostoc"
+
+
 def draw_timesteps(
     x1: Tensor,
     combostoc_type: ComboStocType,
@@ -251,7 +256,7 @@ def draw_timesteps(
         times: a name of `TIMES`, with :LOC,SCALE where it is logit-normal, or a function like those.
         use_halfmixing: only the first floor(N * async_fraction) samples are asynchronous, the others have one time
             each, drawn as one entry's. A batch of one is asynchronous with probability async_fraction. None is True for
-            the published draw and False for the others.
+            the published draw of images and False otherwise, see `halfmixes`.
         async_fraction: the share of asynchronous samples.
         use_blend: t = (1 - p) t_sync + p t_async with one p ~ U(0, 1) for the batch, as published, or, for "sample",
             one for each sample. False is p = 1. Of the published draw only.
@@ -263,6 +268,7 @@ def draw_timesteps(
     Raises:
         ValueError: a function for times returned what is no tensor of times, or not of that shape.
     """
+    use_halfmixing = halfmixes(times, attributes) if use_halfmixing is None else use_halfmixing
     t = _draw(x1, combostoc_type, attributes, times, use_halfmixing, async_fraction, use_blend)
     return over_attributes(t, combostoc_type, attributes)
 
@@ -295,7 +301,7 @@ def _draw(
     combostoc_type: ComboStocType,
     attributes: Attributes | None,
     times: str | Draw,
-    use_halfmixing: bool | None,
+    use_halfmixing: bool,
     async_fraction: float,
     use_blend: Blend,
 ) -> Tensor:
@@ -308,7 +314,6 @@ def _draw(
         if not use_halfmixing or combostoc_type is ComboStocType.UNSYNC_NONE:
             return draw(empty)
         return torch.where(are_async(empty, async_fraction), draw(empty), draw(one_each(empty)))
-    use_halfmixing = use_halfmixing is None or use_halfmixing
     if combostoc_type is ComboStocType.UNSYNC_NONE:
         return torch.rand(shape, device=device, dtype=dtype)
 

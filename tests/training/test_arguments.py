@@ -52,7 +52,7 @@ def test_the_presets_are_in_the_study():
         ("--model SiT-XL/2 --times logit-normal --halfmixing on", "--halfmixing on is for asynchronous times"),
         ("--model SiT-XL/2 --compensation off", "--compensation off is for asynchronous times"),
         ("--model SiT-XL/2 --preset fast-async", "--combostoc-type UNSYNC_ALL needs a ComboStoc model"),
-        ("--loss-clamp 0.05", "--loss-clamp 0.05 is for --prediction data --loss-weight velocity, not for"),
+        ("--loss-clamp 0.05", "--loss-clamp 0.05 is for --prediction data and --loss-weight velocity, not for"),
         ("--times blend --blend sample", "--blend sample is for --times combostoc, not for blend"),
     ],
 )

@@ -80,9 +80,9 @@ def test_learning_it_leaves_the_velocitys_gradients_alone():
 
 def test_bad_settings():
     for value in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="difficulty must be a finite weight"):
+        with pytest.raises(ValueError, match="difficulty must be a finite weight, not negative, got"):
             create_transport(difficulty=value)
-    with pytest.raises(ValueError, match=r"difficulty 0\.01 is for velocity prediction, not for noise"):
+    with pytest.raises(ValueError, match=r"difficulty 0\.01 is for prediction velocity, not for prediction noise"):
         create_transport(prediction="noise", difficulty=0.01)
     model = ComboStoc(
         input_size=4, in_channels=1, hidden_size=12, depth=1, num_heads=2, num_classes=3, learn_sigma=False

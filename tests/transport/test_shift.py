@@ -137,5 +137,5 @@ def test_the_clamp_changes_only_times_near_the_data(path):
 
 @pytest.mark.parametrize("settings", [{}, {"prediction": "data"}, {"prediction": "noise", "loss_weight": "velocity"}])
 def test_the_clamp_is_of_one_loss(settings):
-    with pytest.raises(ValueError, match=r"loss_clamp 0\.05 is for data prediction with the velocity's weight"):
+    with pytest.raises(ValueError, match=r"loss_clamp 0\.05 is for prediction data and loss_weight velocity"):
         create_transport(**settings, loss_clamp=0.05)
