@@ -34,9 +34,10 @@ from data.order import BatchOrder
 from data.sets import check_same_everywhere, class_counts
 from data.skipping import allowed_bad_images, check_readable
 from runtime import distributed, precision, progress, signals
+from runtime.command_line import with_values
 from train_utils import build_transport, read_method, typed_arguments
 from training import resume
-from training.arguments import check_arguments, make_parser, without_effect
+from training.arguments import make_parser, resolve_arguments, without_effect
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
 from training.monitor import report
@@ -53,8 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind = kinds.of_data(args.data_path)
     kind.check_path(args.data_path)  # before a checkpoint or an autoencoder is fetched
     supplied = kind.supply(args, typed_arguments(parser, argv))
-    start = resume.find_start(args, parser, argv)
-    check_arguments(args, process.world_size, kind)
+    args = with_values(args, supplied)
+    args, start = resume.find_start(args, parser, argv)
+    args = resolve_arguments(args, process.world_size, kind)
     if args.wandb:
         distributed.from_main(wandb_utils.check_login)
     precision.setup(args.precision)
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Data.
     data = kind.load_data(args, process, found, start.saved, start.source)
-    dataset = data.dataset
+    dataset, args = data.dataset, with_values(args, data.settings)
     check_same_everywhere(dataset, args.data_path)
     config = kind.config_for(args.model, data.input_shape, args.num_classes)
     config = resume.check_model(config, found, start.source)

@@ -49,6 +49,7 @@ class Data:
     autoencoder: Space | None  # None where nothing needs it
     about: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has to know of it
     lines: list[str] = field(default_factory=list)  # what the log says of it
+    settings: dict[str, Any] = field(default_factory=dict)  # arguments of the run that are known now, by name
     attributes: tuple[int, ...] | None = None  # of shapes, see `Transport`
 
 
@@ -73,8 +74,9 @@ def load_images(
     channels = args.channels or (3 if args.vae != "none" or trained == 3 else None)
     dataset = load_dataset(args.data_path, args.image_size, channels)
     lines = []
+    settings: dict[str, Any] = {}
     if channels is None and isinstance(dataset, ImageFolder) and dataset.channels == 1:
-        args.channels = 1  # which the checkpoint keeps, whatever is found later
+        settings["channels"] = 1  # which the checkpoint keeps, whatever is found later
         lines = [
             f"The pictures are grey (of {min(len(dataset), LOOKED_AT):,} looked at): one channel; --channels 3 is RGB"
         ]
@@ -87,10 +89,11 @@ def load_images(
         if args.encode_bf16:
             autoencoder.encode_precision = "bf16"
         known = Known(Scaling(autoencoder.scale, autoencoder.shift), autoencoder.is_scaled)
-        scaling = choose(args, known, saved or {}, source, autoencoder.channels)
+        settings["latent_stats"], scaling = choose(args, known, saved or {}, source, autoencoder.channels)
         autoencoder.scale, autoencoder.shift = scaling
-        kept, lines = about(args, scaling), lines + described(args, scaling, known)
-    return Data(dataset, autoencoder.encode, shape, autoencoder, kept, lines)
+        stats = settings["latent_stats"]
+        kept, lines = about(stats, scaling), lines + described(stats, scaling, known)
+    return Data(dataset, autoencoder.encode, shape, autoencoder, kept, lines, settings)
 
 
 def load_latents(
@@ -111,10 +114,10 @@ def load_latents(
     if args.flip and not dataset.flip:
         raise UsageError(f"{args.data_path} holds no mirror images: give --no-flip")
     needs_pictures = bool(args.sample_every or args.eval_every)
-    lines = []
+    lines, image_size = [], args.image_size
     if isinstance(dataset, ForeignLatents):
         autoencoder = autoencoder_of_foreign(args, process, needs_pictures)
-        dataset.fit(args, autoencoder)
+        image_size = dataset.image_size(args, autoencoder)
         known = dataset.known(args.vae, autoencoder)
         lines.append(dataset.described())
     else:
@@ -127,10 +130,10 @@ def load_latents(
         known = dataset.known
     dataset.verify(process.rank, process.world_size)
     channels, side, _ = dataset.latent_shape
-    input_size = latent_size(args.image_size, args.image_size // side, args.model)
-    scaling = choose(args, known, saved or {}, source, channels)
+    input_size = latent_size(image_size, image_size // side, args.model)
+    stats, scaling = choose(args, known, saved or {}, source, channels)
     if isinstance(autoencoder, LatentSpace):
-        autoencoder.check_size(args.image_size)
+        autoencoder.check_size(image_size)
         autoencoder.scale, autoencoder.shift = scaling
     rescaled = rescaling(known.stored, scaling, channels)
     return Data(
@@ -138,8 +141,9 @@ def load_latents(
         lambda moments: rescaled(draw_posterior(moments)),
         (channels, input_size, input_size),
         autoencoder,
-        about(args, scaling),
-        lines + described(args, scaling, known),
+        about(stats, scaling),
+        lines + described(stats, scaling, known),
+        {"image_size": image_size, "latent_stats": stats},
     )
 
 

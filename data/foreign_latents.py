@@ -112,29 +112,25 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         """
 
     def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-        """Fill in the arguments that the latents know better than a default, where they were not typed. Of four
-        channels they are taken for SD-VAE's, of others no autoencoder is known.
+        """Arguments that the latents know better than their defaults, by name, where they are others and not typed.
 
-        Returns:
-            those that are others now.
+        Of four channels the latents are taken for SD-VAE's, of others no autoencoder is known.
         """
         channels, side, _ = self.latent_shape
         vae = args.vae if "vae" in typed else args.vae if channels == SD_VAE.channels else "none"
         known: dict[str, Any] = {"vae": vae}
-        known["image_size"] = side * SD_VAE.factor if vae in PUBLISHED else None  # what `fit` finds
+        known["image_size"] = side * SD_VAE.factor if vae in PUBLISHED else None  # see `image_size`
         if not self.flip:
             known["flip"] = False
         if self.statistics is not None:
             known["latent_stats"] = "data"  # as the program that brings them trains
-        others = {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
-        vars(args).update(others)
-        return others
+        return {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
 
-    def fit(self, args: argparse.Namespace, autoencoder: Autoencoder | None) -> None:
-        """Compare the latents with a run's image size and autoencoder; where it has no size yet, that is theirs.
+    def image_size(self, args: argparse.Namespace, autoencoder: Autoencoder | None) -> int:
+        """The side of a run's images in pixels: --image-size, or where there is none yet, that of the latents.
 
         Raises:
-            UsageError: they do not fit.
+            UsageError: the latents do not fit it, or the autoencoder.
         """
         channels, side, _ = self.latent_shape
         layout: tuple[int, int | None]
@@ -147,13 +143,11 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
                 f"--vae {args.vae} has {layout[0]} channels, the latents in {self.folder} {channels}: give their "
                 "autoencoder, or --vae none --sample-every 0"
             )
-        if args.image_size is None:
-            args.image_size = side * (layout[1] or UNKNOWN)
-        if args.image_size != side * (layout[1] or max(args.image_size // side, 1)):
-            size = f"{side * layout[1]}" if layout[1] else f"a multiple of {side}"
-            raise UsageError(
-                f"--image-size {args.image_size}, but {self.folder} holds latents of {side} x {side}: give {size}"
-            )
+        size: int = side * (layout[1] or UNKNOWN) if args.image_size is None else args.image_size
+        if size != side * (layout[1] or max(size // side, 1)):
+            fitting = f"{side * layout[1]}" if layout[1] else f"a multiple of {side}"
+            raise UsageError(f"--image-size {size}, but {self.folder} holds latents of {side} x {side}: give {fitting}")
+        return size
 
     def known(self, vae: str, autoencoder: Autoencoder | None) -> Known:
         """How the latents are scaled, and how they might be."""

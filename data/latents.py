@@ -230,17 +230,11 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         )
 
     def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-        """Fill in the arguments that the latents know better than a default, where they were not typed.
-
-        Returns:
-            those that are others now.
-        """
+        """Arguments that the latents know better than their defaults, by name, where they are others and not typed."""
         known = {"vae": self.made_by["name"], "image_size": self.image_size}
         if not self.flip:
             known["flip"] = False
-        others = {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
-        vars(args).update(others)
-        return others
+        return {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
 
     @property
     def labels(self) -> list[int]:

@@ -86,8 +86,10 @@ class Known(NamedTuple):
     statistics: tuple[list[float], list[float]] | None = None  # mean and deviation of those, for each channel
 
 
-def choose(args: argparse.Namespace, known: Known, saved: dict[str, Any], source: str, channels: int) -> Scaling:
-    """The scaling of a run; `args.latent_stats` says from here on where it is from.
+def choose(
+    args: argparse.Namespace, known: Known, saved: dict[str, Any], source: str, channels: int
+) -> tuple[str, Scaling]:
+    """Where the scaling of a run is from, which --latent-stats says from here on, and the scaling.
 
     Args:
         saved: a checkpoint's content, {} where nothing is continued; its own scaling is the run's, unless another is
@@ -100,34 +102,36 @@ def choose(args: argparse.Namespace, known: Known, saved: dict[str, Any], source
     """
     typed = args.latent_stats
     if KEY in saved and typed in (None, checkpoint.training_args(saved).get("latent_stats")):
-        args.latent_stats = typed or "data"
-        return Scaling.load(saved[KEY], channels, source)
-    if typed is None:
-        had_config = known.of_config is not None and (source or known.is_scaled or known.statistics is None)
-        args.latent_stats = "config" if had_config else "data" if known.statistics else "none"
-    if args.latent_stats == "config":
+        return typed or "data", Scaling.load(saved[KEY], channels, source)
+    had_config = known.of_config is not None and (source or known.is_scaled or known.statistics is None)
+    stats = typed or ("config" if had_config else "data" if known.statistics else "none")
+    if stats == "config":
         if known.of_config is None:
             raise UsageError("--latent-stats config needs an autoencoder, whose configuration it is: give --vae")
-        return known.of_config
-    if args.latent_stats == "none":
-        return PLAIN
+        return stats, known.of_config
+    if stats == "none":
+        return stats, PLAIN
     if known.statistics is None:
         raise UsageError(
             f"--latent-stats data: no mean and deviation come with {args.data_path}; extract_latents.py computes them"
         )
-    return known.stored.standardising(*known.statistics)
+    return stats, known.stored.standardising(*known.statistics)
 
 
-def about(args: argparse.Namespace, scaling: Scaling) -> dict[str, Any]:
+def about(stats: str, scaling: Scaling) -> dict[str, Any]:
     """What a checkpoint has to know of it: nothing where it is the configuration's."""
-    return {} if args.latent_stats == "config" else {KEY: scaling._asdict()}
+    return {} if stats == "config" else {KEY: scaling._asdict()}
 
 
-def described(args: argparse.Namespace, scaling: Scaling, known: Known) -> list[str]:
-    """Lines of the log, where there is something to say."""
-    if args.latent_stats == "data":
+def described(stats: str, scaling: Scaling, known: Known) -> list[str]:
+    """Lines of the log, where there is something to say.
+
+    Args:
+        stats: where the scaling is from, see `choose`.
+    """
+    if stats == "data":
         return [f"Latents: (z - shift) scale, shift {shown(scaling.shift)}, scale {shown(scaling.scale)}, of the data"]
-    if args.latent_stats == "none":
+    if stats == "none":
         return ["Latents: as the autoencoder gives them"]
     if not known.is_scaled:
         return [

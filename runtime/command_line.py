@@ -3,6 +3,7 @@
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from runtime.errors import UsageError, report
@@ -59,6 +60,11 @@ class ModeParser(Parser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+
+def with_values(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse.Namespace:
+    """A copy of arguments in which some have other values; what was parsed stays as it is."""
+    return argparse.Namespace(**{**vars(args), **values})
 
 
 def folder_name(value: str) -> str:

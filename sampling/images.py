@@ -82,14 +82,15 @@ def supply(args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
     return latents.supply(args, typed) if latents is not None else {}
 
 
-def check_training(args: argparse.Namespace) -> None:
-    """
+def training_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """The network that sees the images in evaluations.
+
     Raises:
         UsageError: --channels with an autoencoder.
     """
-    args.eval_features = args.eval_features or DEFAULT_EXTRACTOR
     if args.channels and args.vae != "none":
         raise UsageError(f"--channels {args.channels} is for --vae none; an autoencoder takes RGB")
+    return {"eval_features": args.eval_features or DEFAULT_EXTRACTOR}
 
 
 def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> None:

@@ -85,11 +85,11 @@ class Kind(Protocol):
         ...
 
     def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-        """Arguments that the data themselves bring, by name; they are in `args` then, unless they were typed."""
+        """Arguments of train.py that the data themselves bring, by name, where they are others and not typed."""
         ...
 
-    def check_training(self, args: argparse.Namespace) -> None:
-        """Fill in defaults of train.py's arguments that depend on the kind.
+    def training_defaults(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Arguments of train.py that were not given and depend on the kind, by name.
 
         Raises:
             UsageError: an argument is not for this kind.

@@ -83,14 +83,16 @@ def supply(args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
     return {}
 
 
-def check_training(args: argparse.Namespace) -> None:
-    """
+def training_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """None: shapes are judged in one way.
+
     Raises:
         UsageError: an argument is for images.
     """
     for name in ("eval_features", "eval_weights"):
         if (value := getattr(args, name)) is not None:
             raise UsageError(f"--{name.replace('_', '-')} {value} is for images, not for shapes")
+    return {}
 
 
 def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> None:

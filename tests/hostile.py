@@ -144,8 +144,8 @@ def continue_training(path: Path) -> None:
     parser = train.make_parser()
     argv = ["--data-path", "digits", "--ckpt", str(path), "--results-dir", str(path.parent / "none")]
     args = parser.parse_args(argv)
-    start = find_start(args, parser, argv)
-    train.check_arguments(args, 1, kinds.of_data(args.data_path))
+    args, start = find_start(args, parser, argv)
+    args = train.resolve_arguments(args, 1, kinds.of_data(args.data_path))
     config = model_config(checkpoint.weights(start.saved, start.source), start.source)
     model = config.build()
     opt = build_optimizer(model, args.lr)

@@ -29,7 +29,7 @@ from tests.docs_check import (
     python_blocks,
     simple_commands,
 )
-from training.arguments import check_arguments
+from training.arguments import resolve_arguments
 
 README = ROOT / "README.md"
 OTHERS = [ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks").rglob("README.md")]
@@ -160,7 +160,7 @@ def problem(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         if further := getattr(parsed, "train_args", None):
             parse("train.py", ["--data-path", parsed.data_path, *further], monkeypatch)  # the model is the study's
         if program == "train.py":
-            check_arguments(parsed, 1, kinds.of_data(parsed.data_path))
+            resolve_arguments(parsed, 1, kinds.of_data(parsed.data_path))
     except UsageError as error:
         return str(error)
     except SystemExit as ended:

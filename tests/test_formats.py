@@ -8,7 +8,7 @@ import train
 from data.latents import CachedLatents, is_latents
 from runtime import checkpoint
 from tests.conftest import DIGITS_ARGS, ROOT
-from training.arguments import check_arguments, make_parser
+from training.arguments import make_parser, resolve_arguments
 
 RECORDS = ROOT / "tests" / "records"
 KEYS = {"model", "ema", "opt", "step", "args", "class_names", "progress"}
@@ -23,7 +23,7 @@ TYPED += ["results_dir", "log_every", "sample_every"]
 def test_every_argument_of_before_is_still_there_with_its_default():
     then = json.loads((RECORDS / "args.json").read_text())
     args = make_parser().parse_args(["--data-path", "digits"])
-    check_arguments(args, 1, kinds.of_data(args.data_path))
+    args = resolve_arguments(args, 1, kinds.of_data(args.data_path))
     now = vars(args)
     assert then.keys() <= now.keys()
     assert {k: now[k] for k in then if k not in TYPED} == {k: then[k] for k in then if k not in TYPED}

@@ -6,7 +6,17 @@ from pathlib import Path
 from evaluation.features import EXTRACTORS
 from kinds import MODEL_NAMES, model_name
 from runtime import precision
-from runtime.command_line import Parser, count, decay, folder_name, positive_float, positive_int, weight, whole
+from runtime.command_line import (
+    Parser,
+    count,
+    decay,
+    folder_name,
+    positive_float,
+    positive_int,
+    weight,
+    whole,
+    with_values,
+)
 from runtime.errors import UsageError
 from sampling.kind import Kind
 from sampling.monitor import MAX_REFERENCE
@@ -235,8 +245,8 @@ def without_effect(args: argparse.Namespace, typed: set[str], kind: Kind) -> lis
     return lines
 
 
-def check_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> None:
-    """Fill in defaults that depend on the model and the kind of data, and refuse combinations that cannot work.
+def resolve_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> argparse.Namespace:
+    """The arguments with the defaults that depend on the model and the kind of data; what cannot work is refused.
 
     Raises:
         UsageError: names the values.
@@ -247,12 +257,13 @@ def check_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> No
             f"--model {', '.join(list(kind.MODELS)[:3])}, ..."
         )
     usual = kind.usual_method(args.model, args.times).words()
-    kind.check_training(args)
+    method = {
+        name: getattr(args, name) or usual[name] for name in ("combostoc_type", "times", "halfmixing", "prediction")
+    }
+    given = {"cfg_scale": args.cfg_scale or kind.CFG_SCALE}
+    args = with_values(args, kind.training_defaults(args) | given | method)
     if args.eval_every and args.eval_samples < 2:
         raise UsageError(f"--eval-samples {args.eval_samples} is too few: a distribution takes two or more")
-    args.cfg_scale = args.cfg_scale or kind.CFG_SCALE
-    for name in ("combostoc_type", "times", "halfmixing", "prediction"):
-        setattr(args, name, getattr(args, name) or usual[name])
     try:
         read_method(vars(args))
     except UsageError as error:
@@ -280,3 +291,4 @@ def check_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> No
         )
     if args.compile:
         precision.check_compiler()
+    return args

@@ -41,10 +41,13 @@ class Start(NamedTuple):
     seen: Stamps
 
 
-def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Start:
-    """The experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
+def find_start(
+    args: argparse.Namespace, parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, Start]:
+    """What a run begins from: the experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
 
-    `args` takes over the checkpoint's configuration; a typed argument wins.
+    Returns:
+        The arguments with the checkpoint's configuration, but for what was typed, and what there is to continue.
 
     Raises:
         UsageError: another model was typed than the checkpoint holds.
@@ -55,12 +58,12 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser, argv: 
     if args.ckpt and own is None:
         source = args.ckpt
         saved = checkpoint.load(download.locate(source), verify=distributed.is_main())
-        restored = restore_arguments(args, parser, typed, saved, source)
+        args, restored = restore_arguments(args, parser, typed, saved, source)
         own, lines, seen = newest_own(args)  # the model, and so the folder, may be the checkpoint's
         if own is None:
-            return Start(saved, source, restored, seen)
+            return args, Start(saved, source, restored, seen)
     if own is None:
-        return Start({}, "", [], seen)
+        return args, Start({}, "", [], seen)
     saved = checkpoint.load(own, verify=False)  # newest_own has
     if absent := [name for name in ("model", "ema", "opt") if not isinstance(saved.get(name), dict)]:
         names = " and no ".join(map(repr, absent))
@@ -68,12 +71,13 @@ def find_start(args: argparse.Namespace, parser: argparse.ArgumentParser, argv: 
             f"checkpoint {own} holds no {names}, so that this run cannot be continued as it was; --init-from {own} "
             "with a new --exp begins another from its weights"
         )
-    lines += restore_arguments(args, parser, typed, saved, str(own))
+    args, restored = restore_arguments(args, parser, typed, saved, str(own))
+    lines += restored
     for flag in ("ckpt", "init_from"):
         if given := getattr(args, flag):
             name = flag.replace("_", "-")
             lines.append(f"Warning: this experiment has begun: continuing {own}, not --{name} {given}")
-    return Start(saved, str(own), lines, seen)
+    return args, Start(saved, str(own), lines, seen)
 
 
 def newest_own(args: argparse.Namespace) -> tuple[Path | None, list[str], Stamps]:
@@ -89,29 +93,35 @@ def newest_own(args: argparse.Namespace) -> tuple[Path | None, list[str], Stamps
 
 def restore_arguments(
     args: argparse.Namespace, parser: argparse.ArgumentParser, typed: set[str], saved: dict[str, Any], source: str
-) -> list[str]:
-    """Take over the training configuration of a checkpoint; a typed argument wins. Returns lines that say so."""
+) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments with the training configuration of a checkpoint, but for what was typed, and lines that say so.
+
+    Raises:
+        UsageError: another model was typed than the checkpoint holds.
+        DataError: the configuration cannot be.
+    """
     trained = trained_with(saved)
     if "vae" not in trained and kinds.model_config(checkpoint.weights(saved, source), source).in_channels in (1, 3):
         trained["vae"] = "none"  # pixels; it would be fetched in vain
     check_values(trained, parser, source)
-    restored, warnings = [], []
+    values, restored, warnings = dict(vars(args)), [], []
     for name in RESTORED:
-        if name not in trained or getattr(args, name) == trained[name]:
+        if name not in trained or values[name] == trained[name]:
             continue
-        given = getattr(args, name)
-        usual = kinds.of_model(args.model).usual_method(args.model, args.times).words() | {"latent_stats": "config"}
+        given, model = values[name], values["model"]
+        usual = kinds.of_model(model).usual_method(model, values["times"]).words() | {"latent_stats": "config"}
         if given is None and trained[name] == usual.get(name):
             continue  # as it would be without the checkpoint
         if name not in typed:
-            setattr(args, name, trained[name])
+            values[name] = trained[name]
             restored.append(as_typed(name, trained[name]))
         elif name == "model":
             raise UsageError(f"--model {given}, but checkpoint {source} holds {trained[name]}")
         else:
             before = as_typed(name, trained[name]).removeprefix(f"--{name.replace('_', '-')} ")
             warnings.append(f"Warning: {as_typed(name, given)} instead of the checkpoint's {before}")
-    return [f"From the checkpoint: {', '.join(restored)}", *warnings] if restored else warnings
+    lines = [f"From the checkpoint: {', '.join(restored)}", *warnings] if restored else warnings
+    return argparse.Namespace(**values), lines
 
 
 def as_typed(name: str, value: Any) -> str:

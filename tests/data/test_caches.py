@@ -14,6 +14,7 @@ from data.caches import is_latents, open_latents
 from data.feed import load_latents
 from data.sets import ImageFolder
 from runtime import distributed
+from runtime.command_line import with_values
 from runtime.errors import DataError, UsageError
 from tests import foreign
 from tests.foreign import LABELS, SHAPE, latents
@@ -85,24 +86,25 @@ def arguments(path, *flags):
     return make_parser().parse_args(["--data-path", str(path), *flags])
 
 
+def supplied(data, args, *typed: str):
+    """Arguments with what the latents bring."""
+    return with_values(args, data.supply(args, set(typed)))
+
+
 def test_arguments_that_the_latents_know(tmp_path):
     """Four channels are taken for SD-VAE's; of others no autoencoder is known."""
     data, args = open_latents(foreign.fast_dit(tmp_path / "cache")), arguments(tmp_path)
     assert data.supply(args, set()) == {"image_size": 64, "flip": False}
-    data.fit(args, None)
-    assert (args.vae, args.image_size) == ("ema", 64)
+    assert data.image_size(supplied(data, args), None) == 64
     data.latent_shape, args = (32, 16, 16), arguments(tmp_path)
     assert data.supply(args, set()) == {"vae": "none", "image_size": None, "flip": False}
-    data.fit(args, None)
-    assert args.image_size == 256
-    args = arguments(tmp_path, "--image-size", "250", "--vae", "none")
-    data.supply(args, {"image_size", "vae"})
+    assert data.image_size(supplied(data, args), None) == 256
+    args = supplied(data, arguments(tmp_path, "--image-size", "250", "--vae", "none"), "image_size", "vae")
     with pytest.raises(UsageError, match=r"--image-size 250, but .* holds latents of 16 x 16: give a multiple of 16"):
-        data.fit(args, None)
-    args = arguments(tmp_path, "--vae", "mse")
-    data.supply(args, {"vae"})
+        data.image_size(args, None)
+    args = supplied(data, arguments(tmp_path, "--vae", "mse"), "vae")
     with pytest.raises(UsageError, match=r"--vae mse has 4 channels, the latents in .* 32: give their autoencoder"):
-        data.fit(args, None)
+        data.image_size(args, None)
 
 
 def test_without_an_autoencoder_there_are_no_pictures(tmp_path):
@@ -220,8 +222,7 @@ def test_what_a_model_sees(name, tmp_path):
     """Latents of SD-VAE by its 0.18215, which fast-DiT's have already; LightningDiT's by the statistics beside them."""
     path, process = foreign.WRITERS[name](tmp_path / "cache"), distributed.Process(0, 0, 1, torch.device("cpu"))
     data, args = open_latents(path), arguments(path, "--sample-every", "0", "--model", "SiT-XS/2")
-    data.supply(args, set())
-    found = load_latents(args, process, data)
+    found = load_latents(supplied(data, args), process, data)
     items = torch.stack([data[k, False][0] for k in range(10)])
     if data.parts == 2:
         items[:, 1] = 0  # the deviation

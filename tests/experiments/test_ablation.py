@@ -18,7 +18,7 @@ from experiments.variants import TABLES
 from runtime.errors import UsageError, run_program
 from shapes import point_network
 from shapes.sets import furniture, save_shapes
-from training.arguments import check_arguments
+from training.arguments import resolve_arguments
 from transport import TIMES
 from transport.timesteps import times_of_today
 
@@ -41,7 +41,7 @@ def test_runs_differ_by_what_they_are_named_for(tmp_path):
             args = parser.parse_args(job(tmp_path, variant, "--table", table).train_args())
             difference = {k: v for k, v in vars(args).items() if v != published[k]}
             assert differences.setdefault(variant, difference) == difference  # of one name, whatever the table
-            check_arguments(args, 1, kinds.of_data(args.data_path))
+            args = resolve_arguments(args, 1, kinds.of_data(args.data_path))
     of_times = {name: d for name, d in differences.items() if "times" in d or "difficulty" in d}
     assert {name: d for name, d in differences.items() if name not in of_times} == {
         "SiT": {"model": "SiT-XS/2", "combostoc_type": None},
@@ -69,7 +69,7 @@ def test_runs_of_shapes_differ_by_their_type(tmp_path):
     for variant in TABLES["parts"]:
         args = parser.parse_args(job(tmp_path, variant, *PARTS).train_args())
         differences[variant] = {k: v for k, v in vars(args).items() if v != published[k]}
-        check_arguments(args, 1, kinds.of_data(args.data_path))
+        args = resolve_arguments(args, 1, kinds.of_data(args.data_path))
         assert args.prediction == "data" and (args.times, args.halfmixing) == ("combostoc", "off")
     types = [f"UNSYNC_{kind}" for kind in ("NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL")]
     assert differences == {kind: {"combostoc_type": kind} if kind != "UNSYNC_ATT_PART" else {} for kind in types}

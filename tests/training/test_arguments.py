@@ -6,14 +6,13 @@ import kinds
 from experiments.variants import TABLES
 from runtime.errors import UsageError
 from train_utils import PRESETS, typed_arguments
-from training.arguments import check_arguments, make_parser
+from training.arguments import make_parser, resolve_arguments
 from transport.timesteps import DRAWS, OLD_NAMES
 
 
 def checked(words: str):
     args = make_parser().parse_args(["--data-path", "digits", *words.split()])
-    check_arguments(args, 1, kinds.of_data(args.data_path))
-    return args
+    return resolve_arguments(args, 1, kinds.of_data(args.data_path))
 
 
 def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():

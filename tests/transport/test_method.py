@@ -6,7 +6,7 @@ import torch
 
 import kinds
 from train_utils import PRESETS, build_transport, read_method
-from training.arguments import check_arguments, make_parser
+from training.arguments import make_parser, resolve_arguments
 from transport import Method, Transport, create_transport
 from transport.timesteps import DRAWS, draw_timesteps
 
@@ -20,7 +20,7 @@ def settings_of(transport: Transport) -> dict:
 def typed(words: str) -> Method:
     """The method of train.py's command line."""
     args = make_parser().parse_args(words.split())
-    check_arguments(args, 1, kinds.of_data(args.data_path))
+    args = resolve_arguments(args, 1, kinds.of_data(args.data_path))
     return read_method(vars(args))
 
 
