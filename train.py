@@ -17,9 +17,11 @@ from runtime.errors import DataError, UsageError, begin, run_program
 if __name__ == "__main__":
     begin()
 
+import argparse
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +31,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import kinds
 import wandb_utils
 from data import center_crop_arr as center_crop_arr  # SiT has it here
-from data.feed import feed, load_batches
+from data.feed import Data, feed, load_batches
 from data.order import BatchOrder
 from data.sets import check_same_everywhere, class_counts
 from data.skipping import allowed_bad_images, check_readable
@@ -47,13 +49,15 @@ from training.step import update_ema as update_ema  # SiT has it here
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    # What is asked, and what there is to continue.
+    # ---- arguments: typed, brought by the data, a checkpoint's, and defaults of the kind of data ----
+
     parser = make_parser(__doc__)
     args = parser.parse_args(argv)
+    typed = typed_arguments(parser, argv)
     process = distributed.setup(distributed.TIMEOUT, args.device)
     kind = kinds.of_data(args.data_path)
     kind.check_path(args.data_path)  # before a checkpoint or an autoencoder is fetched
-    supplied = kind.supply(args, typed_arguments(parser, argv))
+    supplied = kind.supply(args, typed)
     args = with_values(args, supplied)
     args, start = resume.find_start(args, parser, argv)
     args = resolve_arguments(args, process.world_size, kind)
@@ -62,29 +66,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     precision.setup(args.precision)
     found = resume.find_model(start, args)
 
-    # Data.
+    # ---- data ----
+
     data = kind.load_data(args, process, found, start.saved, start.source)
-    dataset, args = data.dataset, with_values(args, data.settings)
+    args = with_values(args, data.settings)
+    dataset = data.dataset
     check_same_everywhere(dataset, args.data_path)
     config = kind.config_for(args.model, data.input_shape, args.num_classes)
     config = resume.check_model(config, found, start.source)
     lines = [*start.lines, *data.lines, *(f"Warning: {note}" for note in dataset.notes)]
     if from_latents := [resume.as_typed(k, v) for k, v in supplied.items() if getattr(args, k) == v]:
         lines.append(f"From the latents: {', '.join(from_latents)}")
-    lines += without_effect(args, typed_arguments(parser, argv), kind)
+    lines += without_effect(args, typed, kind)
     lines += resume.check_classes(dataset.class_names, args, start)
 
-    # Transport, model, moving average, optimiser.
+    # ---- transport, model, moving average, optimiser ----
+
     transport = build_transport(read_method(vars(args)), data.attributes)
     torch.manual_seed(distributed.seed_for(args.global_seed, "init"))
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
     opt = build_optimizer(model, args.lr, args.betas, args.weight_decay)
+    state = {"model": model, "ema": ema, "opt": opt}
 
-    # Where the run is: at its beginning, or where the checkpoint was.
-    step, said = resume.restore_state(start, model, ema, opt) if start.source else (0, [])
-    lines += said
-    if args.init_from and not start.source:
+    # ---- where the run is: at its beginning, or where the checkpoint was ----
+
+    step = 0
+    if start.source:
+        step, restored = resume.restore_state(start, model, ema, opt)
+        lines += restored
+    elif args.init_from:
         lines += resume.initialize_from(args.init_from, model, ema)
     saved = start.saved.get("progress", {})
     books = Bookkeeping(process, dataset, max_bad_steps=args.max_bad_steps, saved=saved, source=start.source)
@@ -94,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines += warnings
     start.saved.clear()
     distributed.check_agreement(step, "the step to continue from")
+
+    # ---- how long it is ----
+
     order = BatchOrder(
         length=len(dataset),
         global_batch_size=args.global_batch_size,
@@ -119,9 +133,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not (start.source or args.init_from):
         lines += ema_lines(total_steps, decay=args.ema_decay, warmup=args.ema_warmup)
-    lines += monitor.prepare() if monitor is not None else []
+    if monitor is not None:
+        lines += monitor.prepare()
 
-    # From here on files are written.
+    # ---- the folder: from here on files are written ----
+
     with Experiment(args, process, kind) as experiment, signals.StopRequest() as request:
         distributed.from_main(lambda: experiment.open(args, step, start.source, start.seen))
         log = experiment.logger.info
@@ -132,28 +148,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         log(f"{args.model}, {args.combostoc_type}: {sum(p.numel() for p in model.parameters()):,} parameters")
         if args.compile:
             log("Compiling: the first step takes a minute or so")
-        counted = f"{len(dataset):,} {kind.THINGS} in {len(dataset.class_names)} classes"
-        log(f"{counted}, {order.pace}")
+        log(f"{len(dataset):,} {kind.THINGS} in {len(dataset.class_names)} classes, {order.pace}")
         log(f"Classes: {class_counts(dataset)}")
-        begun = f"Continuing {start.source} from step {step} to {total_steps}"
-        log(begun if start.source else f"Training for {total_steps} steps")
+        if start.source:
+            log(f"Continuing {start.source} from step {step} to {total_steps}")
+        else:
+            log(f"Training for {total_steps} steps")
         if args.wandb and process.is_main:
             experiment.start_wandb(args, is_new=not start.source)
 
-        saved_step = -1
-
-        def save(*, rolling: bool, kept: bool, is_end: bool) -> None:
-            nonlocal saved_step
-            state = books.state() | {"images_seen": order.images(step), "data": resume.fingerprint(dataset)}
-            if state["bad_steps"][0] and not is_end:  # they may have begun with a last good one
-                log(f"Not saved at step {step}, which was a bad one")
-                return
-            saved_step = step
-            if process.is_main:
-                modules = {"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict()}
-                about = {"args": plain(args), "class_names": dataset.class_names, "progress": state, **data.about}
-                content = {**modules, "step": step, **about}
-                experiment.save(content, rolling=rolling, kept=kept, kept_format=args.ckpt_format)
+        # ---- workers, compilation, processes ----
 
         on_terminal = process.is_main and progress.on_terminal()  # elsewhere the log lines tell
         with (
@@ -172,18 +176,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 settle(wrapped, opt, transport, x1, args.precision)
             batches = feed(loaded, data.to_latents, process.device)
             books.window.start_clock()  # making ready takes time, too: an evaluation's reference does
-            signum, stopped = 0, False
+            saved_step, signum, stopped = -1, 0, False
+
             while not stopped:
-                # Evaluate. A run that continues begins with what a signal has ended.
+                # ---- evaluate: a run that continues begins with what a signal has ended ----
+
                 if monitor is not None and due(args.eval_every, step) and not experiment.has_evaluation(step):
                     with books.window.paused():
                         signum = report(monitor, args, step, ema, transport, request, experiment)
                     if signum and saved_step != step:
-                        save(rolling=True, kept=False, is_end=True)
+                        save(experiment, args, data, state, books, order, step, rolling=True, kept=False, is_end=True)
                 if signum or step == total_steps:
                     break
 
-                # Train.
+                # ---- train ----
+
                 torch.manual_seed(distributed.seed_for(args.global_seed, "step", step, process.rank))
                 x1, y = next(batches)
                 result = training_step(
@@ -204,7 +211,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 step += 1
                 bar.update()
 
-                # What has happened in any of the processes.
+                # ---- agree: what has happened in any of the processes ----
+
                 books.add(result)
                 signum, diverged, unreadable = books.agree(request.signum)
                 if diverged:
@@ -218,26 +226,33 @@ def main(argv: Sequence[str] | None = None) -> None:
                 stopped = bool(signum) or (bool(unreadable) and len(books.unreadable) > allowed)
                 is_end = stopped or step == total_steps
 
-                # Log.
+                # ---- log ----
+
                 if due(args.log_every, step):
                     loss, rate = books.window.close()
                     bad_steps = int(books.bad_steps.counts[1])
                     row = {"step": step, "epoch": order.images(step - 1) // order.length, "loss": loss}
                     experiment.log_metrics(row | {"bad_steps": bad_steps}, rate, rate * args.global_batch_size)
 
-                # Draw.
+                # ---- draw ----
+
                 if due(args.sample_every, step) and process.is_main and data.autoencoder is not None:
                     try:
                         experiment.save_picture(preview(args, kind, ema, transport, data, process.device), step)
                     except FloatingPointError as error:  # training may mend it
                         log(f"Warning: no sample picture at step {step}: {error}")
 
-                # Save. A run that is continued from here has the step's line and picture behind it.
+                # ---- save: a run that is continued from here has the step's line and picture behind it ----
+
                 rolling = due(args.reckpt_every, step) or is_end or due(args.eval_every, step)
                 kept = due(args.ckpt_every, step) or (args.ckpt_format == "safetensors" and step == total_steps)
-                if rolling or kept:
-                    save(rolling=rolling, kept=kept, is_end=is_end)
+                if (rolling or kept) and save(
+                    experiment, args, data, state, books, order, step, rolling=rolling, kept=kept, is_end=is_end
+                ):
+                    saved_step = step
                 experiment.saver.check()
+
+        # ---- end ----
 
         experiment.saver.wait()
         distributed.barrier()  # nobody leaves before all is written: torchrun would end the others
@@ -248,6 +263,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.cleanup()
     if signum:
         sys.exit(128 + signum)
+
+
+def save(
+    experiment: Experiment,
+    args: argparse.Namespace,
+    data: Data,
+    state: dict[str, nn.Module | torch.optim.Optimizer],
+    books: Bookkeeping,
+    order: BatchOrder,
+    step: int,
+    *,
+    rolling: bool,
+    kept: bool,
+    is_end: bool,
+) -> bool:
+    """Write a checkpoint, unless the step was a bad one and more follow. All processes call it.
+
+    Args:
+        state: model, average and optimiser by their names in the checkpoint.
+        rolling, kept: see `Experiment.save`.
+        is_end: whether this is the last chance.
+
+    Returns:
+        Whether it is written.
+    """
+    progress_now = books.state() | {"images_seen": order.images(step), "data": resume.fingerprint(data.dataset)}
+    if progress_now["bad_steps"][0] and not is_end:  # they may have begun with a last good one
+        experiment.logger.info(f"Not saved at step {step}, which was a bad one")
+        return False
+    if experiment.is_main:
+        content: dict[str, Any] = {name: part.state_dict() for name, part in state.items()}
+        content |= {"step": step, "args": plain(args), "class_names": data.dataset.class_names}
+        content |= {"progress": progress_now, **data.about}
+        experiment.save(content, rolling=rolling, kept=kept, kept_format=args.ckpt_format)
+    return True
 
 
 def due(every: int, step: int) -> bool:
