@@ -28,7 +28,7 @@ import torch
 import kinds
 from data.pictures import columns_for, grid, save_image, to_uint8
 from runtime import distributed, precision, progress
-from runtime.command_line import Parser
+from runtime.command_line import Parser, with_values
 from runtime.files import replacing
 from sampling import control, likelihood
 from sampling.arguments import NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.data_path:
             kinds.check_images(args.data_path, job)
         likelihood.check_arguments(args, job)
+        args = with_values(args, {"cfg_scale": 1.0})
         if args.class_labels:
             raise UsageError("--class-labels are for sampling; --likelihood and --reverse take the images' own")
         if args.reference:
@@ -85,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     precision.setup(args.precision)
     network = kinds.load_network(args, process.device, default_vae="mse")
     kind = kinds.of_model(network.config.name)
-    if args.cfg_scale is None:
-        args.cfg_scale = 1.0 if without_class else kind.CFG_SCALE
+    guidance = 1.0 if without_class else kind.CFG_SCALE
+    args = with_values(args, network.settings | {"cfg_scale": guidance if args.cfg_scale is None else args.cfg_scale})
     kind.check_sampling(args, network)
     build_sampler(args, network.transport)  # complains about bad settings before a bar appears
-    rules = kind.without_effect_in_sampling(args)
-    say([*network.notes, *ignore_what_has_no_effect(args, parser, argv, rules)])
+    args, ignored = ignore_what_has_no_effect(args, parser, argv, kind.without_effect_in_sampling(args))
+    say([*network.notes, *ignored])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.seed, batch_size=args.batch_size)
     elif args.reverse:

@@ -33,7 +33,7 @@ from torch import Tensor
 import kinds
 from data.pictures import save_npz
 from runtime import checkpoint, distributed, precision, progress
-from runtime.command_line import Parser, positive_int, whole
+from runtime.command_line import Parser, positive_int, whole, with_values
 from runtime.device import float64
 from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
@@ -76,14 +76,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         likelihood.check_arguments(args, "--likelihood")
     elif args.mode == "ODE" and args.data_path:
         raise UsageError(f"--data-path {args.data_path} is for --likelihood")
-    args.cfg_scale = CFG_SCALE if args.cfg_scale is None else args.cfg_scale
+    guidance = 1.0 if args.likelihood else CFG_SCALE
+    args = with_values(args, {"cfg_scale": guidance if args.cfg_scale is None else args.cfg_scale})
     process = distributed.setup(device_name=args.device)
     precision.setup(args.precision)
     network = kinds.load_network(args, process.device, default_vae="ema")
-    rules = kinds.of_model(network.config.name).without_effect_in_sampling(args)
+    args = with_values(args, network.settings)
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
-    notes = [*network.notes, *ignore_what_has_no_effect(args, parser, argv, rules)]
-    say(notes if process.is_main else [])
+    rules = kinds.of_model(network.config.name).without_effect_in_sampling(args)
+    args, ignored = ignore_what_has_no_effect(args, parser, argv, rules)
+    say([*network.notes, *ignored] if process.is_main else [])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.global_seed, batch_size=args.per_proc_batch_size)
     else:

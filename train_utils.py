@@ -17,7 +17,7 @@ from runtime.command_line import count, finite, none_or_str, positive_float, pos
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
 from transport import Attributes, Method, Sampler, Transport
-from transport.names import DIFFUSION_FORMS, LAST_STEPS, PATHS, PREDICTIONS, WEIGHTS
+from transport.names import DIFFUSION_FORMS, LAST_STEPS, PATHS, PREDICTIONS, SCHEDULES, WEIGHTS
 from transport.sampler import SampleFn
 from transport.solvers import ODE_METHODS, SDE_METHODS
 from transport.timesteps import times_of_today
@@ -395,7 +395,7 @@ def build_graded_sampler(
     args: argparse.Namespace, transport: Transport, reference: Tensor, preserve: Tensor | float, **kwargs: Any
 ) -> SampleFn:
     """The same under graded control."""
-    settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule}
+    settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule or SCHEDULES[0]}
     return checked(Sampler(transport).sample_graded, reference, preserve, **settings, **kwargs)
 
 

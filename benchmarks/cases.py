@@ -14,7 +14,7 @@ import extract_latents
 from benchmarks import measure, predecessor
 from data.autoencoder import draw_posterior
 from data.feed import feed, load_batches
-from data.latents import CachedLatents
+from data.latents import CachedLatents, is_latents
 from data.order import BatchOrder
 from models import SiT
 from runtime import precision
@@ -155,9 +155,12 @@ def synthetic_batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor
 
 def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """As train.py reads them."""
-    if args.data_path == RANDOM:
-        args.data_path = random_latents(case, args.latents_folder)
-    latents = CachedLatents(args.data_path)
+    if args.data_path != RANDOM:
+        latents = CachedLatents(args.data_path)
+    elif is_latents(args.latents_folder):
+        latents = CachedLatents(args.latents_folder)
+    else:
+        latents = CachedLatents(random_latents(case, args.latents_folder))
     if latents.latent_shape != case.x_shape[1:]:
         raise UsageError(
             f"--data-path {args.data_path} holds latents of {latents.latent_shape}, not {case.x_shape[1:]}"

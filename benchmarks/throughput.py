@@ -38,7 +38,7 @@ from benchmarks.cases import FACTOR, RANDOM, Case, sampling_work, synthetic_batc
 from data.autoencoder import latent_size
 from models import SiT
 from runtime import distributed, precision
-from runtime.command_line import Parser, count, positive_int
+from runtime.command_line import Parser, count, positive_int, with_values
 from runtime.errors import DataError, first_line, run_program
 from runtime.files import replacing
 from train_utils import guidance_scale
@@ -286,7 +286,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.what != "sizes":
         latent_size(args.image_size, FACTOR, args.model)
     if args.data_path:  # a timing must outlast what the workers have ready when it starts
-        args.repeats = max(args.repeats, 8 * args.num_workers)
+        args = with_values(args, {"repeats": max(args.repeats, 8 * args.num_workers)})
     if args.compile:
         precision.check_compiler()
         torch._dynamo.config.cache_size_limit = 64  # a case may be compiled for each of its batch sizes
@@ -299,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = {"train": compare, "sample": compare, "batches": batches, "sizes": sizes}[args.what]
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     with tempfile.TemporaryDirectory() as folder:
-        args.latents_folder = Path(folder)
+        args = with_values(args, {"latents_folder": Path(folder)})
         try:
             report = {"environment": measure.environment(device), "settings": settings} | task(args, device)
         except torch.OutOfMemoryError as error:

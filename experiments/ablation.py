@@ -53,7 +53,7 @@ from experiments.measurements import (
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
 from runtime import distributed, precision, progress
-from runtime.command_line import Parser, positive_float, positive_int
+from runtime.command_line import Parser, positive_float, positive_int, with_values
 from runtime.errors import DataError, UsageError, run_program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -174,6 +174,7 @@ def measure(job: Job, row: Row) -> Row:
     args = unguided("SDE", *sampler)
     precision.setup(args.precision)
     network = kinds.load_network(args, distributed.single().device, default_vae="ema")
+    args = with_values(args, network.settings)
     if isinstance(row, ShapeRow):
         assert isinstance(JUDGE, ShapeJudge)
         judge_shapes(args, network, JUDGE, row)

@@ -33,7 +33,7 @@ from data.sets import load_dataset
 from experiments.judge import Judge
 from experiments.tables import read_rows, write_rows
 from runtime import distributed, precision, progress
-from runtime.command_line import Parser, positive_int
+from runtime.command_line import Parser, positive_int, with_values
 from runtime.errors import DataError, run_program
 from runtime.files import replacing
 from sampling.arguments import sampling_parser
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags += ["--vae", args.vae] if args.vae else []
         sampling_args = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False).parse_args(flags)
         network = kinds.load_network(sampling_args, process.device, default_vae="ema")
-        args.vae = sampling_args.vae
+        args = with_values(args, {"vae": network.settings["vae"]})
         data = data or load_references(args, network)
         if ckpt == args.ckpt[0]:
             draw_pictures(args, network, data, args.out, ckpt)

@@ -24,7 +24,7 @@ from data.sets import DIGITS, load_dataset
 from experiments.judge import Judge, judge_samples, unguided
 from experiments.tables import read_rows, write_rows
 from runtime import distributed, precision, progress
-from runtime.command_line import Parser, positive_int
+from runtime.command_line import Parser, positive_int, with_values
 from runtime.errors import DataError, UsageError, run_program
 from runtime.files import replacing
 from transport.names import ComboStocType
@@ -90,6 +90,7 @@ def measure(args: argparse.Namespace, judge: Judge, row: Row) -> Row:
     parsed = sampling_args(args, row.ckpt, METHODS[row.sampler], row.evaluations)
     precision.setup(parsed.precision)
     network = kinds.load_network(parsed, distributed.single().device, default_vae="ema")
+    parsed = with_values(parsed, network.settings)
     row.fd, row.accuracy, row.taken = judge_samples(parsed, network, judge, row.samples)
     return row
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.command_line import ModeParser, Parser, positive_int, unit_float, whole
+from runtime.command_line import ModeParser, Parser, positive_int, unit_float, whole, with_values
 from runtime.precision import add_speed_args
 from train_utils import (
     add_preset_arg,
@@ -119,15 +119,15 @@ Rule = tuple[bool, str, tuple[str, ...]]  # whether it applies, why, and to whic
 
 def ignore_what_has_no_effect(
     args: argparse.Namespace, parser: Parser, argv: Sequence[str] | None, of_kind: Iterable[Rule]
-) -> list[str]:
-    """Put arguments that change nothing back to their defaults, so that they do not seem to be settings.
+) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments with those that change nothing at their defaults, so that they do not seem to be settings.
 
     Args:
         args: what `parser`, of `sampling_parser`, made of `argv`, with the program's and the checkpoint's values in it.
         of_kind: the rules of the kind of data, see `sampling.kind.Kind.without_effect_in_sampling`.
 
     Returns:
-        A line for each reason that concerns arguments that were typed.
+        The arguments, and a line for each reason that concerns some that were typed.
     """
     method = args.sampling_method
     defaults = parser.parse_args([args.mode, "--cfg-channels", "3"])  # as records say it where it has no effect
@@ -155,10 +155,10 @@ def ignore_what_has_no_effect(
     for applies, why, names in rules:
         flags = ["--" + name.replace("_", "-") for name in names]
         if applies:
-            vars(args).update({name: getattr(defaults, name) for name in names if name in defaults})
+            args = with_values(args, {name: getattr(defaults, name) for name in names if name in defaults})
             if given := [flag for flag in flags if flag in typed]:
                 lines.append(f"{' and '.join(given)} {'have' if len(given) > 1 else 'has'} no effect {why}")
-    return lines
+    return args, lines
 
 
 def pictures_parser(doc: str | None) -> Parser:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from runtime.errors import UsageError
 from sampling.network import ImageNoise, Network, draw
-from transport import SCHEDULES
 
 
 class Control(Protocol):
@@ -56,7 +55,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             if getattr(args, name):
                 raise UsageError(f"--{name.replace('_', '-')} works on a picture: give --reference IMG")
         return
-    args.preserve_schedule = args.preserve_schedule or SCHEDULES[0]
     if not args.preserve and not args.preserve_channels:
         raise UsageError("how much is kept of --reference? Give --preserve SPEC, --preserve-channels F,F,... or both")
     labels = len(args.class_labels or [])

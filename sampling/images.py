@@ -128,43 +128,34 @@ def load_output(
         UsageError: an argument does not fit the model.
         DataError: the autoencoder cannot be loaded.
     """
-    autoencoder = load_space(args, config, content, default_vae, device, source)
+    trained_vae = checkpoint.training_args(content).get("vae") or ("none" if config.in_channels in (1, 3) else None)
+    vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
+    autoencoder = load_space(vae, args.image_size, config, device, source)
     size = config.input_size * autoencoder.factor
     if args.image_size not in (None, size):
         raise UsageError(f"--image-size {args.image_size} contradicts checkpoint {source}, which has {size}")
-    args.image_size = size
     if isinstance(autoencoder, LatentSpace):
         autoencoder.check_size(size)
         if KEY in content:
             autoencoder.scale, autoencoder.shift = Scaling.load(content[KEY], config.in_channels, source)
-    return Output(autoencoder, (config.in_channels, config.input_size, config.input_size), size)
+    return Output(autoencoder, (config.in_channels, config.input_size, config.input_size), size, vae)
 
 
-def load_space(
-    args: argparse.Namespace,
-    config: ModelConfig,
-    content: dict[str, Any],
-    default_vae: str,
-    device: torch.device,
-    source: str,
-) -> Autoencoder:
-    """The autoencoder of an image model's checkpoint or arguments.
+def load_space(vae: str, image_size: int | None, config: ModelConfig, device: torch.device, source: str) -> Autoencoder:
+    """The autoencoder of a name, for the model of a checkpoint and an image size, if one is asked for.
 
     Raises:
         UsageError: it does not fit the model.
         DataError: it cannot be loaded.
     """
-    trained_vae = checkpoint.training_args(content).get("vae") or ("none" if config.in_channels in (1, 3) else None)
-    args.vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
-    check_channels(args.vae, config.in_channels, source)
-    autoencoder = load_autoencoder(args.vae, device, config.in_channels)
+    check_channels(vae, config.in_channels, source)
+    autoencoder = load_autoencoder(vae, device, config.in_channels)
     if autoencoder.channels != config.in_channels:
         raise UsageError(
-            f"--vae {args.vae} has {autoencoder.channels} channels, the model of checkpoint {source} "
-            f"{config.in_channels}"
+            f"--vae {vae} has {autoencoder.channels} channels, the model of checkpoint {source} {config.in_channels}"
         )
-    if args.image_size is not None:
-        latent_size(args.image_size, autoencoder.factor, config.name)
+    if image_size is not None:
+        latent_size(image_size, autoencoder.factor, config.name)
     return autoencoder
 
 

@@ -31,6 +31,7 @@ class Output:
     space: Space
     input_shape: tuple[int, ...]  # of the model: (C, H, W), or (L, F) for shapes
     image_size: int  # side of a picture in pixels
+    vae: str | None  # what --vae is; None for shapes
     attributes: Attributes | None = None  # see `Transport`
 
 
@@ -127,7 +128,7 @@ class Kind(Protocol):
         device: torch.device,
         source: str,
     ) -> Output:
-        """What the model of a checkpoint makes, and --vae and --image-size filled in.
+        """What the model of a checkpoint makes.
 
         Raises:
             UsageError: an argument contradicts the checkpoint.

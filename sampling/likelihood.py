@@ -28,7 +28,6 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
         raise UsageError(f"{job} takes images: give --data-path FOLDER (or 'digits')")
     if args.cfg_scale not in (None, 1):
         raise UsageError(f"{job} uses the model without guidance, not --cfg-scale {args.cfg_scale}")
-    args.cfg_scale = 1.0
     if args.precision == "bf16":
         raise UsageError(f"{job} needs more digits than --precision bf16 has; give tf32 or fp32")
     check_path(args.data_path)

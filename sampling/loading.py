@@ -11,6 +11,7 @@ import torch
 import download
 from models import SiT
 from runtime import checkpoint, precision
+from runtime.command_line import with_values
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
 from sampling.arguments import DEFAULT_MODEL
@@ -31,7 +32,7 @@ def load_network(
 ) -> Network:
     """Load the checkpoint of the arguments; sizes, classes, path and prediction are its own.
 
-    Arguments left at None are filled in from the checkpoint.
+    Arguments left at None are the checkpoint's; `Network.settings` has them.
 
     Raises:
         UsageError: an argument contradicts the checkpoint.
@@ -56,35 +57,34 @@ def load_network(
     trained = {k: v for k, v in trained_with(content).items() if v is not None}
     check_trained(trained, content.get("class_names"), config, name)
 
-    def resolve(argument: str, truth: Any) -> None:
+    def resolved(argument: str, truth: Any) -> Any:
         given = getattr(args, argument)
         if given is not None and given != truth:
             raise UsageError(f"--{argument.replace('_', '-')} {given} contradicts checkpoint {name}, which has {truth}")
-        setattr(args, argument, truth)
+        return truth
 
-    resolve("model", config.name)
-    resolve("num_classes", config.num_classes)
+    settings = {"model": resolved("model", config.name), "num_classes": resolved("num_classes", config.num_classes)}
     for argument in ("path_type", "prediction"):
-        if argument in trained:
-            resolve(argument, trained[argument])
-        else:
-            setattr(args, argument, getattr(args, argument) or DEFAULTS[argument])
-    args.time_shift = trained.get("time_shift", DEFAULTS["time_shift"]) if args.time_shift is None else args.time_shift
-    args.sample_eps = trained.get("sample_eps") if args.sample_eps is None else args.sample_eps
-
+        given = getattr(args, argument) or DEFAULTS[argument]
+        settings[argument] = resolved(argument, trained[argument]) if argument in trained else given
+    for argument in ("time_shift", "sample_eps"):
+        given = getattr(args, argument)
+        settings[argument] = trained.get(argument, DEFAULTS[argument]) if given is None else given
     if "cfg_channels" in vars(args):  # the page takes no such argument, nor a guide
-        args.cfg_channels = args.cfg_channels or ("3" if config.in_channels <= 4 else "all")  # of up to 3 that is all
-
+        settings["cfg_channels"] = args.cfg_channels or ("3" if config.in_channels <= 4 else "all")  # of up to 3: all
     output = kind.load_output(args, config, content, default_vae, device, name)
+    settings |= {"vae": output.vae, "image_size": output.image_size}
     method = {"combostoc_type": kind.usual_method(config.name).combostoc_type}
     method |= {name: trained[name] for name in DRAWN if name in trained}
-    method |= {name: getattr(args, name) for name in TYPED}
+    method |= {name: settings.get(name, getattr(args, name)) for name in TYPED}
     model, notes = ready(args, config, content, state, device, name)
     guide: SiT | None = None
     guide_path: Path | None = None
     if vars(args).get("guide_ckpt") and args.cfg_scale not in (0, 1):
         guide_path = download.locate(args.guide_ckpt)
-        guide, said = load_guide(args, Trained(kind, config, content, name), guide_path, device, kind_of)
+        guide, said = load_guide(
+            with_values(args, settings), Trained(kind, config, content, name), guide_path, device, kind_of
+        )
         notes += said
     return Network(
         model=model,
@@ -97,6 +97,7 @@ def load_network(
         path=path,
         step=checkpoint.step(content),
         notes=notes,
+        settings=settings,
         guide=guide,
         guide_path=guide_path,
     )

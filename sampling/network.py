@@ -44,6 +44,7 @@ class Network:
     path: Path
     step: int
     notes: list[str]  # on what the checkpoint holds, to be said
+    settings: dict[str, Any]  # arguments of sampling as the checkpoint has them, by name
     guide: SiT | None = None  # a poorer model, for autoguidance
     guide_path: Path | None = None
 

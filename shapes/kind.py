@@ -141,8 +141,7 @@ def load_output(
     layout = Layout.load(content["layout"], source)
     if layout.shape[1] != config.in_channels:
         raise DataError(f"checkpoint {source} holds {config}, and a layout of parts of {layout.shape[1]} numbers")
-    args.vae, args.image_size = None, args.image_size or SIDE
-    return Output(ShapeSpace(layout), layout.shape, args.image_size, layout.widths_of_all)
+    return Output(ShapeSpace(layout), layout.shape, args.image_size or SIDE, None, layout.widths_of_all)
 
 
 def check_sampling(args: argparse.Namespace, network: Network) -> None:

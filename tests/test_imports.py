@@ -1,6 +1,7 @@
 """Which way the arrows go, and what is loaded only when it is used."""
 
 import ast
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,34 @@ def test_only_one_place_knows_that_there_are_shapes():
     }
     others = {name for name in importing if name.partition(".")[0] not in ("shapes", "page")}
     assert others == set(SHAPES_MAY_BE_IMPORTED_BY)
+
+
+def changes_of_arguments(path: Path) -> Iterator[str]:
+    """Where a module changes arguments that a parser has made: args.x = ..., setattr(args, ...), vars(args).update(...)."""
+
+    def is_parsed(node: ast.AST) -> bool:
+        return isinstance(node, ast.Name) and (node.id.endswith("args") or node.id == "parsed")
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_target = isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
+        called = ast.unparse(node) if isinstance(node, ast.Call) else ""
+        if (is_target and is_parsed(node.value)) or re.match(
+            r"(setattr\(|vars\()(\w*args|parsed)(, |\)\.update)", called
+        ):
+            yield f"{path}:{node.lineno}"
+
+
+def test_nothing_changes_parsed_arguments():
+    """What is resolved is a new Namespace, see `with_values`."""
+    assert [place for path in modules(ROOT).values() for place in changes_of_arguments(path)] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["args.vae = 1", "args.a, b = 1, 2", "args.n += 1", "setattr(args, name, 1)", "vars(args).update(a=1)"]
+)
+def test_a_change_of_arguments_is_found(line, tmp_path):
+    (tmp_path / "module.py").write_text(f"def f(args):\n    {line}\n    return args.vae == 1\n")
+    assert list(changes_of_arguments(tmp_path / "module.py")) == [f"{tmp_path / 'module.py'}:2"]
 
 
 @pytest.mark.parametrize("program", ["train.py", pytest.param("sample.py", marks=pytest.mark.drill)])

@@ -15,6 +15,13 @@ def checked(words: str):
     return resolve_arguments(args, 1, kinds.of_data(args.data_path))
 
 
+def test_what_is_resolved_is_a_copy():
+    args = make_parser().parse_args(["--data-path", "digits"])
+    before = dict(vars(args))
+    resolved = resolve_arguments(args, 1, kinds.of_data(args.data_path))
+    assert vars(args) == before and list(vars(resolved)) == list(before) and resolved.combostoc_type == "UNSYNC_ALL"
+
+
 def test_half_of_a_batch_is_synchronous_in_the_published_draw_only():
     assert checked("").halfmixing == "on" and checked("--times patch-forcing").halfmixing == "off"
     assert checked("--times patch-forcing --halfmixing on").halfmixing == "on"
