@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = config.build(grad_checkpointing=args.grad_checkpointing).to(process.device)
     ema = deepcopy(model).requires_grad_(False).eval()
     opt = build_optimizer(model, args.lr, args.betas, args.weight_decay)
-    state = {"model": model, "ema": ema, "opt": opt}
+    state: dict[str, nn.Module | torch.optim.Optimizer] = {"model": model, "ema": ema, "opt": opt}
 
     # ---- where the run is: at its beginning, or where the checkpoint was ----
 

@@ -21,10 +21,11 @@ from train_utils import DEFAULTS, ModelConfig, build_transport, load_weights, re
 from transport.method import ACCEPTED
 from transport.solvers import AHEAD_METHODS
 
-# What training said that sampling goes by: of the method, what may be typed again, and the rest; and the autoencoder.
+# Settings of the method that sampling has flags of, those that it takes from training as they are, and all that is
+# checked of a checkpoint, which losses are no part of.
 TYPED = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps", "time_shift")
-DRAWN = ("combostoc_type", "times", "halfmixing", "blend", "compensation", "difficulty")
-SAMPLED = ("path_type", "prediction", "sample_eps", "time_shift", *DRAWN, "vae")
+TRAINED = tuple(name for name in DEFAULTS if name not in (*TYPED, "loss_clamp"))
+CHECKED = ("path_type", "prediction", "sample_eps", "time_shift", *TRAINED, "vae")
 
 
 def load_network(
@@ -75,8 +76,8 @@ def load_network(
     output = kind.load_output(args, config, content, default_vae, device, name)
     settings |= {"vae": output.vae, "image_size": output.image_size}
     method = {"combostoc_type": kind.usual_method(config.name).combostoc_type}
-    method |= {name: trained[name] for name in DRAWN if name in trained}
-    method |= {name: settings.get(name, getattr(args, name)) for name in TYPED}
+    method |= {key: trained[key] for key in TRAINED if key in trained}
+    method |= {key: settings.get(key, getattr(args, key)) for key in TYPED}
     model, notes = ready(args, config, content, state, device, name)
     guide: SiT | None = None
     guide_path: Path | None = None
@@ -183,7 +184,7 @@ def check_trained(trained: dict[str, Any], class_names: list[str] | None, config
     Raises:
         DataError: what a checkpoint says of its training cannot be.
     """
-    for name in SAMPLED:
+    for name in CHECKED:
         accepted, fits = ("a name or a folder", lambda v: isinstance(v, str)) if name == "vae" else ACCEPTED[name]
         if name in trained and not fits(trained[name]):
             raise DataError(

@@ -141,17 +141,15 @@ def test_only_one_place_knows_that_there_are_shapes():
 
 
 def changes_of_arguments(path: Path) -> Iterator[str]:
-    """Where a module changes arguments that a parser has made: args.x = ..., setattr(args, ...), vars(args).update(...)."""
-
-    def is_parsed(node: ast.AST) -> bool:
-        return isinstance(node, ast.Name) and (node.id.endswith("args") or node.id == "parsed")
-
+    """Where a module changes what a parser has made: args.x = ..., setattr(args, ...), vars(args).update(...)."""
+    parsed = r"(\w*args|parsed)"
     for node in ast.walk(ast.parse(path.read_text())):
-        is_target = isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
-        called = ast.unparse(node) if isinstance(node, ast.Call) else ""
-        if (is_target and is_parsed(node.value)) or re.match(
-            r"(setattr\(|vars\()(\w*args|parsed)(, |\)\.update)", called
-        ):
+        change = None
+        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+            change = re.match(rf"{parsed}\.", ast.unparse(node))
+        elif isinstance(node, ast.Call):
+            change = re.match(rf"setattr\({parsed},|vars\({parsed}\)\.update\(", ast.unparse(node))
+        if change:
             yield f"{path}:{node.lineno}"
 
 

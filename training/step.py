@@ -82,8 +82,8 @@ def training_step(
         x1, y: (N, C, H, W) latents and (N,) labels.
         lr: the learning rate of this step; None is the optimiser's own.
         precision_name: one of `runtime.precision.PRECISIONS`; parameters, gradients and loss stay float32.
-        grad_accum: parts the batch is computed in, one after the other, for less memory. Each is half-mixed.
-        max_grad_norm: scale longer gradients down to this norm.
+        grad_accum: gradient accumulation: micro-batches a step, for less memory. Each is half-mixed.
+        max_grad_norm: gradient-norm clipping threshold; None is without.
     """
     loss = compute_gradients(model, opt, transport, x1, y, precision_name=precision_name, grad_accum=grad_accum)
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

@@ -7,6 +7,7 @@ import torch
 import kinds
 from train_utils import PRESETS, build_transport, read_method
 from training.arguments import make_parser, resolve_arguments
+from training.resume import RESTORED
 from transport import Method, Transport, create_transport
 from transport.timesteps import DRAWS, draw_timesteps
 
@@ -80,6 +81,10 @@ def test_a_preset_is_a_method(preset):
     method = Method.read(words)
     assert {name: value for name, value in method.words().items() if name in words} == words
     assert method == typed(f"--data-path digits --model ComboStoc-XS/2 --preset {preset}")
+
+
+def test_a_continued_run_keeps_all_of_its_method():
+    assert set(Method().words()) <= set(RESTORED)
 
 
 def test_what_is_absent_or_none_is_the_default():
