@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 def add_speed_args(group: argparse._ArgumentGroup) -> None:
     """Add --device, --precision and --compile."""
     add_device_arg(group)
-    group.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of matrix products")
+    group.add_argument("--precision", choices=PRECISIONS, default="tf32", help="matmul precision")
     group.add_argument(
         "--compile",
         action="store_true",
