@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if (row := Row(ckpt, sampler, n, args.samples)).key not in there
         ]
         if todo and judge is None:
-            channels = network.config.in_channels if parsed.vae == "none" else 3
+            channels = network.config.in_channels if network.settings["vae"] == "none" else 3
             dataset = load_dataset(args.data_path, network.image_size, channels, class_names=network.class_names)
             judge = Judge(dataset, mirror=args.data_path != DIGITS)
             print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", file=sys.stderr)
