@@ -21,7 +21,7 @@ from experiments.judge import unguided
 from experiments.measurements import Row
 from experiments.tables import read_rows
 from runtime import distributed, precision
-from runtime.command_line import Parser, positive_int
+from runtime.command_line import Parser, positive_int, with_values
 from runtime.errors import DataError, UsageError, run_program
 from sampling.network import ImageNoise, draw, guided_by
 
@@ -79,6 +79,7 @@ def pictures(args: argparse.Namespace, checkpoint: Path) -> torch.Tensor:
     precision.setup(settings.precision)
     device = distributed.single().device
     network = kinds.load_network(settings, device, default_vae="ema")
+    settings = with_values(settings, network.settings)
     noise = ImageNoise(0, range(len(args.classes)))
     y = torch.tensor(args.classes, device=device)
     return draw(settings, network, noise, y, guided_by(settings, network))[0].cpu()

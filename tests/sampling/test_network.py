@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kinds import load_network
+from runtime.command_line import with_values
 from runtime.errors import DataError
 from sampling.arguments import sampling_parser
 from sampling.loading import check_trained
@@ -85,7 +86,7 @@ def test_bf16_sampling_is_close_and_keeps_the_state_in_float32(random_checkpoint
         flags = ["ODE", "--ckpt", str(random_checkpoint), "--precision", name, "--cfg-scale", "1.5"]
         args = sampling_parser("", lambda sub: None, vae="none", cfg_scale=1.0, reverse=False).parse_args(flags)
         network = load_network(args, torch.device("cpu"), "none")
-        fields[name] = guided_by(args, network)
+        fields[name] = guided_by(with_values(args, network.settings), network)
     assert network.model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
     assert network.model.t_embedder.mlp[0].weight.dtype == torch.float32
     z, y = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
