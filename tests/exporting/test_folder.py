@@ -23,6 +23,7 @@ from exporting.bundle import bundle
 from exporting.folder import PIPELINE_FILE, TRANSFORMER_FILE, text_of
 from kinds import load_network
 from models import ComboStoc_models, SiT_models
+from runtime.command_line import with_values
 from runtime.errors import DataError, UsageError
 from sampling.arguments import pictures_parser
 from sampling.image_control import make_control
@@ -69,6 +70,7 @@ def sampled(ckpt: Path, steps: int, labels: list[int], *flags: str, reference=No
         ["ODE", "--ckpt", str(ckpt), "--num-sampling-steps", str(steps + 1), *flags]
     )
     network = load_network(args, torch.device("cpu"), "mse")
+    args = with_values(args, network.settings)
     z = ImageNoise(0, range(len(labels))).randn(network.input_shape, torch.device("cpu"))
     sampler = build_sampler(args, network.transport)
     if reference is not None:
