@@ -13,7 +13,7 @@ from experiments.judge import unguided
 from experiments.judge_shapes import judge_shapes, make_shape_judge
 from experiments.measurements import ShapeRow
 from shapes import point_network
-from shapes.sets import Layout, ShapeSet, furniture
+from shapes.sets import Layout, ShapeSet, ShapeSpace, furniture
 
 COUNT = 60
 
@@ -65,7 +65,10 @@ def judged(monkeypatch, judge, made: torch.Tensor, layout: Layout, names: list[s
 
     monkeypatch.setattr(drawing, "draw", draw)
     monkeypatch.setattr(drawing, "guided_by", lambda args, network: network.model)
-    network = SimpleNamespace(layout=layout, model=torch.nn.Linear(1, 1), num_labels=len(names), class_names=names)
+    space = ShapeSpace(layout)
+    network = SimpleNamespace(
+        autoencoder=space, settings={}, model=torch.nn.Linear(1, 1), num_labels=len(names), class_names=names
+    )
     row = ShapeRow("x", 0, 1, "digest", len(made), 5)
     judge_shapes(unguided("SDE"), network, judge, row)
     return row
