@@ -52,7 +52,7 @@ STAND_INS = {
 EFFICIENTNET = "--features efficientnet-lite0"  # the weights of FID's network would be fetched
 RUNS = {
     r"python sample\.py (ODE|SDE) --ckpt ": "",
-    r"python train\.py --data-path (digits|shapes|my-shapes\.npz) ": "--max-steps 20",
+    r"python train\.py --data-path (digits|shapes|my-shapes\.npz) ": "--max-steps 20 --warmup-steps 0 --lr-decay 0",
     r"python import_shapes\.py ": "",
     r"torchrun --standalone --nproc_per_node=2 sample_ddp\.py ": "",
     r"python evaluate\.py \S+ digits --features efficientnet-lite0": "",
