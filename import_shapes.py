@@ -126,7 +126,7 @@ def together(args: argparse.Namespace, meshes: Meshes, read: list[tuple[int, dic
 
 
 def told(path: Path, shapes: ShapeSet) -> str:
-    """What is in a set, in a few words."""
+    """A line on the content of a set: shapes, classes, parts, splits."""
     classes = f"{len(shapes.class_names):,} class{'es' if len(shapes.class_names) > 1 else ''}"
     parts = f"{shapes.counts.sum():,} parts (median {np.median(shapes.counts):g}, most {shapes.counts.max():,})"
     line = f"{len(shapes):,} shapes of {classes} in {printable(str(path))}: {parts}"

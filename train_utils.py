@@ -394,7 +394,7 @@ def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any)
 def build_graded_sampler(
     args: argparse.Namespace, transport: Transport, reference: Tensor, preserve: Tensor | float, **kwargs: Any
 ) -> SampleFn:
-    """The same under graded control."""
+    """The sampler of a mode's arguments under graded control."""
     settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule or SCHEDULES[0]}
     return checked(Sampler(transport).sample_graded, reference, preserve, **settings, **kwargs)
 

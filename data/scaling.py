@@ -78,7 +78,7 @@ def rescaling(stored: Scaling, wanted: Scaling, channels: int) -> Callable[[Tens
 
 
 class Known(NamedTuple):
-    """What there is to choose from."""
+    """The scalings that a run can choose from."""
 
     of_config: Scaling | None  # of the autoencoder's configuration; None without an autoencoder
     is_scaled: bool  # whether that is more than a placeholder

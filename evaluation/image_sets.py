@@ -215,7 +215,7 @@ def read_header(array: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np
 
 
 def read(array: IO[bytes], count: int, path: Path) -> bytes:
-    """So many bytes.
+    """The next `count` bytes of an array in a file.
 
     Raises:
         DataError: there are fewer, or they cannot be decompressed.

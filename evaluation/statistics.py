@@ -279,7 +279,7 @@ def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:
 
 
 def warnings_about_sizes(samples: tuple[int, int] | None, reference: tuple[int, int] | None) -> Iterator[str]:
-    """The same of the sizes of their images, (width, height); None is unknown."""
+    """Warnings about sets whose images differ in size, (width, height); None is unknown."""
     if samples and reference and samples != reference:
         (a, b), (c, d) = samples, reference
         yield (
@@ -289,7 +289,7 @@ def warnings_about_sizes(samples: tuple[int, int] | None, reference: tuple[int, 
 
 
 def warnings_about_counts(dimensions: int, **counts: int) -> Iterator[str]:
-    """The same of sets by their sizes; 0 is unknown."""
+    """Warnings about sets of few images, by the numbers of them; 0 is unknown."""
     for what, count in counts.items():
         if 0 < count <= dimensions:
             yield (

@@ -1,4 +1,4 @@
-"""The same for structured shapes: samples of a model against those shapes of the set that it was not trained on."""
+"""The study's judge of structured shapes: samples against the shapes of a set that were not trained on."""
 
 import argparse
 

@@ -34,7 +34,7 @@ class Row:
 
 @dataclass
 class ShapeRow(Row):
-    """The same of a model of shapes, whose share of valid ones is the accuracy; see shapes/judging.py."""
+    """A row for a model of shapes, whose accuracy is the share of valid ones; see shapes/judging.py."""
 
     test_to_samples: float = 0.0
     samples_to_test: float = 0.0

@@ -22,7 +22,6 @@ from shapes import control as parts
 from shapes.meshes import write_glb
 from shapes.rendering import View, render
 from shapes.sets import SHAPES, Shape, ShapeSet, open_shapes
-from train_utils import build_graded_sampler
 
 PICTURE = 320  # side in pixels of the reference's
 OPEN_SETS = 4  # at a time
@@ -65,7 +64,7 @@ class ShapeChoices:
     seed: int
 
     def as_arguments(self) -> list[str]:
-        """The same, less what is ticked, for sample.py.
+        """These choices as arguments of sample.py, without the ticks.
 
         Raises:
             UsageError: a box holds what it cannot.
@@ -167,7 +166,6 @@ class ShapeStudio(Service):
             UsageError, DataError: it cannot be done.
             FloatingPointError: the samples are not finite.
         """
-        network = self.network
         number = whole("Number", choices.number)
         choices = replace(choices, number=number, label=self.known_class(choices.label))
         args = self.settings(choices.as_arguments())
@@ -179,21 +177,11 @@ class ShapeStudio(Service):
             raise UsageError("other parts are ticked than the reference has: choose it again")
         ticked = parts.ticked_map(chosen, count, choices.attributes, choices.kept, self.layout)
         keep = parts.make_control([shape], [ticked], self.layout)
-        build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
-        model = self.model(args, tell)
-        settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
-        with self.busy:
-            labels = [network.config.num_classes if choices.label is None else choices.label]
-            made, nfe = control.generate(args, network, keep, labels, model, self.device, **settings)
+        made, caption, said = self.samples(args, keep, choices.label, tell)
         x = torch.from_numpy(made)
         samples, numbers = [self.layout.decode(one) for one in x], [self.layout.existing(one) for one in x]
-        caption = "sample" if choices.label is None else network.class_name(choices.label)
-        sheet = keep.sheet(made, [caption], network.image_size)
-        scenes = self.scenes(keep, samples, numbers)
-        said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
-        if warning := keep.untrained_times(network):
-            said.append(f"**warning:** {warning}")
-        return sheet, scenes, said
+        sheet = keep.sheet(made, [caption], self.network.image_size)
+        return sheet, self.scenes(keep, samples, numbers), said
 
     @staticmethod
     def distance(scene: Path) -> float:

@@ -140,7 +140,7 @@ class Choices:
     factors: Sequence[float] = field(default_factory=list)  # of the latent channels, where there are several
 
     def as_arguments(self) -> list[str]:
-        """The same, less what is painted, for sample.py.
+        """These choices as arguments of sample.py, without the painting.
 
         Raises:
             UsageError: a box holds what it cannot.
@@ -243,6 +243,37 @@ class Service:
 
         return with_progress(guided_by(args, self.network), Counter(count, evaluations(args)))
 
+    def samples(
+        self,
+        args: argparse.Namespace,
+        keep: control.Control,
+        label: int | None,
+        tell: Callable[[int, int | None], None],
+    ) -> tuple[np.ndarray, str, list[str]]:
+        """Samples of one reference, their caption, and what there is to say: the work it took, and any warning.
+
+        Args:
+            args: sample.py's arguments.
+            keep: the reference, and what is kept of it.
+            label: the class; None is no class.
+            tell: see `model`.
+
+        Raises:
+            UsageError: a setting is not accepted.
+            FloatingPointError: the samples are not finite.
+        """
+        network = self.network
+        build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
+        model = self.model(args, tell)
+        settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
+        with self.busy:
+            labels = [network.config.num_classes if label is None else label]
+            samples, nfe = control.generate(args, network, keep, labels, model, self.device, **settings)
+        said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
+        if warning := keep.untrained_times(network):
+            said.append(f"**warning:** {warning}")
+        return samples, "sample" if label is None else network.class_name(label), said
+
 
 class Studio(Service):
     """What the page of images does."""
@@ -276,17 +307,7 @@ class Studio(Service):
         keep = image_control.make_control(
             image_control.load_references(args.reference, network), painted, args.preserve_channels, network
         )
-        build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
-        model = self.model(args, tell)
-        settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
-        with self.busy:
-            labels = [network.config.num_classes if choices.label is None else choices.label]
-            samples, nfe = control.generate(args, network, keep, labels, model, self.device, **settings)
+        samples, caption, said = self.samples(args, keep, choices.label, tell)
         zoom = math.ceil(TILE / network.image_size)
-        caption = "sample" if choices.label is None else network.class_name(choices.label)
         shown = replace(keep, images=enlarged(keep.images, TILE))
-        sheet = shown.sheet(samples.repeat(zoom, 1).repeat(zoom, 2), [caption])
-        said = [f"{args.mode} {args.sampling_method}: {nfe} model evaluations"]
-        if warning := keep.untrained_times(network):
-            said.append(f"**warning:** {warning}")
-        return sheet, said
+        return shown.sheet(samples.repeat(zoom, 1).repeat(zoom, 2), [caption]), said
