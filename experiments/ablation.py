@@ -28,12 +28,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import kinds
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import kinds
 import train as program
 from data.caches import is_latents
 from data.sets import DIGITS, ImageDataset, load_dataset

@@ -19,14 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import kinds
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import kinds
 from data.caches import is_latents
 from data.pictures import grid, save_image, to_uint8
 from data.sets import load_dataset

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import kinds
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import kinds
 from data.caches import is_latents
 from data.sets import DIGITS, load_dataset
 from experiments.judge import Judge, judge_samples, unguided

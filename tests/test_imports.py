@@ -211,3 +211,18 @@ def test_constructors_by_their_predecessors_names():
             assert getattr(models, name.replace("-", "_").replace("/", "_")) is registry[name]
     model = models.ComboStoc_S_8(input_size=8, num_classes=3)
     assert isinstance(model, models.ComboStoc) and (model.patch_size, len(model.blocks)) == (8, 12)
+
+
+def test_scripts_in_a_folder_find_the_project_before_they_import_from_it():
+    """`python experiments/ablation.py` starts with its own folder on the path alone."""
+    scripts = [p for name in ORDER[0] for p in (ROOT / name).glob("*.py") if "__main__" in p.read_text()]
+    assert len(scripts) > 8
+    ours = set(LAYERS)
+    for script in scripts:
+        found = False
+        for node in ast.parse(script.read_text()).body:
+            found = found or ast.unparse(node).startswith("sys.path.insert(")
+            names = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            )
+            assert found or not ours & {n.partition(".")[0] for n in names}, f"{script.name}:{node.lineno}"
