@@ -1,0 +1,243 @@
+"""Pictures completed from a part of them: by times of an entry's own, and by what a SiT model's users do instead.
+
+    python experiments/completion.py --ckpt A.pt B.pt --data-path FOLDER --out results/completion
+    make study-completion                                           # what visuals/completion* was made by
+
+A part of each reference is given, the left half, all but a hole in the middle, or the first channel; its class is not.
+In equally many evaluations of each model: graded control by the ODE and by the SDE, which gives a time of 1 to what is
+known (for models that take a time an entry); replacement, which puts the known part, noised, in its place before each
+Euler step (Song et al., arXiv 2011.13456, appendix I); and RePaint (arXiv 2201.09865), which also goes back and repeats
+each step. The share of results that a classifier of the data puts in the reference's class, and the Frechet distance of
+its features to all images', in units of the data's total variance. Rows that OUT.csv has are not computed again.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+import kinds
+from data.caches import is_latents
+from data.pictures import grid, save_image, to_uint8
+from data.sets import load_dataset
+from experiments.judge import Judge, unguided
+from experiments.tables import read_rows, write_rows
+from models import ComboStoc
+from runtime import distributed, progress
+from runtime.command_line import Parser, positive_int
+from runtime.errors import DataError, run_program
+from sampling.network import ImageNoise, Network
+from transport import Sampler, Transport
+
+SHOWN = 8  # references in the picture
+REPEATS = (1, 5, 10)  # of each step: 1 is replacement, more is RePaint
+Field = Callable[[Tensor, Tensor], Tensor]  # the model's velocity of (x, t)
+
+
+@dataclass
+class Row:
+    """What was measured of one checkpoint with one way to complete."""
+
+    ckpt: str
+    method: str
+    given: str  # half, rest, channel
+    references: int
+    evaluations: int
+    accuracy: float = 0.0
+    fd: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Fields that identify a row."""
+        return tuple(asdict(self).values())[:5]
+
+
+def known_part(given: str, channels: int, size: int) -> Tensor:
+    """1 where the reference is given, 0 where it is to be made: broadcasts to (C, h, w)."""
+    side = torch.arange(size)
+    if given == "half":
+        return (side < size // 2).float().expand(1, size, size)
+    if given == "rest":
+        width = 2 * round(size * 3 / 16)  # of the hole: 12 of 32, 4 of 8
+        inside = (side >= (size - width) // 2) & (side < (size + width) // 2)
+        return 1 - (inside[:, None] & inside).float()[None]
+    return (torch.arange(channels) < 1).float()[:, None, None]
+
+
+# ---- ways to complete ----------------------------------------------------------------------------------------------
+
+
+def replacement(
+    field: Field, transport: Transport, reference: Tensor, known: Tensor, noise: ImageNoise, *, steps: int, repeats: int
+) -> Tensor:
+    """Euler's method for a model of one time a sample, with the known part put in its place before every step.
+
+    Each step from t to t' is taken `repeats` times, and in between x goes back from t' to t by the forward process,
+    q(x_t | x_t') = N(a x_t', sigma_t^2 - a^2 sigma_t'^2) with a = alpha_t / alpha_t' (RePaint, algorithm 1).
+
+    Args:
+        field: the velocity, one evaluation a call.
+        reference, known: (N, C, h, w), and 1 where the reference is given.
+        noise: of each sample.
+
+    Returns:
+        Samples (N, C, h, w), equal to the reference where it is given.
+    """
+    path = transport.path_sampler
+    times = torch.linspace(0, 1, steps + 1, device=reference.device)
+    x = noise.randn(reference.shape[1:], reference.device)
+    for t, later in itertools.pairwise(times):
+        alpha, sigma = path.compute_alpha_t(t)[0], path.compute_sigma_t(t)[0]
+        for repeat in range(repeats):
+            if repeat:
+                back = alpha / path.compute_alpha_t(later)[0]
+                variance = sigma**2 - (back * path.compute_sigma_t(later)[0]) ** 2
+                x = back * x + variance.clamp(min=0).sqrt() * noise.randn_like(x)
+            noised = alpha * reference + sigma * noise.randn_like(x)
+            x = known * noised + (1 - known) * x
+            x = x + (later - t) * field(x, t.expand(len(x)))
+    return known * reference + (1 - known) * x
+
+
+@torch.no_grad()
+def complete(args: argparse.Namespace, network: Network, images: Tensor, row: Row) -> Tensor:
+    """Completed images (R, C, S, S)."""
+    device = next(network.model.parameters()).device
+    known = known_part(row.given, network.config.in_channels, network.config.input_size).to(device)
+    done = []
+    for rows in torch.arange(len(images)).split(args.batch_size):
+        noise = ImageNoise(args.seed, rows.tolist())
+        reference = network.autoencoder.encode(images[rows].to(device), sample=False)
+        y = torch.full((len(rows),), network.config.num_classes, device=device)
+        if row.method.startswith("graded"):
+            by_sde = {"sampling_method": "Euler", "diffusion_form": "sigma", "randn": noise.randn_like}
+            settings: dict[str, Any]
+            mode, settings = ("SDE", by_sde) if "SDE" in row.method else ("ODE", {"sampling_method": "euler"})
+            settings["num_steps"] = row.evaluations + (mode == "ODE")  # the SDE's last step is one more evaluation
+            sampler = Sampler(network.transport).sample_graded(reference, known, mode=mode, **settings)
+            x = sampler(noise.randn(reference.shape[1:], device), network.model, y=y)[-1]
+            assert sampler.nfe == row.evaluations
+        else:
+            field, repeats = partial(network.transport.get_drift(), model=network.model, y=y), int(row.method[-2:])
+            steps = row.evaluations // repeats
+            x = replacement(field, network.transport, reference, known, noise, steps=steps, repeats=repeats)
+        done.append(network.autoencoder.decode(x).cpu())
+    return torch.cat(done)
+
+
+def methods_of(network: Network) -> list[str]:
+    """Ways to complete that fit a model."""
+    graded = ["graded, ODE", "graded, SDE"] if isinstance(network.model, ComboStoc) else []
+    return graded + [f"repeats {n}" for n in REPEATS]
+
+
+def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterator[Row]:
+    for given in ["half", "rest"] + ["channel"] * (network.config.in_channels > 1):
+        for evaluations in args.evaluations:
+            for method in methods_of(network):
+                yield Row(ckpt, method, given, args.references, evaluations)
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------
+
+
+def model_name(ckpt: str) -> str:
+    """The variant of a checkpoint that experiments/ablation.py trained: the folder's name without seed and digest."""
+    folder = next((p.name for p in Path(ckpt).resolve().parents if "-study-" in p.name), None)
+    return "-".join(folder.partition("-study-")[2].split("-")[:-3]) if folder else Path(ckpt).parent.name
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Means over the checkpoints of a model, and the standard deviation where there are several."""
+    given = list(dict.fromkeys(row.given for row in rows))
+    print("| trained with | method | evaluations | " + " | ".join(f"{g} given: FD, in class" for g in given) + " |")
+    print("| --- " * (3 + len(given)) + "|")
+    for key in dict.fromkeys((model_name(row.ckpt), row.method, row.evaluations) for row in rows):
+        cells = []
+        for g in given:
+            those = [r for r in rows if (model_name(r.ckpt), r.method, r.evaluations, r.given) == (*key, g)]
+            cells.append(f"{spread([1000 * r.fd for r in those])} / {spread([100 * r.accuracy for r in those])} %")
+        print(f"| {key[0]} | {key[1]} | {key[2]} | " + " | ".join(cells) + " |")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean +- standard deviation."""
+    return f"{statistics.fmean(values):.1f}" + (f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+# ---- the program ---------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every way to complete with every checkpoint.
+
+    Raises:
+        DataError: a folder or a checkpoint that cannot be used, or too few images.
+    """
+    parser = Parser(description=__doc__)
+    parser.add_argument("--ckpt", nargs="+", required=True, metavar="FILE", help="checkpoints of image models")
+    parser.add_argument("--data-path", default="digits", help="folder of images, a sub-folder a class, or 'digits'")
+    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="write NAME.csv, NAME-half.png ...")
+    parser.add_argument("--references", type=positive_int, default=500, help="number of images to complete")
+    parser.add_argument("--evaluations", type=positive_int, nargs="+", default=[50], help="of the model, a picture")
+    parser.add_argument("--batch-size", type=positive_int, default=250, help="pictures at a time")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of references and of the noise")
+    args = parser.parse_args(argv)
+    if not args.out.parent.is_dir():
+        raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
+    if is_latents(args.data_path):
+        raise DataError(f"--data-path {args.data_path} holds cached latents; images are needed")
+
+    process = distributed.single()
+    table = args.out.with_suffix(".csv")
+    rows = read_rows(table, Row)
+    judge, images, labels = None, torch.empty(0), torch.empty(0)
+    pictures: dict[str, list[tuple[str, Tensor]]] = {}
+    for ckpt in args.ckpt:
+        network = kinds.load_network(unguided("ODE", "--ckpt", ckpt), process.device, default_vae="ema")
+        if judge is None:
+            channels = network.config.in_channels if network.settings["vae"] == "none" else 3
+            dataset = load_dataset(args.data_path, network.image_size, channels, class_names=network.class_names)
+            if len(dataset) < args.references:
+                raise DataError(f"--data-path {args.data_path} has {len(dataset)} images, fewer than --references")
+            judge = Judge(dataset, mirror=False)
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
+            items = [dataset[i, False] for i in order[: args.references].tolist()]
+            images, labels = torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
+            print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", flush=True)
+        there = {row.key for row in rows}
+        for row in progress.bar([r for r in rows_to_do(args, network, ckpt) if r.key not in there], desc=ckpt):
+            start = time.time()
+            completed = complete(args, network, images, row)
+            row.accuracy = (judge.classes(completed) == labels).double().mean().item()
+            row.fd, row.seconds = judge.distance(completed), round(time.time() - start, 1)
+            rows.append(row)
+            write_rows(rows, table)
+        for given in ["half", "rest"] + ["channel"] * (network.config.in_channels > 1):
+            best = methods_of(network)[-1 if not isinstance(network.model, ComboStoc) else 1]
+            few = Row(ckpt, best, given, SHOWN, max(args.evaluations))
+            pictures.setdefault(given, []).append((model_name(ckpt), complete(args, network, images[:SHOWN], few)))
+    for given, columns in pictures.items():
+        known = known_part(given, images.shape[1], images.shape[2]) if given != "channel" else torch.ones(1, 1, 1)
+        whole = [("reference", images[:SHOWN]), ("given", images[:SHOWN] * known + (1 - known)), *columns]
+        tiles = torch.stack([x for _, x in whole], 1).flatten(0, 1)  # a row for each reference
+        captions = [name for name, _ in whole] * SHOWN
+        picture = grid(to_uint8(tiles), captions, columns=len(whole))
+        save_image(picture, args.out.with_name(f"{args.out.name}-{given}.png"))
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    run_program(main)
