@@ -17,7 +17,8 @@ from runtime.command_line import count, finite, none_or_str, positive_float, pos
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
 from transport import Attributes, Method, Sampler, Transport
-from transport.names import DIFFUSION_FORMS, LAST_STEPS, PATHS, PREDICTIONS, SCHEDULES, WEIGHTS
+from transport.names import DIFFUSION_FORMS, LAST_STEPS, PREDICTIONS, SCHEDULES, WEIGHTS
+from transport.path import PATHS
 from transport.sampler import SampleFn
 from transport.solvers import ODE_METHODS, SDE_METHODS
 from transport.timesteps import times_of_today

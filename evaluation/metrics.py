@@ -1,6 +1,6 @@
-"""Distances between two sets of images from their features: FID and its kin, in float64.
+"""Distances between two sets of images from their features: FID and its kin, in float64, and the report of all of them.
 
-Each function takes features of shape (N, D) from a network that `features.py` loads; none of them knows which.
+Each distance takes features of shape (N, D) from a network that `features.py` loads, and does not know which.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from runtime.device import float64
+from runtime.errors import DataError
 
 SEED = 2020  # of the permutations and subsets, torch-fidelity's, so that values agree
+NEIGHBOURS = 3  # of precision and recall
 CHUNK = 4096  # rows at a time
 
 
@@ -149,3 +151,65 @@ def share_among(points: Tensor, members: Tensor, k: int) -> float:
     radii = torch.cat([torch.cdist(part, members).kthvalue(k + 1).values for part in members.split(rows)])
     inside = [(torch.cdist(part.double(), members) <= radii).any(1) for part in points.split(rows)]
     return torch.cat(inside).double().mean().item()
+
+
+# ---- two sets ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Statistics:
+    """A set of images as a network sees it, on the CPU.
+
+    Attributes:
+        extractor: the network's name.
+        count: images, 0 where a file does not say.
+        pooled, spatial: moments of its features; the spatial ones for inception only.
+        features: (K, D), of all images or of some; None where a file has the moments alone.
+        logits: (K, classes), None where they come from a file.
+    """
+
+    extractor: str
+    count: int
+    pooled: Moments
+    spatial: Moments | None
+    features: Tensor | None
+    logits: Tensor | None
+
+
+def compare(samples: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
+    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`), on a device if it has float64.
+
+    IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std.
+
+    Raises:
+        DataError: the spatial features differ in number, as from another layer.
+    """
+
+    device = float64(device)
+
+    def distance(a: Moments, b: Moments) -> float:
+        a, b = (Moments(m.mean.to(device), m.cov.to(device)) for m in (a, b))
+        return frechet_distance(a, b)
+
+    results = {"FD": distance(samples.pooled, reference.pooled)}
+    if samples.spatial is not None and reference.spatial is not None:
+        counts = len(samples.spatial.mean), len(reference.spatial.mean)
+        if counts[0] != counts[1]:
+            raise DataError(f"the samples have {counts[0]} spatial features (mu_s), the reference {counts[1]}")
+        results["sFD"] = distance(samples.spatial, reference.spatial)
+    if samples.logits is not None:
+        results["IS"], results["IS_std"] = inception_score(samples.logits.to(device))
+    if samples.features is not None and reference.features is not None:
+        pair = samples.features.to(device), reference.features.to(device)
+        results["KD"], results["KD_std"] = kernel_distance(*pair)
+        if min(map(len, pair)) > NEIGHBOURS:
+            results["precision"], results["recall"] = precision_recall(*pair, NEIGHBOURS)
+    return results
+
+
+def report_name(name: str, extractor: str) -> str:
+    """What a number is called: FID, sFID and KID with inception, and with the network's name if that is another."""
+    if extractor == "inception":
+        return {"FD": "FID", "sFD": "sFID", "KD": "KID", "KD_std": "KID_std"}.get(name, name)
+    stem, _, std = name.partition("_")
+    return f"{stem}-{extractor}" + "_std" * bool(std)

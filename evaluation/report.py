@@ -8,16 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from evaluation.features import load_extractor
-from evaluation.statistics import (
-    Source,
-    Statistics,
-    compare,
-    open_source,
-    report_name,
-    save_statistics,
-    warnings_about,
-    warnings_about_sizes,
-)
+from evaluation.metrics import Statistics, compare, report_name
+from evaluation.statistics import Source, open_source, save_statistics, warnings_about, warnings_about_sizes
 from runtime import distributed
 from runtime.distributed import Process
 from runtime.errors import UsageError

@@ -1,4 +1,4 @@
-"""What `evaluate.py` and `train.py --eval-every` share: statistics of a set of images, and how two sets compare."""
+"""Statistics of a set of images, from the images, a file or several processes; warnings about them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,42 +11,13 @@ from torch import Tensor
 
 from evaluation.features import DIMENSIONS, Extractor
 from evaluation.image_sets import IMAGES, Batch, ImageSet, array_names, open_images
-from evaluation.metrics import (
-    Moments,
-    RunningMoments,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
+from evaluation.metrics import Moments, RunningMoments, Statistics
 from runtime import distributed, progress
-from runtime.device import float64
 from runtime.errors import DataError
 from runtime.files import DAMAGE, replacing
 
 MAX_KEPT = 50_000  # images of a set whose features are kept for KID, precision and recall; moments are of all
 MAX_FEATURES = 10_000  # of these in a file of statistics, as many as ADM's reference batches have images
-NEIGHBOURS = 3  # of precision and recall
-
-
-@dataclass
-class Statistics:
-    """A set of images as a network sees it, on the CPU.
-
-    Attributes:
-        extractor: the network's name.
-        count: images, 0 where a file does not say.
-        pooled, spatial: moments of its features; the spatial ones for inception only.
-        features: (K, D), of all images or of some; None where a file has the moments alone.
-        logits: (K, classes), None where they come from a file.
-    """
-
-    extractor: str
-    count: int
-    pooled: Moments
-    spatial: Moments | None
-    features: Tensor | None
-    logits: Tensor | None
 
 
 # ---- from images ---------------------------------------------------------------------------------------------------
@@ -226,46 +197,7 @@ def load_statistics(path: Path, extractor: str) -> Statistics:
     return Statistics(name, count, pooled, spatial, features, None)
 
 
-# ---- comparison ----------------------------------------------------------------------------------------------------
-
-
-def compare(samples: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`), on a device if it has float64.
-
-    IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std.
-
-    Raises:
-        DataError: the spatial features differ in number, as from another layer.
-    """
-
-    device = float64(device)
-
-    def distance(a: Moments, b: Moments) -> float:
-        a, b = (Moments(m.mean.to(device), m.cov.to(device)) for m in (a, b))
-        return frechet_distance(a, b)
-
-    results = {"FD": distance(samples.pooled, reference.pooled)}
-    if samples.spatial is not None and reference.spatial is not None:
-        counts = len(samples.spatial.mean), len(reference.spatial.mean)
-        if counts[0] != counts[1]:
-            raise DataError(f"the samples have {counts[0]} spatial features (mu_s), the reference {counts[1]}")
-        results["sFD"] = distance(samples.spatial, reference.spatial)
-    if samples.logits is not None:
-        results["IS"], results["IS_std"] = inception_score(samples.logits.to(device))
-    if samples.features is not None and reference.features is not None:
-        pair = samples.features.to(device), reference.features.to(device)
-        results["KD"], results["KD_std"] = kernel_distance(*pair)
-        if min(map(len, pair)) > NEIGHBOURS:
-            results["precision"], results["recall"] = precision_recall(*pair, NEIGHBOURS)
-    return results
-
-
-def report_name(name: str, extractor: str) -> str:
-    """What a number is called: FID, sFID and KID with inception, and with the network's name if that is another."""
-    if extractor == "inception":
-        return {"FD": "FID", "sFD": "sFID", "KD": "KID", "KD_std": "KID_std"}.get(name, name)
-    stem, _, std = name.partition("_")
-    return f"{stem}-{extractor}" + "_std" * bool(std)
+# ---- warnings ------------------------------------------------------------------------------------------------------
 
 
 def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:

@@ -17,10 +17,9 @@ from torch import Tensor
 from data.tokenizers import KINDS
 from sampling.guidance import guided
 from transport.graded import Graded, Grading, Synchronous, preservation_map
-from transport.path import GVPCPlan, ICPlan, VPCPlan
+from transport.path import PATHS, PLANS
 from transport.shift import grid_shift
 
-PLANS = {"Linear": ICPlan, "GVP": GVPCPlan, "VP": VPCPlan}
 METHODS = ("heun", "euler")
 Label = int | str | None
 
@@ -129,7 +128,7 @@ class ComboStocPipeline(DiffusionPipeline):
             raise ValueError(f"latents have shape {tuple(latents.shape)}, {len(y)} pictures need {shape}")
         z = latents.to(y.device, torch.float32)
         t0, t1 = self.config.times[method]
-        path = PLANS[self.config.path_type]()
+        path = PLANS[PATHS[self.config.path_type]]()
         if image is None:
             course: Synchronous | Graded = Synchronous()
         else:

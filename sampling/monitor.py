@@ -15,14 +15,12 @@ from data.pictures import to_uint8
 from data.sets import Items
 from evaluation.features import DIMENSIONS, load_extractor
 from evaluation.image_sets import Batch, shares
+from evaluation.metrics import Statistics, compare, report_name
 from evaluation.statistics import (
-    Statistics,
-    compare,
     evenly_spaced,
     joined,
     look,
     open_source,
-    report_name,
     statistics_of,
     warnings_about_counts,
     warnings_about_sizes,

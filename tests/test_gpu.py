@@ -133,7 +133,8 @@ def test_two_sets_compare_on_the_gpu_as_on_the_cpu():
     """Features in float32 whatever training allows, arithmetic in float64."""
     run_code("""
         from dataclasses import fields
-        from evaluation.statistics import compare, statistics_of
+        from evaluation.metrics import compare
+        from evaluation.statistics import statistics_of
         from evaluation.features import load_extractor
         precision.setup("tf32")
         images = torch.randint(0, 256, (2, 24, 3, 32, 32), dtype=torch.uint8)

@@ -18,7 +18,7 @@ from PIL import Image
 
 import wandb_utils
 from data.pictures import save_image
-from evaluation.statistics import report_name
+from evaluation.metrics import report_name
 from runtime import checkpoint, distributed
 from runtime.errors import DataError, UsageError
 from runtime.files import flush, link, replacing

@@ -7,16 +7,14 @@ from .names import (
     BLENDS,
     DIFFUSION_FORMS,
     LAST_STEPS,
-    PATHS,
     PREDICTIONS,
     SCHEDULES,
     WEIGHTS,
     ComboStocType,
     ModelType,
-    PathType,
     WeightType,
 )
-from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
+from .path import PATHS, GVPCPlan, ICPlan, PathType, VPCPlan, expand_t_like_x
 from .sampler import Sampler
 from .solvers import ADAPTIVE_METHODS, FIXED_STEP_METHODS, ODE_METHODS, SDE_METHODS
 from .targets import Transport

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-from .names import BLENDS, COMBOSTOC_TYPES, PATHS, PREDICTIONS, WEIGHTS, Blend, TimeShift
+from .names import BLENDS, COMBOSTOC_TYPES, PREDICTIONS, WEIGHTS, Blend, TimeShift
+from .path import PATHS
 from .timesteps import DRAWS, Draw, times_of_today
 
 SWITCH = {"on": True, "off": False}

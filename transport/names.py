@@ -14,14 +14,6 @@ class ModelType(enum.Enum):
     DATA = enum.auto()
 
 
-class PathType(enum.Enum):
-    """Which interpolant joins noise and data."""
-
-    LINEAR = enum.auto()
-    GVP = enum.auto()
-    VP = enum.auto()
-
-
 class WeightType(enum.Enum):
     """Weight of the noise, score and data losses."""
 
@@ -45,7 +37,6 @@ class ComboStocType(enum.Enum):
 COMBOSTOC_TYPES = tuple(ComboStocType.__members__)
 OF_SHAPES = ("UNSYNC_PART", "UNSYNC_ATT", "UNSYNC_ATT_PART")
 
-PATHS = {"Linear": PathType.LINEAR, "GVP": PathType.GVP, "VP": PathType.VP}
 PREDICTIONS = {
     "velocity": ModelType.VELOCITY,
     "score": ModelType.SCORE,

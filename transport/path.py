@@ -10,6 +10,7 @@ Three paths, all elementwise in t, which may be any tensor that `expand_t_like_x
 The velocity is u_t = d_alpha_t x1 + d_sigma_t x0, the score is -x0 / sigma_t in expectation over x0 given x_t.
 """
 
+import enum
 import math
 
 import torch
@@ -200,3 +201,15 @@ class VPCPlan(ICPlan):
         """mean = -beta_t x / 2, var = beta_t / 2: the general form, with sigma' (infinite at t = 1) cancelled."""
         half_beta = self.d_log_alpha(expand_t_like_x(t, x))
         return -half_beta * x, half_beta
+
+
+class PathType(enum.Enum):
+    """Which interpolant joins noise and data."""
+
+    LINEAR = enum.auto()
+    GVP = enum.auto()
+    VP = enum.auto()
+
+
+PATHS = {"Linear": PathType.LINEAR, "GVP": PathType.GVP, "VP": PathType.VP}
+PLANS: dict[PathType, type[ICPlan]] = {PathType.LINEAR: ICPlan, PathType.GVP: GVPCPlan, PathType.VP: VPCPlan}

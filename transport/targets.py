@@ -16,16 +16,14 @@ from .difficulty import call_with_log_variance, gaussian_nll
 from .method import Method
 from .names import (
     OF_SHAPES,
-    PATHS,
     PREDICTIONS,
     WEIGHTS,
     ComboStocType,
     ModelType,
-    PathType,
     WeightType,
     name_of,
 )
-from .path import GVPCPlan, ICPlan, VPCPlan, expand_t_like_x
+from .path import PATHS, PLANS, PathType, expand_t_like_x
 from .segments import takes_segments, warn_of_lost_segments
 from .shift import shift_for, shifted
 from .timesteps import Attributes, count_async, draw_timesteps, halfmixes, one_each
@@ -37,8 +35,6 @@ BISECTIONS = 30  # of an interval of at most 1: to 1e-9
 
 Model = Callable[..., Tensor]
 Field = Callable[..., Tensor]  # field(x, t, model, **model_kwargs), t of shape (N,) or broadcastable to x
-
-PLANS: dict[PathType, type[ICPlan]] = {PathType.LINEAR: ICPlan, PathType.GVP: GVPCPlan, PathType.VP: VPCPlan}
 
 
 class Transport:

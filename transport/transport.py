@@ -1,6 +1,7 @@
 """The names that programs written for SiT import from `transport.transport`."""
 
-from .names import ModelType, PathType, WeightType
+from .names import ModelType, WeightType
+from .path import PathType
 from .sampler import Sampler
 from .targets import Transport
 

@@ -256,7 +256,7 @@ from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], custom_pipeline=sys.argv[1], trust_remote_code=True)
 z = torch.load(sys.argv[2])
-torch.save(pipe([3, 10], 4, 2.0, latents=z, output_type="latent").images, sys.argv[2])
+torch.save(pipe([3, None], 4, 2.0, latents=z, output_type="latent").images, sys.argv[2])
 assert not {"models", "transport", "sampling", "runtime", "data", "exporting"} & set(sys.modules)
 """
 
