@@ -7,8 +7,9 @@
 # make drill          longer checks: faults, kills, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
 # make graded         the study of graded control on digits and on coloured digits, after make demo; 90 minutes
 # make study-methods  SiT, the published method and the better draws on digits in colour, each at a learning rate of its own
-# make study-fashion  the same on Fashion-MNIST; a day
-# make study-cifar10  the same on CIFAR-10, two seeds; a day; files of one's own: make study-cifar10 CIFAR10=FOLDER
+# make study-completion  a part of a picture given, by graded control, replacement and RePaint; minutes, after study-methods
+# make study-fashion  study-methods on Fashion-MNIST at 16 pixels; two hours
+# make study-cifar10  the same on CIFAR-10, two seeds; two hours; files of one's own: make study-cifar10 CIFAR10=FOLDER
 # make study          SiT and the types on digits at one learning rate, three seeds; 31 minutes
 # make study-choices  the same for what the paper leaves open; 38 minutes, after make study
 # make study-colour   the same for the types on three channels; 75 minutes
@@ -26,7 +27,7 @@ COLOURED := results/colour-digits
 CIFAR10 ?=
 
 .PHONY: help demo shapes test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour \
-	study-times study-methods study-fashion study-cifar10 timesteps
+	study-times study-methods study-completion study-fashion study-cifar10 timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -212,20 +213,24 @@ study-methods: $(READY) $(COLOURED)
 	$(STUDY) --out results/study-methods --data-path $(COLOURED) $(TUNED) --max-steps 1500 --every 500 --seeds 0 1 2 \
 	  -- $(PIXELS) --ema-decay 0.99 --no-flip --warmup-steps 100 --lr-decay 400 > results/study-methods.md
 	@cat results/study-methods.md
+study-completion: $(READY) $(COLOURED)
+	$(BIN)/python experiments/completion.py --out results/completion --data-path $(COLOURED) \
+	  --ckpt results/*-study-*-[012]-*-1d1f3ad3/checkpoints/0001500.safetensors > results/completion.md
+	@cat results/completion.md
 study-fashion: $(READY)
 	@test -d results/fashion-mnist || $(BIN)/python experiments/fashion_mnist.py --out results/fashion-mnist
-	$(STUDY) --out results/study-fashion --data-path results/fashion-mnist --size XS/4 $(TUNED) --max-steps 3000 \
-	  --every 1000 --seeds 0 1 2 -- $(subst image-size 8,image-size 28,$(PIXELS)) --ema-decay 0.99 --no-flip \
-	  --warmup-steps 100 --lr-decay 800 > results/study-fashion.md
+	$(STUDY) --out results/study-fashion --data-path results/fashion-mnist --size XS/4 $(TUNED) --max-steps 1000 \
+	  --every 500 --seeds 0 1 2 -- $(subst image-size 8,image-size 16,$(PIXELS)) --ema-decay 0.99 --no-flip \
+	  --warmup-steps 100 --lr-decay 300 > results/study-fashion.md
 	@cat results/study-fashion.md
 results/cifar10: | $(READY)
 	rm -rf $@.partial
 	$(BIN)/python experiments/cifar10.py --out $@.partial $(if $(CIFAR10),--source "$(CIFAR10)")
 	mv $@.partial $@
 study-cifar10: $(READY) results/cifar10
-	$(STUDY) --out results/study-cifar10 --data-path results/cifar10 --size XS/4 $(TUNED) --max-steps 3000 \
-	  --every 1000 --seeds 0 1 -- $(subst image-size 8,image-size 32,$(PIXELS)) --ema-decay 0.99 \
-	  --warmup-steps 100 --lr-decay 800 > results/study-cifar10.md
+	$(STUDY) --out results/study-cifar10 --data-path results/cifar10 --size XS/4 $(TUNED) --max-steps 1000 \
+	  --every 500 --seeds 0 1 -- $(subst image-size 8,image-size 16,$(PIXELS)) --ema-decay 0.99 \
+	  --warmup-steps 100 --lr-decay 300 > results/study-cifar10.md
 	@cat results/study-cifar10.md
 
 timesteps: $(READY) $(COLOURED)

@@ -143,8 +143,13 @@ def methods_of(network: Network) -> list[str]:
     return graded + [f"repeats {n}" for n in REPEATS]
 
 
+def parts_of(network: Network) -> list[str]:
+    """Kinds of part that may be given of a model's pictures."""
+    return ["half", "rest"] + ["channel"] * (network.config.in_channels > 1)
+
+
 def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterator[Row]:
-    for given in ["half", "rest"] + ["channel"] * (network.config.in_channels > 1):
+    for given in parts_of(network):
         for evaluations in args.evaluations:
             for method in methods_of(network):
                 yield Row(ckpt, method, given, args.references, evaluations)
@@ -204,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = args.out.with_suffix(".csv")
     rows = read_rows(table, Row)
     judge, images, labels = None, torch.empty(0), torch.empty(0)
-    pictures: dict[str, list[tuple[str, Tensor]]] = {}
+    pictures: dict[str, list[tuple[str, Tensor]]] = {}  # columns: caption and images of each kind of part
+    shown: set[str] = set()
     for ckpt in args.ckpt:
         network = kinds.load_network(unguided("ODE", "--ckpt", ckpt), process.device, default_vae="ema")
         if judge is None:
@@ -225,10 +231,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             row.fd, row.seconds = judge.distance(completed), round(time.time() - start, 1)
             rows.append(row)
             write_rows(rows, table)
-        for given in ["half", "rest"] + ["channel"] * (network.config.in_channels > 1):
-            best = methods_of(network)[-1 if not isinstance(network.model, ComboStoc) else 1]
-            few = Row(ckpt, best, given, SHOWN, max(args.evaluations))
-            pictures.setdefault(given, []).append((model_name(ckpt), complete(args, network, images[:SHOWN], few)))
+        if (name := model_name(ckpt)) in shown:
+            continue
+        shown.add(name)
+        for given in parts_of(network):
+            method = "graded, SDE" if isinstance(network.model, ComboStoc) else "repeats 10"
+            few = Row(ckpt, method, given, SHOWN, max(args.evaluations))
+            pictures.setdefault(given, []).append((f"{name}: {method}", complete(args, network, images[:SHOWN], few)))
     for given, columns in pictures.items():
         known = known_part(given, images.shape[1], images.shape[2]) if given != "channel" else torch.ones(1, 1, 1)
         whole = [("reference", images[:SHOWN]), ("given", images[:SHOWN] * known + (1 - known)), *columns]
