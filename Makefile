@@ -214,24 +214,27 @@ study-methods: $(READY) $(COLOURED)
 	  -- $(PIXELS) --ema-decay 0.99 --no-flip --warmup-steps 100 --lr-decay 400 > results/study-methods.md
 	@cat results/study-methods.md
 study-completion: $(READY) $(COLOURED)
+	@test -f results/completion.csv || cp visuals/completion.csv results/
 	$(BIN)/python experiments/completion.py --out results/completion --data-path $(COLOURED) \
 	  --ckpt results/*-study-*-[012]-*-1d1f3ad3/checkpoints/0001500.safetensors > results/completion.md
 	@cat results/completion.md
 study-fashion: $(READY)
+	@test -f results/study-fashion-16.csv || cp visuals/study-fashion-16.csv results/
 	@test -d results/fashion-mnist || $(BIN)/python experiments/fashion_mnist.py --out results/fashion-mnist
-	$(STUDY) --out results/study-fashion --data-path results/fashion-mnist --size XS/4 $(TUNED) --max-steps 1000 \
+	$(STUDY) --out results/study-fashion-16 --data-path results/fashion-mnist --size XS/4 $(TUNED) --max-steps 1000 \
 	  --every 500 --seeds 0 1 2 -- $(subst image-size 8,image-size 16,$(PIXELS)) --ema-decay 0.99 --no-flip \
-	  --warmup-steps 100 --lr-decay 300 > results/study-fashion.md
-	@cat results/study-fashion.md
+	  --warmup-steps 100 --lr-decay 300 > results/study-fashion-16.md
+	@cat results/study-fashion-16.md
 results/cifar10: | $(READY)
 	rm -rf $@.partial
 	$(BIN)/python experiments/cifar10.py --out $@.partial $(if $(CIFAR10),--source "$(CIFAR10)")
 	mv $@.partial $@
 study-cifar10: $(READY) results/cifar10
-	$(STUDY) --out results/study-cifar10 --data-path results/cifar10 --size XS/4 $(TUNED) --max-steps 1000 \
+	@test -f results/study-cifar10-16.csv || cp visuals/study-cifar10-16.csv results/
+	$(STUDY) --out results/study-cifar10-16 --data-path results/cifar10 --size XS/4 $(TUNED) --max-steps 1000 \
 	  --every 500 --seeds 0 1 -- $(subst image-size 8,image-size 16,$(PIXELS)) --ema-decay 0.99 \
-	  --warmup-steps 100 --lr-decay 300 > results/study-cifar10.md
-	@cat results/study-cifar10.md
+	  --warmup-steps 100 --lr-decay 300 > results/study-cifar10-16.md
+	@cat results/study-cifar10-16.md
 
 timesteps: $(READY) $(COLOURED)
 	$(BIN)/python experiments/timestep_maps.py --data-path $(COLOURED) --out results/timesteps.png
