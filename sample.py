@@ -34,7 +34,7 @@ from sampling import control, likelihood
 from sampling.arguments import NULL, VARIATIONS, ignore_what_has_no_effect, pictures_parser
 from sampling.kind import Kind
 from sampling.labels import class_labels, default_labels
-from sampling.network import ImageNoise, Network, draw, evaluations, guided_by, say, with_progress
+from sampling.network import ImageNoise, Network, draw, guided_by, say, with_progress
 from train_utils import build_graded_sampler, build_sampler
 
 
@@ -109,7 +109,7 @@ def sample(args: argparse.Namespace, network: Network, kind: Kind, device: torch
     drawn = []
     start_time = time.time()
     starts = range(0, len(labels), args.batch_size)
-    total = evaluations(args)
+    total = build_sampler(args, network.transport).evaluations
     with progress.bar(total=total and total * len(starts), desc="model evaluations") as bar:
         model = with_progress(guided_by(args, network), bar)
         for start in starts:
@@ -133,10 +133,10 @@ def sample_graded(args: argparse.Namespace, network: Network, kind: Kind, device
     labels = class_labels(args.class_labels or [NULL], network)
     labels *= len(args.reference) if len(labels) == 1 else 1
     keep = kind.load_control(args, network)
-    build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
+    total = build_graded_sampler(args, network.transport, keep.keep, keep.keep).evaluations  # or complains
     if warning := keep.untrained_times(network):
         print(f"{Path(__file__).name}: warning: {warning}", file=sys.stderr)
-    total, batches = evaluations(args), math.ceil(len(args.reference) * variations / args.batch_size)
+    batches = math.ceil(len(args.reference) * variations / args.batch_size)
     with progress.bar(total=total and total * batches, desc="model evaluations") as bar:
         model = with_progress(guided_by(args, network), bar)
         settings = {"seed": args.seed, "variations": variations, "batch_size": args.batch_size}

@@ -4,9 +4,9 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from runtime import checkpoint
 from runtime.command_line import count, finite, none_or_str, positive_float, positive_int, unit_float
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
-from transport import Attributes, Method, Sampler, Transport
+from transport import PUBLISHED_SDE, Attributes, Method, OdeSettings, Sampler, SdeSettings, Transport
 from transport.names import DIFFUSION_FORMS, LAST_STEPS, PREDICTIONS, SCHEDULES, WEIGHTS
 from transport.path import PATHS
 from transport.sampler import SampleFn
@@ -150,14 +150,20 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
 
 def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> None:
     """Add the ODE group. `reverse` is for programs that can start from images."""
-    group = parser.add_argument_group("ODE")
-    group.add_argument("--sampling-method", choices=ODE_METHODS, default="dopri5", help="solver of torchdiffeq")
-    group.add_argument("--atol", type=positive_float, default=1e-6, help="absolute tolerance, of all but fixed steps")
-    group.add_argument("--rtol", type=positive_float, default=1e-3, help="relative tolerance, of all but fixed steps")
+    ode, group = OdeSettings(), parser.add_argument_group("ODE")
+    group.add_argument(
+        "--sampling-method", choices=ODE_METHODS, default=ode.sampling_method, help="solver of torchdiffeq"
+    )
+    group.add_argument(
+        "--atol", type=positive_float, default=ode.atol, help="absolute tolerance, of all but fixed steps"
+    )
+    group.add_argument(
+        "--rtol", type=positive_float, default=ode.rtol, help="relative tolerance, of all but fixed steps"
+    )
     group.add_argument(
         "--max-evaluations",
         type=positive_int,
-        default=10_000,
+        default=ode.max_evaluations,
         metavar="N",
         help="of the model, at most, by a solver that chooses its own steps; tolerances that are too small have no end",
     )
@@ -172,15 +178,21 @@ def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> Non
 
 def parse_sde_args(parser: argparse.ArgumentParser) -> None:
     """Add the SDE group."""
-    group = parser.add_argument_group("SDE")
-    group.add_argument("--sampling-method", choices=SDE_METHODS, default="Euler", help="Euler-Maruyama or Heun")
-    group.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, default="sigma", help="diffusion coefficient w_t")
-    group.add_argument("--diffusion-norm", type=float, default=1.0, help="scale of the diffusion coefficient")
+    sde, group = PUBLISHED_SDE, parser.add_argument_group("SDE")
     group.add_argument(
-        "--last-step", type=none_or_str, choices=LAST_STEPS, default="Mean", help="final noise-free step"
+        "--sampling-method", choices=SDE_METHODS, default=sde.sampling_method, help="Euler-Maruyama or Heun"
     )
     group.add_argument(
-        "--last-step-size", type=float, default=0.04, help="size of the final step; 0 is the same as None"
+        "--diffusion-form", choices=DIFFUSION_FORMS, default=sde.diffusion_form, help="diffusion coefficient w_t"
+    )
+    group.add_argument(
+        "--diffusion-norm", type=float, default=sde.diffusion_norm, help="scale of the diffusion coefficient"
+    )
+    group.add_argument(
+        "--last-step", type=none_or_str, choices=LAST_STEPS, default=sde.last_step, help="final noise-free step"
+    )
+    group.add_argument(
+        "--last-step-size", type=float, default=sde.last_step_size, help="size of the final step; 0 is the same as None"
     )
 
 
@@ -364,48 +376,52 @@ def build_transport(method: Method, attributes: Attributes | None = None) -> Tra
     Raises:
         UsageError: the method is not for them.
     """
-    try:
+    with as_usage_errors():
         return Transport.of(method, attributes)
+
+
+@contextmanager
+def as_usage_errors() -> Iterator[None]:
+    """
+    Raises:
+        UsageError: in place of a ValueError, in its words.
+    """
+    try:
+        yield
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
     """A mode's arguments as `Sampler`'s methods call them."""
-    of_mode = {
-        "ODE": ("sampling_method", "atol", "rtol", "max_evaluations"),
-        "SDE": ("sampling_method", "diffusion_form", "diffusion_norm", "last_step", "last_step_size"),
-    }
-    return {name: getattr(args, name) for name in of_mode[args.mode]} | {"num_steps": args.num_sampling_steps}
+    names = [field.name for field in fields(OdeSettings if args.mode == "ODE" else SdeSettings)]
+    return {name: getattr(args, "num_sampling_steps" if name == "num_steps" else name) for name in names}
 
 
 def build_sampler(args: argparse.Namespace, transport: Transport, **kwargs: Any) -> SampleFn:
-    """The sampler of a mode's arguments (`args.mode` is ODE or SDE); kwargs go to the sampler's method."""
+    """The sampler of a mode's arguments (`args.mode` is ODE or SDE); kwargs go to the sampler's method.
+
+    Raises:
+        UsageError: a setting is not accepted.
+    """
     sampler = Sampler(transport)
     make: Callable[..., SampleFn]
     if args.mode == "SDE":
         make = sampler.sample_sde
-    elif args.likelihood:
-        make = sampler.sample_ode_likelihood
     else:
-        make = sampler.sample_ode
-    return checked(make, **sampler_settings(args), **kwargs)
+        make = sampler.sample_ode_likelihood if args.likelihood else sampler.sample_ode
+    with as_usage_errors():
+        return make(**sampler_settings(args), **kwargs)
 
 
 def build_graded_sampler(
     args: argparse.Namespace, transport: Transport, reference: Tensor, preserve: Tensor | float, **kwargs: Any
 ) -> SampleFn:
-    """The sampler of a mode's arguments under graded control."""
-    settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule or SCHEDULES[0]}
-    return checked(Sampler(transport).sample_graded, reference, preserve, **settings, **kwargs)
+    """The sampler of a mode's arguments under graded control.
 
-
-def checked(make: Callable[..., SampleFn], *args: Any, **settings: Any) -> SampleFn:
-    """
     Raises:
         UsageError: a setting is not accepted.
     """
-    try:
-        return make(*args, **settings)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    settings = sampler_settings(args) | {"mode": args.mode, "schedule": args.preserve_schedule or SCHEDULES[0]}
+    with as_usage_errors():
+        return Sampler(transport).sample_graded(reference, preserve, **settings, **kwargs)

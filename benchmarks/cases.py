@@ -22,7 +22,7 @@ from runtime.errors import UsageError
 from sampling.network import guided
 from train_utils import ModelConfig
 from training.step import build_optimizer, training_step
-from transport import ComboStocType, Sampler, create_transport, timestep_shape
+from transport import PUBLISHED_SDE, ComboStocType, Sampler, create_transport, timestep_shape
 
 CHANNELS, FACTOR, CLASSES = 4, 8, 1000  # SD-VAE and ImageNet
 RANDOM = "random"  # instead of a folder of cached latents: random ones, in the same shards
@@ -135,7 +135,8 @@ def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) ->
     if case.compile:
         model.compile_blocks()
     z, y = next(synthetic_batches(case, device))
-    sampler = Sampler(create_transport()).sample_sde(diffusion_form="sigma", num_steps=args.num_sampling_steps)
+    sde = replace(PUBLISHED_SDE, num_steps=args.num_sampling_steps)
+    sampler = Sampler(create_transport()).sample_sde(**vars(sde))
     field = guided(model, args.cfg_scale, precision_name=case.precision)
 
     def on(z: Tensor, y: Tensor) -> None:

@@ -38,7 +38,7 @@ from runtime import distributed, progress
 from runtime.command_line import Parser, positive_int
 from runtime.errors import DataError, run_program
 from sampling.network import ImageNoise, Network
-from transport import Sampler, Transport
+from transport import PUBLISHED_SDE, Sampler, Transport
 
 SHOWN = 8  # references in the picture
 REPEATS = (1, 5, 10)  # of each step: 1 is replacement, more is RePaint
@@ -122,7 +122,7 @@ def complete(args: argparse.Namespace, network: Network, images: Tensor, row: Ro
         reference = network.autoencoder.encode(images[rows].to(device), sample=False)
         y = torch.full((len(rows),), network.config.num_classes, device=device)
         if row.method.startswith("graded"):
-            by_sde = {"sampling_method": "Euler", "diffusion_form": "sigma", "randn": noise.randn_like}
+            by_sde = vars(PUBLISHED_SDE) | {"randn": noise.randn_like}
             settings: dict[str, Any]
             mode, settings = ("SDE", by_sde) if "SDE" in row.method else ("ODE", {"sampling_method": "euler"})
             settings["num_steps"] = row.evaluations + (mode == "ODE")  # the SDE's last step is one more evaluation

@@ -37,7 +37,7 @@ from runtime.errors import DataError, run_program
 from runtime.files import replacing
 from sampling.arguments import sampling_parser
 from sampling.network import ImageNoise, Network, guided
-from transport import Sampler
+from transport import PUBLISHED_SDE, Sampler
 
 KEPT = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 SHOWN = 8  # references in the picture
@@ -120,7 +120,7 @@ def sample(args: argparse.Namespace, network: Network, data: References, row: Ro
     method = {"ODE": "euler", "SDE": "Euler"}[row.mode]
     settings = {"mode": row.mode, "schedule": row.schedule, "decompensate": row.decompensated}
     if row.mode == "SDE":
-        settings["diffusion_form"] = "sigma"
+        settings["diffusion_form"] = PUBLISHED_SDE.diffusion_form
     model = guided(network.model, 1.0, precision_name=args.precision)
     images, squares = [], 0.0
     for rows in torch.arange(len(data.images)).split(args.batch_size):

@@ -22,7 +22,7 @@ from runtime.command_line import Parser
 from runtime.errors import UsageError
 from sampling import control, image_control
 from sampling.arguments import pictures_parser
-from sampling.network import Network, evaluations, guided_by, with_progress
+from sampling.network import Network, guided_by, with_progress
 from train_utils import build_graded_sampler
 from transport import ODE_METHODS, SDE_METHODS
 
@@ -228,12 +228,15 @@ class Service:
         """
         return None if label in (None, ANY_CLASS) else whole("Class", label, 0, self.network.num_labels - 1)
 
-    def model(self, args: argparse.Namespace, tell: Callable[[int, int | None], None]) -> Callable[..., Tensor]:
+    def model(
+        self, args: argparse.Namespace, total: int | None, tell: Callable[[int, int | None], None]
+    ) -> Callable[..., Tensor]:
         """The network under the guidance of sample.py's arguments.
 
         Args:
             args: its arguments.
-            tell: is called with how often the model has been evaluated, and how often it will be if that is known.
+            total: how often the model will be evaluated, if that is known.
+            tell: is called with how often the model has been evaluated, and the total.
         """
 
         def count(n: int, total: int | None) -> None:
@@ -241,7 +244,7 @@ class Service:
                 raise UsageError("the program ends")
             tell(n, total)
 
-        return with_progress(guided_by(args, self.network), Counter(count, evaluations(args)))
+        return with_progress(guided_by(args, self.network), Counter(count, total))
 
     def samples(
         self,
@@ -263,8 +266,8 @@ class Service:
             FloatingPointError: the samples are not finite.
         """
         network = self.network
-        build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
-        model = self.model(args, tell)
+        total = build_graded_sampler(args, network.transport, keep.keep, keep.keep).evaluations  # or complains
+        model = self.model(args, total, tell)
         settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
         with self.busy:
             labels = [network.config.num_classes if label is None else label]

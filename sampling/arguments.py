@@ -16,6 +16,7 @@ from train_utils import (
     parse_transport_args,
     sampling_scale,
 )
+from transport import PUBLISHED_SDE
 from transport.names import SCHEDULES
 from transport.solvers import ODE_SOLVERS
 
@@ -75,7 +76,7 @@ def sampling_parser(
         group.add_argument(
             "--num-sampling-steps",
             type=positive_int,
-            default=250,
+            default=PUBLISHED_SDE.num_steps,
             help="time points of fixed steps, both ends included",
         )
         add_preset_arg(group, mode)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -29,7 +30,7 @@ from models import SiT
 from runtime import distributed, progress
 from runtime.errors import UsageError
 from sampling.network import ImageNoise, guided
-from transport import Sampler, Transport
+from transport import PUBLISHED_SDE, Sampler, Transport
 
 MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
 BATCH = 64  # images at a time for the network that sees them
@@ -91,9 +92,8 @@ def samples(
             noise.labels(classes)  # drawn first by sample_ddp.py
             y = torch.tensor([i % classes for i in indices], device=process.device)
             z = noise.randn(data.input_shape, process.device)
-            sample = Sampler(transport).sample_sde(
-                diffusion_form="sigma", num_steps=args.eval_sampling_steps, randn=noise.randn_like
-            )
+            sde = replace(PUBLISHED_SDE, num_steps=args.eval_sampling_steps)
+            sample = Sampler(transport).sample_sde(**vars(sde), randn=noise.randn_like)
             try:
                 decoded = decode(sample(z, field, y=y)[-1])
             except FloatingPointError as error:

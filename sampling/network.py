@@ -21,7 +21,6 @@ from runtime.errors import UsageError
 from sampling import guidance
 from train_utils import ModelConfig, build_graded_sampler, build_sampler
 from transport import Transport
-from transport.solvers import ODE_SOLVERS, SDE_SOLVERS
 
 
 def say(lines: Sequence[str]) -> None:
@@ -160,13 +159,3 @@ def with_progress(model: Callable[..., Tensor], bar: tqdm) -> Callable[..., Tens
         return output
 
     return evaluated
-
-
-def evaluations(args: argparse.Namespace) -> int | None:
-    """How often a sampler will evaluate the model, None where an adaptive solver decides."""
-    steps = args.num_sampling_steps - 1
-    if args.mode == "ODE":
-        return ODE_SOLVERS[args.sampling_method].count(steps, args.prediction == "data")
-    each = SDE_SOLVERS[args.sampling_method].evaluations
-    last = args.last_step is not None and args.last_step_size > 0
-    return None if each is None else steps * each + last

@@ -147,6 +147,16 @@ def test_evaluations_are_told_and_the_sheet_is_of_the_samples(files):
     assert not (samples[0][4:] == samples[1][4:]).all()
 
 
+@pytest.mark.parametrize(("prediction", "total"), [("velocity", 4), ("data", 3)])
+def test_the_total_told_is_of_what_the_checkpoint_predicts(files, tmp_path, prediction, total):
+    content = torch.load(files / "ckpt.pt")
+    torch.save(content | {"args": content["args"] | {"prediction": prediction}}, tmp_path / "ckpt.pt")
+    told = []
+    chosen = choices(files / "digit.png", [], sampler="ODE heun2")
+    studio_of(tmp_path / "ckpt.pt").generate(chosen, lambda n, total: told.append((n, total)))
+    assert told == [(n, total) for n in range(1, total + 1)]
+
+
 def test_samples_that_are_not_finite_are_not_shown(files, tmp_path):
     content = torch.load(files / "ckpt.pt", weights_only=True)
     content["ema"]["final_layer.linear.bias"] += torch.nan

@@ -30,6 +30,7 @@ from train_utils import (
     parse_transport_args,
     read_method,
 )
+from transport import PUBLISHED_SDE
 from transport.method import SWITCH
 from transport.names import BLENDS, COMBOSTOC_TYPES
 from transport.timesteps import DRAWS, times_of_today
@@ -222,7 +223,10 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0 is never")
     parser.add_argument("--eval-samples", type=positive_int, default=10_000, help="samples of the averaged weights")
     parser.add_argument(
-        "--eval-sampling-steps", type=positive_int, default=250, help="time points of the Euler SDE, without guidance"
+        "--eval-sampling-steps",
+        type=positive_int,
+        default=PUBLISHED_SDE.num_steps,
+        help="time points of the Euler SDE, without guidance",
     )
     parser.add_argument("--eval-features", choices=EXTRACTORS, help="network that sees the images; default: inception")
     parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")

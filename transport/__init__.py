@@ -16,6 +16,7 @@ from .names import (
 )
 from .path import PATHS, GVPCPlan, ICPlan, PathType, VPCPlan, expand_t_like_x
 from .sampler import Sampler
+from .settings import PUBLISHED_SDE, OdeSettings, SdeSettings
 from .solvers import ADAPTIVE_METHODS, FIXED_STEP_METHODS, ODE_METHODS, SDE_METHODS
 from .targets import Transport
 from .timesteps import TIMES, Attributes, Draw, draw_timesteps, timestep_shape
@@ -29,6 +30,7 @@ __all__ = [
     "ODE_METHODS",
     "PATHS",
     "PREDICTIONS",
+    "PUBLISHED_SDE",
     "SCHEDULES",
     "SDE_METHODS",
     "TIMES",
@@ -40,8 +42,10 @@ __all__ = [
     "ICPlan",
     "Method",
     "ModelType",
+    "OdeSettings",
     "PathType",
     "Sampler",
+    "SdeSettings",
     "Transport",
     "VPCPlan",
     "WeightType",

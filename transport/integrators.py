@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from .settings import OdeSettings
 from .solvers import ODE_SOLVERS
 
 ADAMS_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
 WITHOUT_FLOAT64 = ("mps",)  # devices; torchdiffeq keeps times in float64 elsewhere, and Adams' coefficients everywhere
-MAX_EVALUATIONS = 10_000  # of a field; an adaptive method whose tolerances can be met takes hundreds
 
 StateField = Callable[[Tensor, Tensor], Tensor]  # field(x, t) with t of shape (N,)
 SdeStep = Callable[[Tensor, Tensor, Tensor, Tensor, StateField, StateField], Tensor]
@@ -23,12 +23,8 @@ def integrate_ode(
     state: tuple[Tensor, ...],
     t0: float,
     t1: float,
+    settings: OdeSettings,
     *,
-    method: str,
-    num_steps: int,
-    atol: float,
-    rtol: float,
-    max_evaluations: int = MAX_EVALUATIONS,
     trajectory: bool = False,
     shift: Callable[[Tensor], Tensor] | None = None,
 ) -> list[tuple[Tensor, ...]]:
@@ -37,16 +33,15 @@ def integrate_ode(
     Args:
         field: takes a scalar t and the state, returns its derivative.
         state: tensors at t0.
-        method: one of `solvers.SOLVERS`.
-        num_steps: number of time points, both ends included: num_steps - 1 steps of a fixed-step method.
-        max_evaluations: of the field, by an adaptive method.
+        settings: their method is one of `solvers.SOLVERS`; what they say of the model is for the field.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
         shift: moves the time points, which else are evenly spaced; None leaves them.
 
     Raises:
         FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
-            arrived after `max_evaluations`; or the method needs float64, which the device does not have.
+            arrived after max_evaluations; or the method needs float64, which the device does not have.
     """
+    method, num_steps, atol, rtol = settings.sampling_method, settings.num_steps, settings.atol, settings.rtol
     points = range(num_steps) if trajectory else [-1]
     if not state[0].numel():  # whose error an adaptive method cannot tell
         return [state for _ in points]
@@ -79,11 +74,11 @@ def integrate_ode(
         nonlocal now, evaluations
         now = t.clamp(low, high)  # an adaptive method may try its first step beyond the end
         evaluations += 1
-        if adaptive and evaluations > max_evaluations:
+        if adaptive and evaluations > settings.max_evaluations:
             raise FloatingPointError(
-                f"{method} is at t = {float(now):.4g} on its way from {t0:.4g} to {t1:.4g} after {max_evaluations:,} "
-                f"evaluations of the model: give larger tolerances than atol {atol:g} and rtol {rtol:g}, a method of "
-                "fixed steps, or a larger max_evaluations"
+                f"{method} is at t = {float(now):.4g} on its way from {t0:.4g} to {t1:.4g} after "
+                f"{settings.max_evaluations:,} evaluations of the model: give larger tolerances than atol "
+                f"{atol:g} and rtol {rtol:g}, a method of fixed steps, or a larger max_evaluations"
             )
         return field(now, state)
 

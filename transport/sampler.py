@@ -3,9 +3,9 @@
 Each method of `Sampler` returns a `SampleFn`: call it as fn(z, model, **model_kwargs).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +16,13 @@ from .ahead import look_ahead
 from .difficulty import call_with_log_variance
 from .divergence import autograd_in_words, exact_divergence, hutchinson_divergence, outside_inference
 from .graded import Graded, Grading, Synchronous, preservation_map
-from .integrators import MAX_EVALUATIONS, integrate_ode, integrate_sde
-from .names import DIFFUSION_FORMS, LAST_STEPS, SCHEDULES, ComboStocType, ModelType
+from .integrators import integrate_ode, integrate_sde
+from .names import SCHEDULES, ComboStocType, ModelType
 from .path import expand_t_like_x
+from .settings import OdeSettings, SdeSettings, check_choice
 from .shift import grid_shift, shift_for
-from .solvers import AHEAD_METHODS, ODE_METHODS, ODE_SOLVERS, SDE_METHODS, SDE_SOLVERS, SOLVERS
+from .solvers import AHEAD_METHODS, ODE_SOLVERS, SDE_SOLVERS, SOLVERS
 from .targets import Model, Transport
-
-MAX_STEPS = 2**20  # as many times in [0, 1] are still some roundings of float32 apart
 
 
 class SampleFn:
@@ -33,15 +32,22 @@ class SampleFn:
     state in z's dtype, and the sample comes back in it.
 
     Attributes:
-        nfe: how many times the last call evaluated the model.
+        evaluations: how many times a call will evaluate the model, None where that is not known before.
+        nfe: how many times the last call evaluated it.
     """
 
     def __init__(
-        self, solve: Callable[..., Sequence[Tensor]], *, grad: bool = False, grad_checkpointing: bool = False
+        self,
+        solve: Callable[..., Sequence[Tensor]],
+        evaluations: int | None,
+        *,
+        grad: bool = False,
+        grad_checkpointing: bool = False,
     ) -> None:
         if grad_checkpointing and not grad:
             raise ValueError("grad_checkpointing is for samplers with grad=True")
         self.solve = solve
+        self.evaluations = evaluations
         self.grad = grad
         self.grad_checkpointing = grad_checkpointing
         self.nfe = 0
@@ -77,42 +83,35 @@ class Sampler:
     def sample_ode(
         self,
         *,
-        sampling_method: str = "dopri5",
-        num_steps: int = 50,
-        atol: float = 1e-6,
-        rtol: float = 1e-3,
-        max_evaluations: int = MAX_EVALUATIONS,
         reverse: bool = False,
         trajectory: bool = False,
         grading: Grading | None = None,
         grad: bool = False,
         grad_checkpointing: bool = False,
+        **settings: Any,
     ) -> SampleFn:
         """Integrate the probability-flow ODE dx = velocity dt from noise to data.
 
         Args:
-            sampling_method: one of `solvers.ODE_METHODS`; look-ahead is for models that were trained with times that
-                differ within a sample, and with difficulty.
-            num_steps: time points, both ends included; a fixed-step method takes num_steps - 1 steps.
-            atol, rtol: error tolerances of the adaptive methods.
-            max_evaluations: of the model, at most, by an adaptive method, which else ends in a FloatingPointError.
             reverse: from data to noise.
             trajectory: return the states at all time points instead of the end state only.
             grading: what is kept of a reference; see `sample_graded`, which makes it.
             grad: keep the samples' derivatives in z, in the model's weights and in model_kwargs, for autograd.
             grad_checkpointing: with grad, evaluate the model again in the backward pass instead of keeping its
                 activations: memory for a state and little more an evaluation.
+            settings: those of `OdeSettings`.
 
         Raises:
             ValueError: a setting that is not accepted.
         """
-        _check("ODE method", sampling_method, ODE_METHODS)
-        _check_ode_settings(num_steps, atol, rtol, max_evaluations)
-        if sampling_method in AHEAD_METHODS:
-            self._check_ahead(sampling_method, reverse)
+        ode = OdeSettings(**settings)
+        ahead = ode.sampling_method in AHEAD_METHODS  # whose steps are Euler's
+        if ahead:
+            self._check_ahead(ode.sampling_method, reverse)
         velocity = self.transport.get_drift()
-        solver, steps = ODE_SOLVERS[sampling_method], num_steps - 1
-        euler_last = not reverse and solver.ends_by_euler(steps, self.transport.model_type is ModelType.DATA)
+        solver, steps = ODE_SOLVERS[ode.sampling_method], ode.num_steps - 1
+        to_predicted_data = not reverse and self.transport.model_type is ModelType.DATA
+        euler_last = solver.ends_by_euler(steps, to_predicted_data)
         t0, t1 = self.transport.check_interval(
             self.transport.train_eps,
             self.transport.sample_eps,
@@ -120,11 +119,9 @@ class Sampler:
             reverse=reverse,
             evaluates_end=reverse or (solver.reaches_end(steps) and not euler_last),
         )
-        settings: dict[str, Any] = {"atol": atol, "rtol": rtol, "max_evaluations": max_evaluations}
-        settings |= {"trajectory": trajectory}
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
-            course = self._course(grading, z, t0, t1, num_steps)
+            course = self._course(grading, z, t0, t1, ode.num_steps)
 
             def evaluate(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
                 return call_with_log_variance(model, x, t, model_kwargs)
@@ -132,10 +129,8 @@ class Sampler:
             def plain(s: Tensor, x: Tensor) -> Tensor:
                 return velocity(x, course.times(s), model, **model_kwargs) * course.rate(s)
 
-            ahead = sampling_method in AHEAD_METHODS  # whose steps are Euler's
             slope = look_ahead(evaluate, course, self.transport.combostoc_type) if ahead else plain
-            method = "euler" if ahead else sampling_method
-
+            method = "euler" if ahead else ode.sampling_method
             shift = self._grid_shift(z, t0, t1)
 
             def integrate(x: Tensor, method: str, start: float, end: float, points: int) -> list[Tensor]:
@@ -145,16 +140,15 @@ class Sampler:
                     (x,),
                     start,
                     end,
-                    method=method,
-                    num_steps=points,
+                    replace(ode, sampling_method=method, num_steps=points),
+                    trajectory=trajectory,
                     shift=shift,
-                    **settings,
                 )
                 return [x for (x,) in (leg[1:] if trajectory else leg)]
 
             states = [course.begin(z)]
             if not euler_last:
-                states += integrate(states[-1], method, t0, t1, num_steps)
+                states += integrate(states[-1], method, t0, t1, ode.num_steps)
             else:
                 # A predicted x1 is divided by sigma, which is 0 at the end. A step that evaluates its end would throw x
                 # far away; Euler's lands on x1 (EDM, arXiv 2206.00364, algorithm 1, does the same).
@@ -164,74 +158,51 @@ class Sampler:
                 states += integrate(states[-1], "euler", before, t1, 2)
             return [course.end(x) for x in (states if trajectory else states[-1:])]
 
-        return SampleFn(solve, grad=grad, grad_checkpointing=grad_checkpointing)
+        evaluations = solver.count(steps, to_predicted_data)
+        return SampleFn(solve, evaluations, grad=grad, grad_checkpointing=grad_checkpointing)
 
     def sample_sde(
         self,
         *,
-        sampling_method: str = "Euler",
-        diffusion_form: str = "SBDM",
-        diffusion_norm: float = 1.0,
-        last_step: str | None = "Mean",
-        last_step_size: float = 0.04,
-        num_steps: int = 250,
         randn: Callable[[Tensor], Tensor] = torch.randn_like,
         trajectory: bool = False,
         grading: Grading | None = None,
         grad: bool = False,
         grad_checkpointing: bool = False,
+        **settings: Any,
     ) -> SampleFn:
         """Integrate dx = [velocity + w score] dt + sqrt(2 w) dW from noise to data (SiT, equation 10).
 
-        The model is evaluated once for the velocity and the score of a point. The integration ends last_step_size
-        short of t = 1, where the score may be infinite, and a last step without noise covers the rest.
+        The model is evaluated once for the velocity and the score of a point.
 
         Args:
-            sampling_method: "Euler" (Euler-Maruyama) or "Heun".
-            diffusion_form, diffusion_norm: the coefficient w, see `ICPlan.compute_diffusion`.
-            last_step: "Mean" (the SDE's drift), "Euler" (the velocity), "Tweedie" (E[x1 | x_t]) or None.
-            last_step_size: 0 is the same as last_step=None.
-            num_steps: time points, both ends included, the last step not counted.
             randn: gives the noise of a step, one tensor like x a call.
-            trajectory: return the states at all time points instead of the end state only.
-            grading: what is kept of a reference; see `sample_graded`, which makes it.
-            grad: keep the samples' derivatives in z, in the model's weights and in model_kwargs, for autograd.
-            grad_checkpointing: with grad, evaluate the model again in the backward pass instead of keeping its
-                activations: memory for a state and little more an evaluation.
+            trajectory, grading, grad, grad_checkpointing: see `sample_ode`.
+            settings: those of `SdeSettings`.
 
         Raises:
             ValueError: a setting that is not accepted.
         """
-        _check("SDE method", sampling_method, SDE_METHODS)
-        _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
-        _check("last step", last_step, LAST_STEPS)
-        _check_num_steps(num_steps)
-        if not 0 <= last_step_size < 1:
-            raise ValueError(f"last step size must lie in [0, 1), got {last_step_size}")
-        if not 0 <= diffusion_norm < math.inf:
-            raise ValueError(f"diffusion norm must be a finite number, not negative, got {diffusion_norm}")
-        if last_step is None or last_step_size == 0:
-            last_step, last_step_size = None, 0.0
-
-        path = self.transport.path_sampler
+        sde = SdeSettings(**settings)
+        solver, path = SDE_SOLVERS[sde.sampling_method], self.transport.path_sampler
         velocity_and_score = self.transport.get_velocity_and_score()
         t0, t1 = self.transport.check_interval(
             self.transport.train_eps,
             self.transport.sample_eps,
-            diffusion_form=diffusion_form,
+            diffusion_form=sde.diffusion_form,
             sde=True,
             eval=True,
-            last_step_size=last_step_size,
-            evaluates_end=SDE_SOLVERS[sampling_method].evaluates_end,
+            last_step_size=sde.last_step_size,
+            evaluates_end=solver.evaluates_end,
         )
         if t1 <= t0:
-            raise ValueError(f"last step size {last_step_size} leaves nothing to integrate after t = {t0}")
+            raise ValueError(f"last step size {sde.last_step_size} leaves nothing to integrate after t = {t0}")
 
         def diffusion(x: Tensor, t: Tensor) -> Tensor:
-            return path.compute_diffusion(x, t, form=diffusion_form, norm=diffusion_norm)
+            return path.compute_diffusion(x, t, form=sde.diffusion_form, norm=sde.diffusion_norm)
 
         def solve(z: Tensor, model: Model, **model_kwargs: Any) -> list[Tensor]:
-            course = self._course(grading, z, t0, t1, num_steps)
+            course = self._course(grading, z, t0, t1, sde.num_steps)
 
             def drift(x: Tensor, t: Tensor) -> Tensor:
                 velocity, score = velocity_and_score(x, t, model, **model_kwargs)
@@ -243,20 +214,20 @@ class Sampler:
                 course.begin(z),
                 t0,
                 t1,
-                method=sampling_method,
-                num_steps=num_steps,
+                method=sde.sampling_method,
+                num_steps=sde.num_steps,
                 randn=randn,
                 trajectory=trajectory,
                 shift=self._grid_shift(z, t0, t1),
             )
-            if last_step is not None:
+            if sde.last_step is not None:
                 x = states[-1]
                 t = course.times(torch.full(x.shape[:1], t1, device=x.device, dtype=x.dtype))
                 velocity, score = velocity_and_score(x, t, model, **model_kwargs)
-                if last_step == "Mean":
-                    x = x + (velocity + diffusion(x, t) * score) * course.last(last_step_size)
-                elif last_step == "Euler":
-                    x = x + velocity * course.last(last_step_size)
+                if sde.last_step == "Mean":
+                    x = x + (velocity + diffusion(x, t) * score) * course.last(sde.last_step_size)
+                elif sde.last_step == "Euler":
+                    x = x + velocity * course.last(sde.last_step_size)
                 else:  # Tweedie: E[x1 | x_t] = (x_t + sigma_t^2 score) / alpha_t
                     alpha_t, _ = path.compute_alpha_t(expand_t_like_x(t, x))
                     sigma_t, _ = path.compute_sigma_t(expand_t_like_x(t, x))
@@ -264,7 +235,9 @@ class Sampler:
                 states = [*states, x] if trajectory else [x]
             return [course.end(x) for x in states]
 
-        return SampleFn(solve, grad=grad, grad_checkpointing=grad_checkpointing)
+        evaluations = solver.count(sde.num_steps - 1, False)
+        evaluations = None if evaluations is None else evaluations + (sde.last_step is not None)
+        return SampleFn(solve, evaluations, grad=grad, grad_checkpointing=grad_checkpointing)
 
     def sample_graded(
         self,
@@ -293,8 +266,8 @@ class Sampler:
         Raises:
             ValueError: a map that does not fit, leaves [0, 1] or holds NaN; a setting that is not among the choices.
         """
-        _check("mode", mode, ("ODE", "SDE"))
-        _check("schedule", schedule, SCHEDULES)
+        check_choice("mode", mode, ("ODE", "SDE"))
+        check_choice("schedule", schedule, SCHEDULES)
         if settings.get("reverse"):
             raise ValueError("graded control runs from noise to data; it has no reverse")
         euler = {"ODE": "euler", "SDE": "Euler"}[mode]
@@ -319,7 +292,7 @@ class Sampler:
 
             return sampler.solve(z, velocity, **model_kwargs)
 
-        return SampleFn(solve, grad=sampler.grad, grad_checkpointing=sampler.grad_checkpointing)
+        return SampleFn(solve, sampler.evaluations, grad=sampler.grad, grad_checkpointing=sampler.grad_checkpointing)
 
     def _check_ahead(self, method: str, reverse: bool) -> None:
         transport = self.transport
@@ -338,15 +311,7 @@ class Sampler:
         return Graded(self.transport.path_sampler, grading, z, s0, s1, num_steps) if grading else Synchronous()
 
     def sample_ode_likelihood(
-        self,
-        *,
-        sampling_method: str = "dopri5",
-        num_steps: int = 50,
-        atol: float = 1e-6,
-        rtol: float = 1e-3,
-        max_evaluations: int = MAX_EVALUATIONS,
-        exact_trace: bool = False,
-        probe: Tensor | None = None,
+        self, *, exact_trace: bool = False, probe: Tensor | None = None, **settings: Any
     ) -> SampleFn:
         """Log-likelihood of data under the ODE: log p(x1) = log N(x0) - int_0^1 div velocity dt.
 
@@ -354,19 +319,19 @@ class Sampler:
         model's output by autograd whatever the caller's mode is, also in torch.inference_mode().
 
         Args:
-            sampling_method, num_steps, atol, rtol, max_evaluations: as in `sample_ode`.
             exact_trace: the divergence by one backward pass per dimension of x, for small inputs. By default
                 Hutchinson's estimator with a single Rademacher probe, which stays the same over the whole solve so
                 that the integrand is smooth (FFJORD, section 3.1).
             probe: the probe to use, of x1's shape.
+            settings: those of `OdeSettings`.
 
         Raises:
             ValueError: a setting that is not accepted.
             RuntimeError: when the function is called, and the output has no derivative, as where the model switches
                 autograd off or was itself made in torch.inference_mode().
         """
-        _check("ODE method of a likelihood", sampling_method, SOLVERS)
-        _check_ode_settings(num_steps, atol, rtol, max_evaluations)
+        check_choice("ODE method of a likelihood", settings.get("sampling_method", SOLVERS[0]), SOLVERS)
+        ode = OdeSettings(**settings)
         transport = self.transport
         velocity = transport.get_drift()
         t0, t1 = transport.check_interval(transport.train_eps, transport.sample_eps, eval=True, reverse=True)
@@ -384,30 +349,8 @@ class Sampler:
                 return u.detach(), divergence.detach()
 
             state = (x1, torch.zeros(x1.shape[0], device=x1.device, dtype=x1.dtype))
-            settings: dict[str, Any] = {"method": sampling_method, "num_steps": num_steps, "atol": atol, "rtol": rtol}
-            settings |= {"shift": self._grid_shift(x1, t0, t1)}
-            x0, delta_logp = integrate_ode(field, state, t0, t1, max_evaluations=max_evaluations, **settings)[-1]
+            shift = self._grid_shift(x1, t0, t1)
+            x0, delta_logp = integrate_ode(field, state, t0, t1, ode, shift=shift)[-1]
             return transport.prior_logp(x0) + delta_logp, x0
 
-        return SampleFn(solve)
-
-
-def _check(what: str, value: str | None, choices: Sequence[str | None]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(map(str, choices))}")
-
-
-def _check_num_steps(num_steps: int) -> None:
-    if num_steps < 2:
-        raise ValueError(f"the number of sampling steps must be at least 2 (a start and an end), got {num_steps}")
-    if num_steps > MAX_STEPS:
-        raise ValueError(f"the number of sampling steps must be at most {MAX_STEPS:,}, got {num_steps}")
-
-
-def _check_ode_settings(num_steps: int, atol: float, rtol: float, max_evaluations: int) -> None:
-    _check_num_steps(num_steps)
-    if max_evaluations < 1:
-        raise ValueError(f"the number of evaluations must be at least 1, got {max_evaluations}")
-    for name, tolerance in (("atol", atol), ("rtol", rtol)):
-        if not tolerance > 0:
-            raise ValueError(f"{name} must be positive, got {tolerance}")
+        return SampleFn(solve, ODE_SOLVERS[ode.sampling_method].count(ode.num_steps - 1, False))

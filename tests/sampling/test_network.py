@@ -9,7 +9,7 @@ from runtime.command_line import with_values
 from runtime.errors import DataError
 from sampling.arguments import sampling_parser
 from sampling.loading import check_trained
-from sampling.network import ImageNoise, evaluations, guided, guided_by
+from sampling.network import ImageNoise, guided, guided_by
 from tests.conftest import GaussianModel
 from tests.test_models import random_model
 from train_utils import ModelConfig, build_sampler
@@ -116,9 +116,8 @@ def test_the_progress_bars_total_is_what_the_sampler_does(settings, prediction):
     transport = create_transport(prediction=prediction)
     sampler = build_sampler(args, transport)
     sampler(torch.randn(2, 3), GaussianModel(transport.path_sampler, prediction, 0.0, 1.0))
-    assert sampler.nfe == evaluations(args)
-    adaptive = argparse.Namespace(mode="ODE", sampling_method="dopri5", num_sampling_steps=9, prediction=prediction)
-    assert evaluations(adaptive) is None
+    assert sampler.nfe == sampler.evaluations
+    assert Sampler(transport).sample_ode().evaluations is None  # dopri5
 
 
 @pytest.mark.parametrize(

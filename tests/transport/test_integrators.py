@@ -9,6 +9,7 @@ import torch
 from tests.conftest import GaussianModel
 from transport import ADAPTIVE_METHODS, FIXED_STEP_METHODS, Sampler, create_transport
 from transport.integrators import integrate_ode
+from transport.settings import OdeSettings
 from transport.solvers import ODE_SOLVERS
 
 MU, SD = 0.4, 0.6
@@ -224,14 +225,14 @@ def test_an_adaptive_method_ends_where_its_tolerances_cannot_be_met(method):
         taken += 1
         return (torch.sin(3 * state[0]) - t,)
 
-    settings = {"method": method, "num_steps": 2, "atol": 1e-13, "rtol": 1e-13, "max_evaluations": 200}
+    settings = OdeSettings(method, num_steps=2, atol=1e-13, rtol=1e-13, max_evaluations=200)
     with (
         pytest.warns(UserWarning, match=r"atol 1e-13 and rtol 1e-13 are less than float32 resolves, 1.2e-07"),
         pytest.raises(
             FloatingPointError, match=rf"{method} is at t = .* after 200 evaluations .* larger max_evaluations"
         ),
     ):
-        integrate_ode(field, (torch.randn(4, 5),), 0.0, 1.0, **settings)
+        integrate_ode(field, (torch.randn(4, 5),), 0.0, 1.0, settings)
     assert taken == 200
 
 
@@ -243,7 +244,5 @@ def test_tolerances_that_can_be_met_are_not_warned_of(atol, rtol, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         x = (torch.ones(3, dtype=dtype),)
-        ((end,),) = integrate_ode(
-            lambda t, s: (-s[0],), x, 0.0, 1.0, method="dopri5", num_steps=2, atol=atol, rtol=rtol
-        )
+        ((end,),) = integrate_ode(lambda t, s: (-s[0],), x, 0.0, 1.0, OdeSettings("dopri5", 2, atol, rtol))
     torch.testing.assert_close(end, torch.full((3,), math.exp(-1), dtype=dtype), atol=1e-3, rtol=1e-3)

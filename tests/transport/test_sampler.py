@@ -68,12 +68,12 @@ def integrated_once(monkeypatch):
         times = torch.linspace(t0, t1, 5, dtype=x.dtype)
         return [tuple(field(x + k, t.expand(len(x))).flatten().tolist()) for k, t in enumerate(times)]
 
-    def ode(field, state, t0, t1, *, integrate=sampler_module.integrate_ode, **settings):
+    def ode(field, state, t0, t1, how, *, integrate=sampler_module.integrate_ode, **settings):
         (x,) = state
         fields = values(lambda x, t: field(t[0], (x,))[0], x, t0, t1)
-        key = (t0, t1, *settings.items(), *x.flatten().tolist(), *fields)
+        key = (t0, t1, how, *settings.items(), *x.flatten().tolist(), *fields)
         if key not in known:
-            known[key] = integrate(field, state, t0, t1, **settings)
+            known[key] = integrate(field, state, t0, t1, how, **settings)
         return known[key]
 
     def sde(drift, diffusion, x, t0, t1, *, randn, integrate=sampler_module.integrate_sde, **settings):

@@ -9,6 +9,7 @@ import torch
 from tests.conftest import GaussianModel
 from transport import Sampler, create_transport
 from transport.integrators import integrate_ode
+from transport.settings import OdeSettings
 from transport.solvers import FIXED_STEP_METHODS, ODE_METHODS, ODE_SOLVERS, SDE_METHODS, SDE_SOLVERS, SOLVERS
 
 MU, SD = 0.3, 0.5
@@ -23,8 +24,8 @@ def solved(method, steps, rtol=1e-9):
         asked.append(float(t))
         return (torch.sin(3 * state[0]) - t,)
 
-    settings = {"method": method, "num_steps": steps + 1, "atol": rtol, "rtol": rtol}
-    return integrate_ode(field, (torch.linspace(-1, 1, 5, dtype=torch.float64),), 0.0, 1.0, **settings)[-1][0], asked
+    settings = OdeSettings(method, steps + 1, rtol, rtol)
+    return integrate_ode(field, (torch.linspace(-1, 1, 5, dtype=torch.float64),), 0.0, 1.0, settings)[-1][0], asked
 
 
 @pytest.mark.parametrize("method", FIXED_STEP_METHODS)
