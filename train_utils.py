@@ -150,20 +150,13 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
 
 def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> None:
     """Add the ODE group. `reverse` is for programs that can start from images."""
-    ode, group = OdeSettings(), parser.add_argument_group("ODE")
-    group.add_argument(
-        "--sampling-method", choices=ODE_METHODS, default=ode.sampling_method, help="solver of torchdiffeq"
-    )
-    group.add_argument(
-        "--atol", type=positive_float, default=ode.atol, help="absolute tolerance, of all but fixed steps"
-    )
-    group.add_argument(
-        "--rtol", type=positive_float, default=ode.rtol, help="relative tolerance, of all but fixed steps"
-    )
+    group = parser.add_argument_group("ODE")
+    group.add_argument("--sampling-method", choices=ODE_METHODS, help="solver of torchdiffeq")
+    group.add_argument("--atol", type=positive_float, help="absolute tolerance, of all but fixed steps")
+    group.add_argument("--rtol", type=positive_float, help="relative tolerance, of all but fixed steps")
     group.add_argument(
         "--max-evaluations",
         type=positive_int,
-        default=ode.max_evaluations,
         metavar="N",
         help="of the model, at most, by a solver that chooses its own steps; tolerances that are too small have no end",
     )
@@ -174,26 +167,23 @@ def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> Non
     group.add_argument(
         "--likelihood", action="store_true", help="score the images of --data-path in bits per dimension"
     )
+    set_defaults(parser, OdeSettings())
 
 
 def parse_sde_args(parser: argparse.ArgumentParser) -> None:
     """Add the SDE group."""
-    sde, group = PUBLISHED_SDE, parser.add_argument_group("SDE")
-    group.add_argument(
-        "--sampling-method", choices=SDE_METHODS, default=sde.sampling_method, help="Euler-Maruyama or Heun"
-    )
-    group.add_argument(
-        "--diffusion-form", choices=DIFFUSION_FORMS, default=sde.diffusion_form, help="diffusion coefficient w_t"
-    )
-    group.add_argument(
-        "--diffusion-norm", type=float, default=sde.diffusion_norm, help="scale of the diffusion coefficient"
-    )
-    group.add_argument(
-        "--last-step", type=none_or_str, choices=LAST_STEPS, default=sde.last_step, help="final noise-free step"
-    )
-    group.add_argument(
-        "--last-step-size", type=float, default=sde.last_step_size, help="size of the final step; 0 is the same as None"
-    )
+    group = parser.add_argument_group("SDE")
+    group.add_argument("--sampling-method", choices=SDE_METHODS, help="Euler-Maruyama or Heun")
+    group.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, help="diffusion coefficient w_t")
+    group.add_argument("--diffusion-norm", type=float, help="scale of the diffusion coefficient")
+    group.add_argument("--last-step", type=none_or_str, choices=LAST_STEPS, help="final noise-free step")
+    group.add_argument("--last-step-size", type=float, help="size of the final step; 0 is the same as None")
+    set_defaults(parser, PUBLISHED_SDE)
+
+
+def set_defaults(parser: argparse.ArgumentParser, settings: OdeSettings | SdeSettings) -> None:
+    """Give the flags of a mode's own group the values of these settings; --num-sampling-steps is of both modes."""
+    parser.set_defaults(**{name: value for name, value in vars(settings).items() if name != "num_steps"})
 
 
 class Preset(argparse.Action):

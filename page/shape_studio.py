@@ -160,7 +160,7 @@ class ShapeStudio(Service):
 
         Args:
             choices: what the page is set to.
-            tell: see `Service.model`.
+            tell: see `Service.samples`.
 
         Raises:
             UsageError, DataError: it cannot be done.

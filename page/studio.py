@@ -228,24 +228,6 @@ class Service:
         """
         return None if label in (None, ANY_CLASS) else whole("Class", label, 0, self.network.num_labels - 1)
 
-    def model(
-        self, args: argparse.Namespace, total: int | None, tell: Callable[[int, int | None], None]
-    ) -> Callable[..., Tensor]:
-        """The network under the guidance of sample.py's arguments.
-
-        Args:
-            args: its arguments.
-            total: how often the model will be evaluated, if that is known.
-            tell: is called with how often the model has been evaluated, and the total.
-        """
-
-        def count(n: int, total: int | None) -> None:
-            if self.closed:
-                raise UsageError("the program ends")
-            tell(n, total)
-
-        return with_progress(guided_by(args, self.network), Counter(count, total))
-
     def samples(
         self,
         args: argparse.Namespace,
@@ -259,15 +241,21 @@ class Service:
             args: sample.py's arguments.
             keep: the reference, and what is kept of it.
             label: the class; None is no class.
-            tell: see `model`.
+            tell: is called with how often the model has been evaluated, and how often it will be if that is known.
 
         Raises:
             UsageError: a setting is not accepted.
             FloatingPointError: the samples are not finite.
         """
         network = self.network
-        total = build_graded_sampler(args, network.transport, keep.keep, keep.keep).evaluations  # or complains
-        model = self.model(args, total, tell)
+        sampler = build_graded_sampler(args, network.transport, keep.keep, keep.keep)  # complains about bad settings
+
+        def count(n: int, total: int | None) -> None:
+            if self.closed:
+                raise UsageError("the program ends")
+            tell(n, total)
+
+        model = with_progress(guided_by(args, network), Counter(count, sampler.evaluations))
         settings = {"seed": args.seed, "variations": args.variations, "batch_size": args.batch_size}
         with self.busy:
             labels = [network.config.num_classes if label is None else label]
@@ -295,7 +283,7 @@ class Studio(Service):
 
         Args:
             choices: what the page is set to.
-            tell: see `Service.model`.
+            tell: see `Service.samples`.
 
         Raises:
             UsageError, DataError: it cannot be done.
