@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kind.check_path(args.data_path)  # before a checkpoint or an autoencoder is fetched
     supplied = kind.supply(args, typed)
     args = with_values(args, supplied)
-    args, start = resume.find_start(args, parser, argv)
+    args, start = resume.find_start(args, parser, typed)
     args = resolve_arguments(args, process.world_size, kind)
     if args.wandb:
         distributed.from_main(wandb_utils.check_login)

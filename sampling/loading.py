@@ -51,12 +51,8 @@ def load_network(
             f"--model {args.model} has no published weights: give --ckpt FILE, or one that has them: {published}"
         )
     path = download.locate(name)
-    content = checkpoint.load(path)
-    state = checkpoint.weights(content, name)
-    kind = kind_of(state)
-    config = kind.model_config(state, name)
-    trained = {k: v for k, v in trained_with(content).items() if v is not None}
-    check_trained(trained, content.get("class_names"), config, name)
+    good = Trained.read(path, name, kind_of)
+    kind, config, content, trained = good.kind, good.config, good.content, good.args
 
     def resolved(argument: str, truth: Any) -> Any:
         given = getattr(args, argument)
@@ -78,14 +74,12 @@ def load_network(
     method = {"combostoc_type": kind.usual_method(config.name).combostoc_type}
     method |= {key: trained[key] for key in TRAINED if key in trained}
     method |= {key: settings.get(key, getattr(args, key)) for key in TYPED}
-    model, notes = ready(args, config, content, state, device, name)
+    model, notes = good.ready(args, device)
     guide: SiT | None = None
     guide_path: Path | None = None
     if vars(args).get("guide_ckpt") and args.cfg_scale not in (0, 1):
         guide_path = download.locate(args.guide_ckpt)
-        guide, said = load_guide(
-            with_values(args, settings), Trained(kind, config, content, name), guide_path, device, kind_of
-        )
+        guide, said = load_guide(with_values(args, settings), good, guide_path, device, kind_of)
         notes += said
     return Network(
         model=model,
@@ -104,32 +98,40 @@ def load_network(
     )
 
 
-def ready(
-    args: argparse.Namespace,
-    config: ModelConfig,
-    content: dict[str, Any],
-    state: StateDict,
-    device: torch.device,
-    source: str,
-) -> tuple[SiT, list[str]]:
-    """The model of a checkpoint in inference mode, and what there is to say of its weights."""
-    model = config.build()
-    notes = checkpoint.origin(content, source) + load_weights(model, state, source)
-    if args.precision == "bf16":
-        model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
-    if args.compile:
-        model.compile_blocks()
-    return model.to(device).eval().requires_grad_(False), notes
-
-
 @dataclass
 class Trained:
     """A checkpoint that has been read."""
 
+    source: str  # its name
     kind: Kind
     config: ModelConfig
     content: dict[str, Any]
-    source: str
+    state: StateDict  # the weights
+    args: dict[str, Any]  # what it says of its training
+
+    @classmethod
+    def read(cls, path: Path, source: str, kind_of: Callable[[StateDict], Kind]) -> "Trained":
+        """
+        Raises:
+            DataError: it cannot be loaded, is of no model, or says of its training what cannot be.
+        """
+        content = checkpoint.load(path)
+        state = checkpoint.weights(content, source)
+        kind = kind_of(state)
+        config = kind.model_config(state, source)
+        trained = {k: v for k, v in trained_with(content).items() if v is not None}
+        check_trained(trained, content.get("class_names"), config, source)
+        return cls(source, kind, config, content, state, trained)
+
+    def ready(self, args: argparse.Namespace, device: torch.device) -> tuple[SiT, list[str]]:
+        """The model in inference mode, and what there is to say of its weights."""
+        model = self.config.build()
+        notes = checkpoint.origin(self.content, self.source) + load_weights(model, self.state, self.source)
+        if args.precision == "bf16":
+            model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
+        if args.compile:
+            model.compile_blocks()
+        return model.to(device).eval().requires_grad_(False), notes
 
 
 def load_guide(
@@ -144,34 +146,28 @@ def load_guide(
         UsageError: it predicts something else, of other inputs, or of other classes.
         DataError: it cannot be loaded.
     """
-    name = args.guide_ckpt
-    content = checkpoint.load(path)
-    state = checkpoint.weights(content, name)
-    kind = kind_of(state)
-    config = kind.model_config(state, name)
-    trained = trained_with(content)
-    check_trained({k: v for k, v in trained.items() if v is not None}, content.get("class_names"), config, name)
-    if kind is not good.kind or inputs(config) != inputs(good.config):
+    name, guide = args.guide_ckpt, Trained.read(path, args.guide_ckpt, kind_of)
+    if guide.kind is not good.kind or inputs(guide.config) != inputs(good.config):
         raise UsageError(
-            f"--guide-ckpt {name} holds {config}, checkpoint {good.source} {good.config}: both must have the same "
-            "inputs and classes"
+            f"--guide-ckpt {name} holds {guide.config}, checkpoint {good.source} {good.config}: both must have the "
+            "same inputs and classes"
         )
     for what in ("path_type", "prediction"):
-        if (value := trained.get(what) or getattr(args, what)) != getattr(args, what):
+        if (value := guide.args.get(what) or getattr(args, what)) != getattr(args, what):
             raise UsageError(
                 f"--guide-ckpt {name} was trained with {what} {value}, checkpoint {good.source} with "
                 f"{getattr(args, what)}: both must have the same"
             )
-    for what in ("class_names", *kind.KEPT):
-        theirs, ours = content.get(what), good.content.get(what)
+    for what in ("class_names", *guide.kind.KEPT):
+        theirs, ours = guide.content.get(what), good.content.get(what)
         if theirs != ours and (what != "class_names" or (theirs and ours)):
             raise UsageError(f"--guide-ckpt {name} has another {what} than checkpoint {good.source}")
-    if args.sampling_method in AHEAD_METHODS and config.name.startswith("SiT"):
+    if args.sampling_method in AHEAD_METHODS and guide.config.name.startswith("SiT"):
         raise UsageError(
-            f"--guide-ckpt {name} is {config.name}, which has one time for all of a picture; {args.sampling_method} "
-            "needs a ComboStoc model"
+            f"--guide-ckpt {name} is {guide.config.name}, which has one time for all of a picture; "
+            f"{args.sampling_method} needs a ComboStoc model"
         )
-    return ready(args, config, content, state, device, name)
+    return guide.ready(args, device)
 
 
 def inputs(config: ModelConfig) -> tuple[int, int, int]:

@@ -144,7 +144,7 @@ def continue_training(path: Path) -> None:
     parser = train.make_parser()
     argv = ["--data-path", "digits", "--ckpt", str(path), "--results-dir", str(path.parent / "none")]
     args = parser.parse_args(argv)
-    args, start = find_start(args, parser, argv)
+    args, start = find_start(args, parser, {"data_path", "ckpt", "results_dir"})
     args = train.resolve_arguments(args, 1, kinds.of_data(args.data_path))
     config = model_config(checkpoint.weights(start.saved, start.source), start.source)
     model = config.build()

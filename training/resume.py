@@ -1,7 +1,6 @@
 """What a run begins from: nothing, weights, any checkpoint, or the newest of its own experiment."""
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from runtime.errors import DataError, UsageError
 from runtime.state_dicts import is_weight
 from runtime.values import whole
 from sampling.kind import Kind
-from train_utils import ModelConfig, load_weights, trained_with, typed_arguments
+from train_utils import ModelConfig, load_weights, trained_with
 from training.experiment import Stamps, folder_for, newest_valid, stamps
 
 # What a checkpoint restores unless it is typed on the command line: the method, not paths, intervals and lengths.
@@ -42,9 +41,12 @@ class Start(NamedTuple):
 
 
 def find_start(
-    args: argparse.Namespace, parser: argparse.ArgumentParser, argv: Sequence[str] | None
+    args: argparse.Namespace, parser: argparse.ArgumentParser, typed: set[str]
 ) -> tuple[argparse.Namespace, Start]:
     """What a run begins from: the experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
+
+    Args:
+        args, typed: what `parser` made of the command line, and which of them were on it, see `typed_arguments`.
 
     Returns:
         The arguments with the checkpoint's configuration, but for what was typed, and what there is to continue.
@@ -53,7 +55,6 @@ def find_start(
         UsageError: another model was typed than the checkpoint holds.
         DataError: a checkpoint cannot be read.
     """
-    typed = typed_arguments(parser, argv)
     own, lines, seen = newest_own(args)
     if args.ckpt and own is None:
         source = args.ckpt
