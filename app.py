@@ -12,7 +12,6 @@ from runtime.errors import DataError, UsageError, begin, run_program
 if __name__ == "__main__":
     begin()
 
-import argparse
 import ipaddress
 import logging
 import math
@@ -29,16 +28,13 @@ from PIL import Image
 import kinds
 from page import shapes as shape_page
 from page.hosts import LOOPBACK, allowed_host, host_name
-from page.server import application, as_typed, guard
+from page.server import application, as_typed, guard, sampler_boxes
 from page.shape_studio import ShapeStudio
 from page.studio import (
     ANY_CLASS,
     CANVAS,
     MAX_GUIDANCE,
-    MAX_POINTS,
     MAX_VARIATIONS,
-    SAMPLERS,
-    SCHEDULE_NAMES,
     Choices,
     Studio,
     brush_colour,
@@ -47,11 +43,13 @@ from page.studio import (
     real,
 )
 from runtime import distributed, precision
-from runtime.command_line import Parser
+from runtime.command_line import Parser, accepting, whole
 from runtime.precision import add_speed_args
 from sampling.arguments import CFG_SCALE, VARIATIONS, add_model_args
 from sampling.network import say
 from train_utils import parse_transport_args
+
+port_number = accepting(whole, lambda n: 1 <= n <= 65535, "is not a port, from 1 to 65535")
 
 
 def make_parser() -> Parser:
@@ -73,13 +71,6 @@ def make_parser() -> Parser:
     )
     parser.set_defaults(guidance_interval=(0.0, 1.0))
     return parser
-
-
-def port_number(text: str) -> int:
-    port = int(text)
-    if not 1 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{port} is not a port, from 1 to 65535")
-    return port
 
 
 TITLE = "ComboStoc: graded control"
@@ -213,7 +204,7 @@ def build_page(studio: Studio) -> Any:
     """The page, as Gradio's Blocks."""
     import gradio as gr
 
-    network, default = studio.network, studio.parser().parse_args(["ODE"])
+    network = studio.network
     side = network.image_size * math.ceil(CANVAS / network.image_size)
     blank = on_canvas(Image.new("RGB", (side, side)))
     nothing = on_canvas(note(NO_PICTURE, side))
@@ -300,15 +291,7 @@ def build_page(studio: Studio) -> Any:
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")
-                with gr.Accordion("Sampler and seed", open=False):
-                    widgets |= {
-                        "sampler": gr.Dropdown(list(SAMPLERS), value=f"ODE {default.sampling_method}", label="Sampler"),
-                        "points": as_typed(
-                            gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")
-                        ),
-                        "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
-                        "seed": as_typed(gr.Number(default.seed, precision=0, label="Seed")),
-                    }
+                widgets |= sampler_boxes(studio.parser().parse_args(["ODE"]))
                 channels = network.config.in_channels
                 with gr.Accordion("Channels", open=False, visible=channels > 1):
                     factors = [

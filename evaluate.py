@@ -19,22 +19,16 @@ from runtime.errors import DataError, UsageError, begin, run_program
 if __name__ == "__main__":
     begin()
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import kinds
 from evaluation.features import EXTRACTORS
 from runtime import distributed, precision
-from runtime.command_line import Parser, positive_int
+from runtime.command_line import Parser, accepting, positive_int
 from runtime.device import add_device_arg
 
-
-def two_or_more(text: str) -> int:
-    number = positive_int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"{text} is less than 2, between which there are distances")
-    return number
+two_or_more = accepting(positive_int, lambda n: n > 1, "is less than 2, between which there are distances")
 
 
 def make_parser() -> Parser:

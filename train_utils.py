@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models import SIZES, ComboStoc_models, SiT, SiT_models
 from runtime import checkpoint
-from runtime.command_line import count, finite, none_or_str, positive_float, positive_int, unit_float
+from runtime.command_line import accepting, count, finite, none_or_str, positive_float, positive_int, unit_float
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
 from transport import PUBLISHED_SDE, Attributes, Method, OdeSettings, Sampler, SdeSettings, Transport
@@ -59,11 +59,7 @@ DEFAULTS = Method().words()  # of a method's settings, by their names on the com
 # ---- arguments -----------------------------------------------------------------------------------------------------
 
 
-def guidance_scale(value: str) -> float:
-    number = finite(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1, which is no guidance")
-    return number
+guidance_scale = accepting(finite, lambda w: w >= 1, "is less than 1, which is no guidance")
 
 
 def sampling_scale(value: str) -> float:

@@ -1,5 +1,6 @@
 """What both pages of app.py need of Gradio: boxes, handlers that cannot end the server, and one application."""
 
+import argparse
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from page.hosts import OwnPages
+from page.studio import MAX_POINTS, SAMPLERS, SCHEDULE_NAMES
 from page.visits import Visits
 from runtime.errors import DataError, UsageError, first_line
 
@@ -20,6 +22,23 @@ def as_typed(box: Any) -> Any:
     """A box whose value arrives as it was sent, for `page.studio.whole` and `real` to speak about it in words."""
     box.preprocess = lambda value: value
     return box
+
+
+def sampler_boxes(default: argparse.Namespace) -> dict[str, Any]:
+    """Boxes of the sampler and the seed, by their names in a page's choices.
+
+    Args:
+        default: arguments of sample.py.
+    """
+    import gradio as gr
+
+    with gr.Accordion("Sampler and seed", open=False):
+        return {
+            "sampler": gr.Dropdown(list(SAMPLERS), value=f"ODE {default.sampling_method}", label="Sampler"),
+            "points": as_typed(gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")),
+            "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
+            "seed": as_typed(gr.Number(default.seed, precision=0, label="Seed")),
+        }
 
 
 class Latest(OrderedDict[str, Any]):

@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from page.server import as_typed, guard
+from page.server import as_typed, guard, sampler_boxes
 from page.shape_studio import PICTURE, ShapeChoices, ShapeStudio, attribute_name, part_name
 from page.studio import (
     ANY_CLASS,
-    MAX_POINTS,
     MAX_VARIATIONS,
-    SAMPLERS,
-    SCHEDULE_NAMES,
     in_words,
     note,
     whole,
@@ -51,7 +48,7 @@ def build_page(studio: ShapeStudio) -> Any:
     """The page, as Gradio's Blocks."""
     import gradio as gr
 
-    network, default = studio.network, studio.parser().parse_args(["ODE"])
+    network = studio.network
     embedded = studio.embedded
 
     def shown(path: str, number: Any) -> list[Any]:
@@ -176,15 +173,7 @@ def build_page(studio: ShapeStudio) -> Any:
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")
-                with gr.Accordion("Sampler and seed", open=False):
-                    widgets |= {
-                        "sampler": gr.Dropdown(list(SAMPLERS), value=f"ODE {default.sampling_method}", label="Sampler"),
-                        "points": as_typed(
-                            gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")
-                        ),
-                        "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
-                        "seed": as_typed(gr.Number(default.seed, precision=0, label="Seed")),
-                    }
+                widgets |= sampler_boxes(studio.parser().parse_args(["ODE"]))
         sheet = gr.Image(format="png", label="Samples", interactive=False, elem_id="sheet", buttons=["download"])
         with gr.Row():
             with gr.Column(scale=1, min_width=220):

@@ -3,10 +3,12 @@
 import argparse
 import math
 import sys
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 from runtime.errors import UsageError, report
+
+Number = TypeVar("Number", int, float)
 
 
 class Misread(UsageError):
@@ -97,43 +99,25 @@ def whole(value: str) -> int:
         raise argparse.ArgumentTypeError(f"{value!r} is not a whole number") from None
 
 
-def positive_int(value: str) -> int:
-    number = whole(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
-    return number
+def accepting(read: Callable[[str], Number], fits: Callable[[Number], bool], otherwise: str) -> Callable[[str], Number]:
+    """The type of an argument: a number that fits.
+
+    Args:
+        read: makes the number of a word.
+        otherwise: what is said of a word that does not fit, after the word.
+    """
+
+    def accept(value: str) -> Number:
+        if not fits(number := read(value)):
+            raise argparse.ArgumentTypeError(f"{value} {otherwise}")
+        return number
+
+    return accept
 
 
-def count(value: str) -> int:
-    number = whole(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative; 0 and more is accepted")
-    return number
-
-
-def positive_float(value: str) -> float:
-    number = finite(value)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return number
-
-
-def weight(value: str) -> float:
-    number = finite(value)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{value} is not a weight: 0, or a positive number")
-    return number
-
-
-def unit_float(value: str) -> float:
-    number = finite(value)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1]")
-    return number
-
-
-def decay(value: str) -> float:
-    number = finite(value)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not in [0, 1)")
-    return number
+positive_int = accepting(whole, lambda n: n > 0, "is not a positive whole number")
+count = accepting(whole, lambda n: n >= 0, "is negative; 0 and more is accepted")
+positive_float = accepting(finite, lambda x: x > 0, "is not a positive number")
+weight = accepting(finite, lambda x: x >= 0, "is not a weight: 0, or a positive number")
+unit_float = accepting(finite, lambda x: 0 <= x <= 1, "is not in [0, 1]")
+decay = accepting(finite, lambda x: 0 <= x < 1, "is not in [0, 1)")

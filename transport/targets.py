@@ -286,33 +286,23 @@ class Transport:
 
     def get_drift(self) -> Field:
         """The probability-flow velocity as a function (x, t, model, **model_kwargs) -> tensor like x."""
-
-        def velocity(x: Tensor, t: Tensor, model: Model, **model_kwargs: Any) -> Tensor:
-            output = _call(model, x, t, model_kwargs)
-            if self.model_type is ModelType.NOISE:
-                return self.path_sampler.get_velocity_from_noise(output, x, t)
-            if self.model_type is ModelType.SCORE:
-                return self.path_sampler.get_velocity_from_score(output, x, t)
-            if self.model_type is ModelType.DATA:
-                return self.path_sampler.get_velocity_from_data(output, x, t)
-            return output
-
-        return velocity
+        return self._field("velocity")
 
     def get_score(self) -> Field:
         """The score of the marginal at t as a function (x, t, model, **model_kwargs) -> tensor like x."""
+        return self._field("score")
 
-        def score(x: Tensor, t: Tensor, model: Model, **model_kwargs: Any) -> Tensor:
+    def _field(self, wanted: str) -> Field:
+        """The path's velocity or score, made of what the model predicts."""
+        predicted = name_of(self.model_type, PREDICTIONS)
+
+        def field(x: Tensor, t: Tensor, model: Model, **model_kwargs: Any) -> Tensor:
             output = _call(model, x, t, model_kwargs)
-            if self.model_type is ModelType.NOISE:
-                return self.path_sampler.get_score_from_noise(output, x, t)
-            if self.model_type is ModelType.VELOCITY:
-                return self.path_sampler.get_score_from_velocity(output, x, t)
-            if self.model_type is ModelType.DATA:
-                return self.path_sampler.get_score_from_data(output, x, t)
-            return output
+            if predicted == wanted:
+                return output
+            return getattr(self.path_sampler, f"get_{wanted}_from_{predicted}")(output, x, t)
 
-        return score
+        return field
 
     def get_velocity_and_score(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """Velocity and score from one evaluation of the model, as a function (x, t, model, **model_kwargs) -> both."""
