@@ -19,13 +19,12 @@ from data.scaling import KEY, Scaling
 from data.sets import check_path as check_path
 from evaluation.report import evaluate as evaluate
 from models import ComboStoc_models, SiT, SiT_models
-from runtime import checkpoint
 from runtime.distributed import Process
 from runtime.errors import UsageError
 from runtime.state_dicts import StateDict
 from sampling.files import Files
 from sampling.image_control import load_control as load_control
-from sampling.kind import Output
+from sampling.kind import Output, Trained
 from sampling.monitor import Monitor
 from sampling.network import Network
 from train_utils import IMAGE_MODEL_NAMES, ModelConfig, image_model_config
@@ -114,21 +113,15 @@ def load_data(
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
-def load_output(
-    args: argparse.Namespace,
-    config: ModelConfig,
-    content: dict[str, Any],
-    default_vae: str,
-    device: torch.device,
-    source: str,
-) -> Output:
+def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, device: torch.device) -> Output:
     """The autoencoder, and the size that the model and it give.
 
     Raises:
         UsageError: an argument does not fit the model.
         DataError: the autoencoder cannot be loaded.
     """
-    trained_vae = checkpoint.training_args(content).get("vae") or ("none" if config.in_channels in (1, 3) else None)
+    config, source = trained.config, trained.source
+    trained_vae = trained.args.get("vae") or ("none" if config.in_channels in (1, 3) else None)
     vae = args.vae or (default_vae if trained_vae in (None, "ema", "mse") else trained_vae)
     autoencoder = load_space(vae, args.image_size, config, device, source)
     size = config.input_size * autoencoder.factor
@@ -136,8 +129,8 @@ def load_output(
         raise UsageError(f"--image-size {args.image_size} contradicts checkpoint {source}, which has {size}")
     if isinstance(autoencoder, LatentSpace):
         autoencoder.check_size(size)
-        if KEY in content:
-            autoencoder.scale, autoencoder.shift = Scaling.load(content[KEY], config.in_channels, source)
+        if KEY in trained.content:
+            autoencoder.scale, autoencoder.shift = Scaling.load(trained.content[KEY], config.in_channels, source)
     return Output(autoencoder, (config.in_channels, config.input_size, config.input_size), size, vae)
 
 

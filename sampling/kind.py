@@ -35,6 +35,18 @@ class Output:
     attributes: Attributes | None = None  # see `Transport`
 
 
+@dataclass
+class Trained:
+    """A checkpoint that has been read."""
+
+    source: str  # its name
+    kind: "Kind"
+    config: ModelConfig
+    content: dict[str, Any]
+    state: StateDict  # the weights
+    args: dict[str, Any]  # what it says of its training
+
+
 class Kind(Protocol):
     """One kind of data, from --data-path to files of samples and their measures."""
 
@@ -119,15 +131,7 @@ class Kind(Protocol):
         ...
 
     # ---- sampling ----
-    def load_output(
-        self,
-        args: argparse.Namespace,
-        config: ModelConfig,
-        content: dict[str, Any],
-        default_vae: str,
-        device: torch.device,
-        source: str,
-    ) -> Output:
+    def load_output(self, args: argparse.Namespace, trained: Trained, default_vae: str, device: torch.device) -> Output:
         """What the model of a checkpoint makes.
 
         Raises:

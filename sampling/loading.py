@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from runtime.command_line import with_values
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
 from sampling.arguments import DEFAULT_MODEL
-from sampling.kind import Kind
+from sampling.kind import Kind, Trained
 from sampling.network import Network
 from train_utils import DEFAULTS, ModelConfig, build_transport, load_weights, read_method, trained_with
 from transport.method import ACCEPTED
@@ -51,7 +50,7 @@ def load_network(
             f"--model {args.model} has no published weights: give --ckpt FILE, or one that has them: {published}"
         )
     path = download.locate(name)
-    good = Trained.read(path, name, kind_of)
+    good = read_checkpoint(path, name, kind_of)
     kind, config, content, trained = good.kind, good.config, good.content, good.args
 
     def resolved(argument: str, truth: Any) -> Any:
@@ -69,12 +68,12 @@ def load_network(
         settings[argument] = trained.get(argument, DEFAULTS[argument]) if given is None else given
     if "cfg_channels" in vars(args):  # the page takes no such argument, nor a guide
         settings["cfg_channels"] = args.cfg_channels or ("3" if config.in_channels <= 4 else "all")  # of up to 3: all
-    output = kind.load_output(args, config, content, default_vae, device, name)
+    output = kind.load_output(args, good, default_vae, device)
     settings |= {"vae": output.vae, "image_size": output.image_size}
     method = {"combostoc_type": kind.usual_method(config.name).combostoc_type}
     method |= {key: trained[key] for key in TRAINED if key in trained}
     method |= {key: settings.get(key, getattr(args, key)) for key in TYPED}
-    model, notes = good.ready(args, device)
+    model, notes = ready(args, good, device)
     guide: SiT | None = None
     guide_path: Path | None = None
     if vars(args).get("guide_ckpt") and args.cfg_scale not in (0, 1):
@@ -98,40 +97,29 @@ def load_network(
     )
 
 
-@dataclass
-class Trained:
-    """A checkpoint that has been read."""
+def read_checkpoint(path: Path, source: str, kind_of: Callable[[StateDict], Kind]) -> Trained:
+    """
+    Raises:
+        DataError: it cannot be loaded, is of no model, or says of its training what cannot be.
+    """
+    content = checkpoint.load(path)
+    state = checkpoint.weights(content, source)
+    kind = kind_of(state)
+    config = kind.model_config(state, source)
+    trained = {k: v for k, v in trained_with(content).items() if v is not None}
+    check_trained(trained, content.get("class_names"), config, source)
+    return Trained(source, kind, config, content, state, trained)
 
-    source: str  # its name
-    kind: Kind
-    config: ModelConfig
-    content: dict[str, Any]
-    state: StateDict  # the weights
-    args: dict[str, Any]  # what it says of its training
 
-    @classmethod
-    def read(cls, path: Path, source: str, kind_of: Callable[[StateDict], Kind]) -> "Trained":
-        """
-        Raises:
-            DataError: it cannot be loaded, is of no model, or says of its training what cannot be.
-        """
-        content = checkpoint.load(path)
-        state = checkpoint.weights(content, source)
-        kind = kind_of(state)
-        config = kind.model_config(state, source)
-        trained = {k: v for k, v in trained_with(content).items() if v is not None}
-        check_trained(trained, content.get("class_names"), config, source)
-        return cls(source, kind, config, content, state, trained)
-
-    def ready(self, args: argparse.Namespace, device: torch.device) -> tuple[SiT, list[str]]:
-        """The model in inference mode, and what there is to say of its weights."""
-        model = self.config.build()
-        notes = checkpoint.origin(self.content, self.source) + load_weights(model, self.state, self.source)
-        if args.precision == "bf16":
-            model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
-        if args.compile:
-            model.compile_blocks()
-        return model.to(device).eval().requires_grad_(False), notes
+def ready(args: argparse.Namespace, trained: Trained, device: torch.device) -> tuple[SiT, list[str]]:
+    """The model of a checkpoint in inference mode, and what there is to say of its weights."""
+    model = trained.config.build()
+    notes = checkpoint.origin(trained.content, trained.source) + load_weights(model, trained.state, trained.source)
+    if args.precision == "bf16":
+        model.blocks.to(torch.bfloat16)  # as autocast would at every evaluation
+    if args.compile:
+        model.compile_blocks()
+    return model.to(device).eval().requires_grad_(False), notes
 
 
 def load_guide(
@@ -146,7 +134,7 @@ def load_guide(
         UsageError: it predicts something else, of other inputs, or of other classes.
         DataError: it cannot be loaded.
     """
-    name, guide = args.guide_ckpt, Trained.read(path, args.guide_ckpt, kind_of)
+    name, guide = args.guide_ckpt, read_checkpoint(path, args.guide_ckpt, kind_of)
     if guide.kind is not good.kind or inputs(guide.config) != inputs(good.config):
         raise UsageError(
             f"--guide-ckpt {name} holds {guide.config}, checkpoint {good.source} {good.config}: both must have the "
@@ -167,7 +155,7 @@ def load_guide(
             f"--guide-ckpt {name} is {guide.config.name}, which has one time for all of a picture; "
             f"{args.sampling_method} needs a ComboStoc model"
         )
-    return guide.ready(args, device)
+    return ready(args, guide, device)
 
 
 def inputs(config: ModelConfig) -> tuple[int, int, int]:

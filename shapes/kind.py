@@ -17,7 +17,7 @@ from runtime.distributed import Process
 from runtime.errors import DataError, UsageError
 from runtime.state_dicts import StateDict
 from sampling.files import Files
-from sampling.kind import Output
+from sampling.kind import Output, Trained
 from sampling.network import Network
 from shapes.control import layout_of, place
 from shapes.control import load_control as load_control
@@ -123,22 +123,16 @@ def load_data(
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 
-def load_output(
-    args: argparse.Namespace,
-    config: ModelConfig,
-    content: dict[str, Any],
-    default_vae: str,
-    device: torch.device,
-    source: str,
-) -> Output:
+def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, device: torch.device) -> Output:
     """The layout of the checkpoint.
 
     Raises:
         DataError: it has none, or one that does not fit the model.
     """
-    if "layout" not in content:
+    config, source = trained.config, trained.source
+    if "layout" not in trained.content:
         raise DataError(f"checkpoint {source} holds {config.name} without the layout of its shapes")
-    layout = Layout.load(content["layout"], source)
+    layout = Layout.load(trained.content["layout"], source)
     if layout.shape[1] != config.in_channels:
         raise DataError(f"checkpoint {source} holds {config}, and a layout of parts of {layout.shape[1]} numbers")
     return Output(ShapeSpace(layout), layout.shape, args.image_size or SIDE, None, layout.widths_of_all)
