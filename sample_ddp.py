@@ -39,6 +39,7 @@ from runtime.files import replacing, sha256
 from sampling import likelihood, manifest
 from sampling.arguments import ignore_what_has_no_effect, sampling_parser
 from sampling.files import Files, check_room
+from sampling.kind import Kind
 from sampling.network import ImageNoise, Network, draw, guided_by, say
 from train_utils import build_sampler
 
@@ -83,26 +84,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     network = kinds.load_network(args, process.device, default_vae="ema")
     args = with_values(args, network.settings)
     build_sampler(args, network.transport)  # complains about bad settings before anything is written
-    rules = kinds.of_model(network.config.name).without_effect_in_sampling(args)
-    args, ignored = ignore_what_has_no_effect(args, parser, argv, rules)
+    kind = kinds.of_model(network.config.name)
+    args, ignored = ignore_what_has_no_effect(args, parser, argv, kind.without_effect_in_sampling(args))
     say([*network.notes, *ignored] if process.is_main else [])
     if args.likelihood:
         likelihood.score(args, network, process, seed=args.global_seed, batch_size=args.per_proc_batch_size)
     else:
-        sample_to_npz(args, network, process)
+        sample_to_npz(args, network, kind, process)
     distributed.cleanup()
 
 
-def sample_to_npz(args: argparse.Namespace, network: Network, process: distributed.Process) -> None:
+def sample_to_npz(args: argparse.Namespace, network: Network, kind: Kind, process: distributed.Process) -> None:
     """Draw what is missing into a folder of its own, then pack it, with a manifest beside it."""
-    folder = Path(distributed.from_main(lambda: str(make_folder(args, network))))
+    files, what = kind.files(network), kind.THINGS
+    folder = Path(distributed.from_main(lambda: str(make_folder(args, network, files, what))))
     start_time = time.time()
     try:
-        drawn_here = sample_images(args, network, folder, process)
+        drawn_here = sample_images(args, network, files, what, folder, process)
     except FloatingPointError:
-        if process.is_main and not any(
-            folder.glob(f"*{kinds.of_model(network.config.name).files(network).suffix}")
-        ):  # nothing was drawn
+        if process.is_main and not any(folder.glob(f"*{files.suffix}")):  # nothing was drawn
             (folder / SETTINGS).unlink(missing_ok=True)
             with suppress(OSError):  # another process may be writing
                 folder.rmdir()
@@ -114,10 +114,9 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
             left.unlink()  # half-written when a run was killed
         seconds = time.time() - start_time
         labels = [y for part in batches(range(args.num_fid_samples), 1000) for y in labels_of(args, network, part)]
-        files, npz = kinds.of_model(network.config.name).files(network), folder.with_name(folder.name + ".npz")
+        npz = folder.with_name(folder.name + ".npz")
         files.pack([files.path(folder, i) for i in range(args.num_fid_samples)], labels, npz)
         drawn, evaluations = map(int, work.tolist())
-        what = kinds.of_model(network.config.name).THINGS
         run = {"images": drawn, "model_evaluations": evaluations, "seconds": round(seconds, 2)}
         if drawn:
             print(f"{evaluations / drawn:g} model evaluations each, {drawn / seconds:.2f} {what}/s")
@@ -125,23 +124,23 @@ def sample_to_npz(args: argparse.Namespace, network: Network, process: distribut
         print(f"{args.num_fid_samples} {what} in {folder} and in {npz}")
 
 
-def sample_images(args: argparse.Namespace, network: Network, folder: Path, process: distributed.Process) -> Tensor:
+def sample_images(
+    args: argparse.Namespace, network: Network, files: Files, what: str, folder: Path, process: distributed.Process
+) -> Tensor:
     """Draw this process's images, every world_size-th of those that are not there yet, or not as they were written.
+
+    Args:
+        files, what: how they are written, and what they are called.
 
     Returns:
         How many images, and in all how many evaluations of the model for an image: (2,) float64.
     """
-    everything, files, what = (
-        range(args.num_fid_samples),
-        kinds.of_model(network.config.name).files(network),
-        kinds.of_model(network.config.name).THINGS,
-    )
     there = distributed.from_main(lambda: files.there(folder, args.num_fid_samples))
     faults = faults_in(folder, there, files, process)
     if process.is_main:
         named = [f"{files.path(folder, i)} {fault}; it is drawn again" for i, fault in faults.items()]
         say(named[:NAMED] + [f"and {len(named) - NAMED} more"] * (len(named) > NAMED))
-    missing = sorted(set(everything) - set(there) | faults.keys())
+    missing = sorted(set(range(args.num_fid_samples)) - set(there) | faults.keys())
     mine = missing[process.rank :: process.world_size]
     if process.is_main and len(missing) < args.num_fid_samples:
         print(f"continuing: {args.num_fid_samples - len(missing)} of {args.num_fid_samples} {what} are there")
@@ -246,7 +245,7 @@ def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]
     return settings
 
 
-def make_folder(args: argparse.Namespace, network: Network) -> Path:
+def make_folder(args: argparse.Namespace, network: Network, files: Files, what: str) -> Path:
     """The folder of these settings, with a record of them, on a disk that has room for the samples.
 
     Its name says model, step, guidance, sampler and seed, and ends in a digest of all settings, so that images of
@@ -257,14 +256,7 @@ def make_folder(args: argparse.Namespace, network: Network) -> Path:
     parts += [args.mode, args.sampling_method, str(args.num_sampling_steps), f"seed{args.global_seed}"]
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
     folder = args.sample_dir / "-".join([*parts, digest])
-    print(
-        check_room(
-            kinds.of_model(network.config.name).files(network),
-            folder,
-            args.num_fid_samples,
-            kinds.of_model(network.config.name).THINGS,
-        )
-    )
+    print(check_room(files, folder, args.num_fid_samples, what))
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / SETTINGS) as file:
         file.write_text(json.dumps(settings, indent=1) + "\n")

@@ -110,7 +110,7 @@ def test_what_records_say_of_channels(tmp_path, monkeypatch, channels, flags, re
     monkeypatch.setattr("sampling.images.check_channels", lambda *_: None)
     written = {}
     monkeypatch.setattr(
-        sample_ddp, "sample_to_npz", lambda args, network, _: written.update(sample_ddp.settings_of(args, network))
+        sample_ddp, "sample_to_npz", lambda args, network, *_: written.update(sample_ddp.settings_of(args, network))
     )
     ckpt = checkpoint_of(tmp_path / "c.pt", channels=channels)
     sample_ddp.main(["ODE", "--ckpt", ckpt, "--cfg-scale", scale, *flags])
