@@ -10,7 +10,7 @@ from PIL import Image
 import sample
 import sample_ddp
 from models import ComboStoc, ComboStoc_models, SiT, SiT_models, guided_channels
-from runtime.errors import UsageError
+from runtime.errors import DataError, UsageError
 from sampling.guidance import away_from, guided
 from sampling.network import guided as in_precision
 from sampling.network import guided_by
@@ -190,6 +190,15 @@ def test_a_checkpoint_guides_another(tmp_path, capsys):
     assert "--cfg-channels has no effect on --guide-ckpt, which guides all channels" in capsys.readouterr().err
     sample.main(["SDE", "--ckpt", good, "--guide-ckpt", poor, "--class-labels", "null", "--cfg-scale", "2",
                  "--num-sampling-steps", "3", "--out", str(tmp_path / "s.png")])  # fmt: skip
+
+
+@pytest.mark.parametrize("damaged", ["good", "poor"])
+@pytest.mark.parametrize(("name", "value"), [("times", "early"), ("sample_eps", 0.7)])
+def test_what_either_was_trained_with_is_checked(tmp_path, damaged, name, value):
+    args = {which: {"args": {name: value}} if which == damaged else {} for which in ("good", "poor")}
+    good, poor = (checkpoint_of(tmp_path / f"{which}.pt", **args[which]) for which in ("good", "poor"))
+    with pytest.raises(DataError, match=rf"{damaged}\.pt was trained with {name} {value!r}; what is known is"):
+        grid_of(tmp_path, "--ckpt", good, "--guide-ckpt", poor, "--cfg-scale", "2")
 
 
 def test_the_record_of_samples_names_both_checkpoints(tmp_path):
