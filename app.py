@@ -53,6 +53,7 @@ port_number = accepting(whole, lambda n: 1 <= n <= 65535, "is not a port, from 1
 
 
 def make_parser() -> Parser:
+    """The parser of app.py."""
     parser = Parser(description=__doc__)
     add_model_args(parser, vae="mse")
     parse_transport_args(parser, from_checkpoint=True)
@@ -67,7 +68,8 @@ def make_parser() -> Parser:
         action="extend",
         default=[],
         metavar="NAME",
-        help="names that the page is opened by, besides localhost, as a proxy's; with --host 0.0.0.0 any or only these",
+        help="further host names, a proxy's for instance, under which the page is opened, beside localhost; default "
+        "with --host 0.0.0.0: all names",
     )
     parser.set_defaults(guidance_interval=(0.0, 1.0))
     return parser
@@ -99,6 +101,12 @@ CSS = """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the page as the command line says.
+
+    Raises:
+        UsageError: Gradio is missing, or an argument does not fit the checkpoint.
+        DataError: the checkpoint cannot be read, or the port cannot be listened on.
+    """
     args = make_parser().parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="combostoc-") as folder:  # for uploads and pictures while the program runs
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
@@ -129,13 +137,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def address(host: str, port: int) -> str:
-    """Where the page is, for a browser of this machine."""
+    """The address of the page, for a browser on this machine."""
     host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def who_can_open(local: bool, added: Sequence[str]) -> str:
-    """Who can open the page, in a line."""
+    """A line that tells who can open the page."""
     names = ", ".join(added)
     if local:
         return "Only this machine can open it" + (f", and whoever reaches it as {names}" if added else "")
@@ -148,10 +156,10 @@ def who_can_open(local: bool, added: Sequence[str]) -> str:
 
 
 def serve(app: Any, host: str, port: int) -> None:
-    """Answer until Ctrl-C.
+    """Answer requests until Ctrl-C.
 
     Raises:
-        DataError: one cannot listen there.
+        DataError: the program cannot listen there.
     """
     import uvicorn
 
@@ -170,17 +178,17 @@ def serve(app: Any, host: str, port: int) -> None:
 
 
 def is_of_the_program(record: logging.LogRecord) -> bool:
-    """Whether what the server logs is more than that a browser went away, as it does where an upload is too large."""
+    """Whether a record of the server's log is worth showing: not one of a browser that went away."""
     from starlette.requests import ClientDisconnect
 
     return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
 
 def check_address(host: str, port: int) -> bool:
-    """Whether only this machine can connect there.
+    """See that the program can listen there; returns whether only this machine can connect.
 
     Raises:
-        DataError: one cannot listen there.
+        DataError: it cannot.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -196,12 +204,18 @@ def check_address(host: str, port: int) -> bool:
 
 
 def on_canvas(picture: Image.Image) -> dict[str, Any]:
-    """An editor's value: nothing painted yet."""
+    """The value of an editor with a picture and nothing painted yet."""
     return {"background": picture, "layers": [], "composite": None}
 
 
 def build_page(studio: Studio) -> Any:
-    """The page, as Gradio's Blocks."""
+    """The page of images, as Gradio's Blocks.
+
+    Its handlers turn the errors of a user's choices into a line on the page.
+
+    Raises:
+        UsageError: within its handlers only.
+    """
     import gradio as gr
 
     network = studio.network

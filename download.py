@@ -15,13 +15,12 @@ PRETRAINED["SiT-XL-2-256x256.pt"] = PRETRAINED["SiT-XL-2-256.pt"]  # the name Si
 
 
 def pretrained_name(model: str) -> str | None:
-    """The published weights of a model of the registry, if there are any."""
+    """The name of the published weights of a model, None where there are none."""
     return next((name for name, (_, _, m) in PRETRAINED.items() if m == model), None)
 
 
 def locate(name: str) -> Path:
-    """The local path of a checkpoint, fetched from the Hub once if it is not a local file; of one in several files
-    that of its index.
+    """The local path of a checkpoint, or of the index of one in several files; it is fetched from the Hub if need be.
 
     Args:
         name: a path, a key of `PRETRAINED`, or hf://owner/repo/file.
@@ -52,7 +51,7 @@ def find_model(model_name: str) -> checkpoint.StateDict:
     return checkpoint.weights(checkpoint.load(locate(model_name)), model_name)
 
 
-download_model = find_model  # SiT's, of a published name
+download_model = find_model  # SiT's function for a published name
 
 
 def _fetch(repository: str, file: str) -> Path:

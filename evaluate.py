@@ -32,24 +32,31 @@ two_or_more = accepting(positive_int, lambda n: n > 1, "is less than 2, between 
 
 
 def make_parser() -> Parser:
+    """The parser of evaluate.py."""
     parser = Parser(description=__doc__)
-    parser.add_argument("samples", metavar="SAMPLES", help="what is evaluated")
-    parser.add_argument("reference", metavar="REFERENCE", nargs="?", help="what it is compared with")
-    parser.add_argument("--features", choices=EXTRACTORS, default="inception", help="network that sees the images")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
+    parser.add_argument("samples", metavar="SAMPLES", help="the set to evaluate")
+    parser.add_argument("reference", metavar="REFERENCE", nargs="?", help="the set to compare it with")
+    parser.add_argument(
+        "--features", choices=EXTRACTORS, default="inception", help="network that gives an image's features"
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of the inception network; default: downloaded once"
+    )
     parser.add_argument(
         "--image-size",
         type=positive_int,
-        help="crop pictures of folders to this, as training does; an .npz must have it",
+        help="side in pixels to which pictures of folders are resized and cropped; images of an .npz must have it",
     )
-    parser.add_argument("--batch-size", type=positive_int, default=64, help="images at a time")
+    parser.add_argument("--batch-size", type=positive_int, default=64, help="images at a time, for the network")
     add_device_arg(parser)
-    parser.add_argument("--points", type=positive_int, default=2048, help="of each shape, on its surface")
+    parser.add_argument(
+        "--points", type=positive_int, default=2048, help="points to draw on each shape's surface, for its distances"
+    )
     parser.add_argument(
         "--compared",
         type=two_or_more,
         default=500,
-        help="shapes of each set, at most, between which distances are taken",
+        help="number of shapes of each set, at most, between which distances are computed",
     )
     parser.add_argument("--save-stats", type=Path, metavar="FILE", help="write the statistics of SAMPLES, an .npz")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers as JSON")
@@ -57,6 +64,12 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate samples as the command line says.
+
+    Raises:
+        UsageError: arguments that cannot work together.
+        DataError: a file cannot be read, or a folder does not exist.
+    """
     args = make_parser().parse_args(argv)
     if not args.reference and not args.save_stats:
         raise UsageError("nothing to do: give a REFERENCE to compare with, or --save-stats FILE")

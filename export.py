@@ -35,17 +35,26 @@ from train_utils import check_weights
 
 
 def make_parser() -> Parser:
+    """The parser of export.py."""
     parser = Parser(description=__doc__)
-    parser.add_argument("ckpt", metavar="CKPT", help="what to export")
+    parser.add_argument("ckpt", metavar="CKPT", help="the checkpoint to export")
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .pt")
-    target.add_argument("--diffusers", type=Path, metavar="FOLDER", help="a pipeline of diffusers, of images alone")
-    parser.add_argument("--vae", help="with --diffusers, the autoencoder that goes into it; see sample.py")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="with --diffusers, upload it there")
+    target.add_argument("--out", type=Path, metavar="FILE", help="file to write the weights to, .safetensors or .pt")
+    target.add_argument(
+        "--diffusers", type=Path, metavar="FOLDER", help="folder to write a diffusers pipeline to; for images only"
+    )
+    parser.add_argument("--vae", help="autoencoder that goes into the pipeline of --diffusers, as sample.py takes it")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="Hub repository to upload the pipeline of --diffusers to")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Export a checkpoint as the command line says.
+
+    Raises:
+        UsageError: arguments that cannot work together.
+        DataError: the checkpoint cannot be read, or a folder does not exist.
+    """
     args: argparse.Namespace = make_parser().parse_args(argv)
     if args.diffusers is not None:
         return write_pipeline(args)
@@ -56,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_pipeline(args: argparse.Namespace) -> None:
-    """Write a pipeline of diffusers."""
+    """Write a checkpoint as a pipeline of diffusers.
+
+    Raises:
+        UsageError: the model is not one of images, or the folder is something else.
+        DataError: the checkpoint or the autoencoder cannot be read.
+    """
     folder.check_folder(args.diffusers)
     if args.push_to_hub:
         folder.check_token(args.push_to_hub)
@@ -75,7 +89,12 @@ def write_pipeline(args: argparse.Namespace) -> None:
 
 
 def write_weights(args: argparse.Namespace) -> None:
-    """Write the weights to one file."""
+    """Write the averaged weights of a checkpoint to one file.
+
+    Raises:
+        UsageError: the file has another suffix, or is the checkpoint itself.
+        DataError: the checkpoint cannot be read, or the folder does not exist.
+    """
     if args.out.suffix not in (".safetensors", ".pt"):
         raise UsageError(f"--out {args.out} must end in .safetensors or .pt")
     if not args.out.parent.is_dir():

@@ -57,27 +57,32 @@ from train_utils import add_bad_images_arg, add_flip_arg, add_workers_arg
 
 
 def make_parser() -> Parser:
+    """The parser of extract_latents.py."""
     parser = Parser(description=__doc__)
     parser.add_argument("--data-path", required=True, help="folder or .zip of images (read as RGB)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the latents, for train.py's --data-path")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write the latents to, the --data-path of train.py"
+    )
     parser.add_argument(
         "--vae", default="ema", help="ema or mse (SD-VAE), or a diffusers folder of an image autoencoder"
     )
-    parser.add_argument("--image-size", type=positive_int, default=256, help="side of the crop in pixels")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time in a process")
+    parser.add_argument(
+        "--image-size", type=positive_int, default=256, help="side in pixels to which images are resized and cropped"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="batch size of each process")
     add_device_arg(parser)
-    parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="of the encoder's products")
-    add_flip_arg(parser, "keep mirror images, too")
+    parser.add_argument("--precision", choices=PRECISIONS, default="tf32", help="matmul precision of the encoder")
+    add_flip_arg(parser, "encode mirror images, too")
     add_bad_images_arg(parser)
     add_workers_arg(parser)
     return parser
 
 
-SHARD_SIZE = 1024  # images
+SHARD_SIZE = 1024  # images in a shard
 
 
 class Readable(Dataset[tuple[Tensor | None, int, str]]):
-    """The images of a folder with their labels; where one cannot be read, None and the reason."""
+    """The images of a folder with their labels, and ""; where one cannot be read, None, -1 and the reason."""
 
     def __init__(self, images: ImageFolder) -> None:
         self.images = images
@@ -97,6 +102,12 @@ def collate(items: list[tuple[Tensor | None, int, str]]) -> tuple[Tensor | None,
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Encode images to latents as the command line says.
+
+    Raises:
+        UsageError: arguments that cannot work together.
+        DataError: images or autoencoder cannot be read, or too many images are damaged.
+    """
     args = make_parser().parse_args(argv)
     if args.vae == "none":
         raise UsageError("--vae none has no latents to extract; give ema, mse or a diffusers folder")
@@ -139,7 +150,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: ImageFolder) -> dict[str, Any]:
-    """What the latents are made of; what older versions did not say, only where it differs from theirs."""
+    """The settings that the latents depend on.
+
+    Those that older versions do not have are there only where they differ from what older versions do.
+    """
     return {
         "autoencoder": {"name": args.vae, **encoder_of(autoencoder)} | ({} if autoencoder.is_scaled else UNSCALED),
         "image_size": args.image_size,
@@ -152,7 +166,7 @@ def settings_of(args: argparse.Namespace, autoencoder: LatentSpace, images: Imag
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder and note the settings in it.
+    """Make the folder, and record the settings in it.
 
     Raises:
         UsageError: it holds latents of other settings, or something else.
@@ -179,22 +193,24 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def is_same(name: str, found: Any, value: Any) -> bool:
-    """Whether a setting is that of the extraction that is continued. An autoencoder may be named otherwise."""
+    """Whether a setting is that of the extraction that is continued; an autoencoder may have another name."""
     if name == "autoencoder" and isinstance(found, dict):
         return all(found.get(part) == value[part] for part in ENCODER)
     return found == value
 
 
 def shard_path(folder: Path, k: int) -> Path:
+    """The file of shard k."""
     return folder / f"{k:05d}.npy"
 
 
 def record_path(folder: Path, k: int) -> Path:
+    """The file of the record of shard k."""
     return folder / "records" / f"{k:05d}.json"
 
 
 def is_done(folder: Path, k: int) -> bool:
-    """Whether a shard and its record, which is written after it, are there."""
+    """Whether a shard is there, and its record, which is written after it."""
     if not record_path(folder, k).is_file():
         return False
     size = read_json(record_path(folder, k)).get("bytes")
@@ -244,7 +260,7 @@ def extract(
 
 
 def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[int], unreadable: list[str]) -> None:
-    """Write a shard, then its record; a shard without readable images is a record only."""
+    """Write a shard, then its record; a shard without readable images has a record only."""
     record: dict[str, Any] = {"bytes": 0, "sha256": "", "labels": labels, "unreadable": unreadable}
     if moments:
         path = shard_path(folder, k)
@@ -257,7 +273,7 @@ def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[in
 
 
 def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_bad_images: float) -> dict[str, Any]:
-    """Join the records; from here on the folder is complete.
+    """Join the records to the manifest, which completes the folder.
 
     Raises:
         DataError: too many images could not be read.
@@ -281,7 +297,7 @@ def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_
 
 
 def statistics_of(folder: Path, k: int, record: dict[str, Any]) -> Moments:
-    """Of a shard; an older version did not compute them with it."""
+    """The moments of a shard; an older version did not write them into its record."""
     if "statistics" in record:
         return Moments(*record["statistics"])
     latents = np.load(shard_path(folder, k), mmap_mode="r")

@@ -37,6 +37,11 @@ from shapes.sets import ShapeSet, from_shapes, save_shapes
 
 
 def shares(value: str) -> tuple[float, ...]:
+    """Three shares as an argument, whose sum is 1.
+
+    Raises:
+        argparse.ArgumentTypeError: they are something else.
+    """
     numbers = tuple(float(word) for word in value.split(","))
     if len(numbers) != 3 or min(numbers) < 0 or not abs(sum(numbers) - 1) < 1e-6:
         raise argparse.ArgumentTypeError(f"{value!r} is not three shares whose sum is 1, like 0.85,0.05,0.1")
@@ -44,6 +49,11 @@ def shares(value: str) -> tuple[float, ...]:
 
 
 def npz(value: str) -> Path:
+    """The path of an .npz as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it has another suffix.
+    """
     path = Path(value)
     if path.suffix != ".npz":
         raise argparse.ArgumentTypeError(f"{value!r} does not end in .npz")
@@ -51,21 +61,26 @@ def npz(value: str) -> Path:
 
 
 def make_parser() -> Parser:
+    """The parser of import_shapes.py."""
     parser = Parser(description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of meshes, a sub-folder a class")
-    parser.add_argument("--out", type=npz, required=True, metavar="SET.npz", help="file of the set; is replaced")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of meshes, a sub-folder for each class")
     parser.add_argument(
-        "--up", choices=("y", "z"), default="y", help="which coordinate of the files points up; z: front is -y"
+        "--out", type=npz, required=True, metavar="SET.npz", help="file to write the set to; it may replace one"
     )
-    parser.add_argument("--keep-scale", action="store_true", help="leave every shape as large, and where, it is")
-    parser.add_argument("--max-parts", type=positive_int, default=256, help="leave out shapes of more parts")
+    parser.add_argument(
+        "--up", choices=("y", "z"), default="y", help="coordinate of the files that points up; with z the front is -y"
+    )
+    parser.add_argument("--keep-scale", action="store_true", help="leave every shape at its size and place")
+    parser.add_argument(
+        "--max-parts", type=positive_int, default=256, help="number of parts above which a shape is left out"
+    )
     parser.add_argument(
         "--split",
         type=shares,
         metavar="TRAIN,VAL,TEST",
-        help="shares of the shapes for training, validation and test, of each class alike (without: no split)",
+        help="shares of each class's shapes for training, validation and test; default: no split",
     )
-    parser.add_argument("--seed", type=count, default=0, help="of the split")
+    parser.add_argument("--seed", type=count, default=0, help="seed of the split")
     parser.add_argument(
         "--max-bad",
         type=unit_float,
@@ -78,6 +93,11 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Import meshes as the command line says.
+
+    Raises:
+        DataError: a folder cannot be read or written, or too many meshes are damaged, or none makes a shape.
+    """
     args = make_parser().parse_args(argv)
     if args.out.is_dir():
         raise DataError(f"--out {args.out} is a folder")
@@ -109,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def warn(line: str) -> None:
-    """One line, whatever characters a file's name has."""
+    """Print a warning on one line, whatever characters a file's name has."""
     print(f"Warning: {line}".replace("\n", "\\n"), file=sys.stderr)
 
 

@@ -14,7 +14,7 @@ from train_utils import ModelConfig
 
 IMAGES: Kind = images
 SHAPES: Kind = shapes
-KINDS: tuple[Kind, ...] = (SHAPES, IMAGES)  # the first that answers; images take whatever is left
+KINDS: tuple[Kind, ...] = (SHAPES, IMAGES)  # asked in this order; images take whatever is left
 
 MODELS = {name: constructor for kind in reversed(KINDS) for name, constructor in kind.MODELS.items()}
 MODEL_NAMES = "; ".join(kind.MODEL_NAMES for kind in reversed(KINDS))
@@ -36,12 +36,16 @@ def of_state(state: StateDict) -> Kind:
 
 
 def of_sets(names: list[str]) -> Kind:
-    """The kind of the sets that evaluate.py compares."""
+    """The kind of the sets that evaluate.py compares, by their content."""
     return next(kind for kind in KINDS if any(kind.is_set(name) for name in names))
 
 
 def model_name(value: str) -> str:
-    """A model's name, on a command line."""
+    """The name of a model as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such model.
+    """
     if value not in MODELS:
         raise argparse.ArgumentTypeError(f"unknown model {value!r}; choose from {MODEL_NAMES}")
     return value
@@ -62,9 +66,10 @@ def load_network(args: argparse.Namespace, device: torch.device, default_vae: st
 
 
 def check_images(data_path: str, job: str) -> None:
-    """
+    """See that --data-path holds images, for a job that takes nothing else.
+
     Raises:
-        UsageError: a job that takes images is given another kind of data.
+        UsageError: it holds another kind of data.
         DataError: the path does not exist, or holds no data.
     """
     kind = of_data(data_path)

@@ -46,7 +46,7 @@ def input_dtype(layer: nn.Module, otherwise: torch.dtype) -> torch.dtype:
 
 
 class TimestepEmbedder(nn.Module):
-    """One vector for one timestep per sample: (N,) -> (N, D)."""
+    """An embedding of one timestep per sample by one vector each: (N,) -> (N, D)."""
 
     def __init__(self, hidden_size: int, frequency_embedding_size: int = 256) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TimestepEmbedder(nn.Module):
         self.frequency_embedding_size = frequency_embedding_size
 
     def forward(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """In the precision of the weights, or in dtype, see `input_dtype`."""
+        """Timesteps (N,) -> vectors (N, D), in the precision of the weights, or in dtype, see `input_dtype`."""
         with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
             features = timestep_embedding(t, self.frequency_embedding_size)
             return self.mlp(features.to(input_dtype(self.mlp[0], dtype)))
@@ -87,8 +87,10 @@ class PatchTimestepEmbedder(nn.Module):
         self.patch_size = patch_size
 
     def forward(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(N, 1 or C, 1, 1) -> (N, 1, D) and (N, 1 or C, H, W) -> (N, T, D), in the precision of the weights, or in
-        dtype, see `input_dtype`."""
+        """Maps of timesteps (N, 1 or C, 1, 1) -> (N, 1, D), and (N, 1 or C, H, W) -> (N, T, D).
+
+        Computed in the precision of the weights, or in dtype, see `input_dtype`.
+        """
         n, c, h, w = t.shape
         with without_autocast(t.device):  # bfloat16 cannot tell t = 0.998 from 1
             codes = self.codes_in_chunks(t.flatten(), dtype)
@@ -101,19 +103,19 @@ class PatchTimestepEmbedder(nn.Module):
             return self.patchEmb.proj(codes).flatten(2).transpose(1, 2)
 
     def codes_in_chunks(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """(M,) -> (M, 4), a chunk after the other; all at once in a graph, which is to serve any M."""
+        """Codes of timesteps (M,) -> (M, 4), `chunk_size` at a time; all at once in a graph, which serves any M."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or t.shape[0] <= self.chunk_size:
             return self.codes(t, dtype)
         return torch.cat([recomputed(self.codes, chunk, dtype) for chunk in t.split(self.chunk_size)])
 
     def codes(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """(M,) -> (M, 4)."""
+        """Codes of timesteps: (M,) -> (M, 4)."""
         features = timestep_embedding(t, self.frequency_embedding_size)
         return self.mlp(features.to(input_dtype(self.mlp[0], dtype)))
 
 
 class LabelEmbedder(nn.Module):
-    """Embeds class labels, and drops them to the null class num_classes for classifier-free guidance."""
+    """An embedding of class labels that drops them to the null class num_classes, for classifier-free guidance."""
 
     def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class LabelEmbedder(nn.Module):
         self.dropout_prob = dropout_prob
 
     def token_drop(self, labels: Tensor, force_drop_ids: Tensor | None = None) -> Tensor:
-        """Replace labels by the null class, with the dropout probability or where force_drop_ids is 1."""
+        """The labels (N,) with some replaced by the null class: at random, or where force_drop_ids is 1."""
         if force_drop_ids is None:
             drop = torch.rand(labels.shape[0], device=labels.device) < self.dropout_prob
         else:
@@ -130,6 +132,7 @@ class LabelEmbedder(nn.Module):
         return labels.masked_fill(drop, self.num_classes)
 
     def forward(self, labels: Tensor, train: bool, force_drop_ids: Tensor | None = None) -> Tensor:
+        """Labels (N,) -> vectors (N, D); labels are dropped in training, or where force_drop_ids (N,) is 1."""
         if (train and self.dropout_prob > 0) or force_drop_ids is not None:
             labels = self.token_drop(labels, force_drop_ids)
         return self.embedding_table(labels)
@@ -156,15 +159,15 @@ def get_1d_sincos_pos_embed(embed_dim: int, positions: np.ndarray) -> np.ndarray
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Computes in the parameters' own precision, also where the caller has chosen autocast."""
+    """A context that computes in the parameters' own precision, also where the caller has chosen autocast."""
     available = torch.amp.is_autocast_available(device.type)  # not so on "meta"
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def recomputed(function: Callable[..., T], *args: Any) -> T:
-    """function(*args), which keeps nothing but the arguments for the backward pass. It must not draw random numbers.
+    """function(*args), which keeps nothing but the arguments for the backward pass.
 
-    The transforms of torch.func do not allow that, and keep all.
+    The function must not draw random numbers. Under the transforms of torch.func, which do not allow it, all is kept.
     """
     compiling = torch.compiler.is_compiling()  # asked first: it cannot look at the other
     if not torch.is_grad_enabled() or (not compiling and torch._C._are_functorch_transforms_active()):
@@ -190,14 +193,14 @@ class Conditioning(NamedTuple):
     segments: tuple[tuple[int, int], ...]  # of each segment: n samples with k vectors each, k = 1 or T
 
     def modulation(self, layer: nn.Module, count: int) -> Iterator[Sequence[Tensor]]:
-        """The `count` modulations that a layer of adaLN computes, each a list of (n, k, D), one a segment."""
+        """The `count` modulations that a layer of adaLN computes, each as a list of (n, k, D), one per segment."""
         made = split(layer(self.vectors), [n * k for n, k in self.segments])  # one product for all segments
         chunks = [m.view(n, k, m.shape[-1]).chunk(count, -1) for m, (n, k) in zip(made, self.segments, strict=True)]
         return zip(*chunks, strict=True)
 
 
 def split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """Consecutive segments of a batch; one size alone gives the whole batch."""
+    """The consecutive segments of a batch, of these sizes."""
     return x.split(sizes) if len(sizes) > 1 else (x,)
 
 
@@ -214,16 +217,18 @@ def gated_sum(x: Sequence[Tensor], gate: Sequence[Tensor], branch: Tensor) -> li
 
 
 def adaln_modulation(hidden_size: int, out_features: int) -> nn.Sequential:
-    """The linear layer of adaLN, under the predecessors' key 1. Their 0, the SiLU, is the same in every block: `SiT`
-    applies it once."""
+    """The linear layer of adaLN, under the key 1 that published checkpoints give it.
+
+    Their key 0 is a SiLU, the same in every block, which `SiT` applies once.
+    """
     return nn.Sequential(OrderedDict({"1": nn.Linear(hidden_size, out_features)}))
 
 
 class SiTBlock(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the conditioning (adaLN-Zero).
 
-    Takes and returns a batch (N, T, D), or a list of its segments where they are conditioned differently. Each product
-    is one for the whole batch.
+    Takes and returns a batch (N, T, D), or a list of its segments where these are conditioned differently. Each matrix
+    product is made once, for the whole batch.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float = 4.0, **block_kwargs: Any) -> None:
@@ -235,6 +240,7 @@ class SiTBlock(nn.Module):
         self.adaLN_modulation = adaln_modulation(hidden_size, 6 * hidden_size)
 
     def forward(self, x: Tokens, c: Conditioning) -> Tokens:
+        """Tokens (N, T, D), or the list of their segments, -> tokens of the same form."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = c.modulation(self.adaLN_modulation, 6)
         segments = as_segments(x)
         segments = gated_sum(segments, gate_msa, self.attn(modulate(map(self.norm1, segments), shift_msa, scale_msa)))
@@ -243,7 +249,7 @@ class SiTBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """From tokens, as a block returns them, to patches."""
+    """The last layer: tokens, as a block returns them, to patches."""
 
     def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
         super().__init__()
@@ -252,6 +258,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = adaln_modulation(hidden_size, 2 * hidden_size)
 
     def forward(self, x: Tokens, c: Conditioning) -> Tensor:
+        """Tokens (N, T, D), or the list of their segments, -> patches (N, T, p * p * out_channels)."""
         shift, scale = c.modulation(self.adaLN_modulation, 2)
         with without_autocast(c.vectors.device):  # guidance takes differences of what comes out
             return self.linear(modulate(map(self.norm_final, as_segments(x)), shift, scale))
@@ -266,8 +273,11 @@ GuidedChannels = int | None | Literal["usual"]  # first channels to guide; None 
 
 
 def guided_channels(cfg_channels: GuidedChannels, in_channels: int) -> int:
-    """How many channels guidance works on. "usual" is all, but 3 of 4: a slip of the original DiT, in latents of four
-    channels, that published numbers depend on."""
+    """The number of channels that guidance works on.
+
+    "usual" is all, but 3 of 4: a slip of the original DiT, in latents of four channels, that published numbers depend
+    on.
+    """
     if cfg_channels == "usual":
         cfg_channels = 3 if in_channels == 4 else None
     return in_channels if cfg_channels is None else min(cfg_channels, in_channels)
@@ -287,6 +297,9 @@ class SiT(nn.Module):
             log-variance of the prediction's error, where it was trained to be (`Transport`, difficulty).
         grad_checkpointing: K recomputes every K-th block in the backward pass of training instead of keeping its
             activations; 1 (or True) is every block, 0 none.
+
+    Raises:
+        ValueError: the input size is not a multiple of the patch size.
     """
 
     def __init__(
@@ -325,10 +338,11 @@ class SiT(nn.Module):
         self.initialize_weights()
 
     def make_t_embedder(self, hidden_size: int) -> nn.Module:
+        """The embedder of timesteps, of width hidden_size."""
         return TimestepEmbedder(hidden_size)
 
     def initialize_weights(self) -> None:
-        """DiT's initialisation; a patch convolution counts as the linear layer it is."""
+        """Initialise all weights as DiT does; a patch convolution counts as the linear layer it is."""
         grid_size = self.input_size // self.patch_size
         pos_embed = get_2d_sincos_pos_embed(self.pos_embed.shape[-1], grid_size)
         self.pos_embed.data.copy_(torch.from_numpy(pos_embed))
@@ -349,17 +363,21 @@ class SiT(nn.Module):
             block.compile(dynamic=False)
 
     def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
-        """(N,), or (N, 1, 1, 1) which says the same, -> (N, 1, D)."""
+        """Timesteps (N,), or (N, 1, 1, 1) with the same meaning, -> (N, 1, D).
+
+        Raises:
+            ValueError: t has another shape.
+        """
         if t.shape not in ((x.shape[0],), (x.shape[0], 1, 1, 1)):
             raise ValueError(f"SiT takes one timestep per sample, (N,), got t of shape {tuple(t.shape)}")
         return self.t_embedder(t.reshape(-1), x.dtype)[:, None]
 
     def embed(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, T, D)."""
+        """Inputs (N, C, H, W) -> tokens (N, T, D), with their positions."""
         return (self.x_embedder(x) + self.pos_embed).contiguous()
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """(N, T, p * p * C) -> (N, C, H, W)."""
+        """Patches (N, T, p * p * C) -> outputs (N, C, H, W)."""
         n, num_tokens, _ = x.shape
         p, c, side = self.patch_size, self.out_channels, math.isqrt(num_tokens)
         x = x.reshape(n, side, side, p, p, c).permute(0, 5, 1, 3, 2, 4)  # (N, C, rows, p, columns, p)
@@ -377,6 +395,9 @@ class SiT(nn.Module):
 
         Returns:
             (N, C, H, W), or (N, 2C, H, W) with the log-variance.
+
+        Raises:
+            ValueError: log_variance is asked for of a model without learn_sigma.
         """
         if log_variance and not self.learn_sigma:
             raise ValueError("a model without learn_sigma predicts no log-variance")
@@ -442,10 +463,15 @@ class ComboStoc(SiT):
     """SiT whose timesteps may differ between channels, positions and entries. Arguments as for `SiT`."""
 
     def make_t_embedder(self, hidden_size: int) -> nn.Module:
+        """The embedder of maps of timesteps, of width hidden_size."""
         return PatchTimestepEmbedder(self.input_size, self.patch_size, self.in_channels, hidden_size)
 
     def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
-        """(N,), (N, 1, 1, 1), (N, C, 1, 1) -> (N, 1, D);  (N, 1, H, W), (N, C, H, W) -> (N, T, D)."""
+        """Timesteps (N,), (N, 1, 1, 1), (N, C, 1, 1) -> (N, 1, D); (N, 1, H, W), (N, C, H, W) -> (N, T, D).
+
+        Raises:
+            ValueError: t has another shape.
+        """
         n, c, h, w = x.shape
         if t.ndim == 1:
             t = t[:, None, None, None]

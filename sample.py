@@ -39,6 +39,7 @@ from train_utils import build_graded_sampler, build_sampler
 
 
 def make_parser() -> Parser:
+    """The parser of sample.py."""
     return pictures_parser(__doc__)
 
 
@@ -47,6 +48,12 @@ UNCONDITIONAL = 8  # pictures without a class
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Sample pictures, or score or map images, as the command line says.
+
+    Raises:
+        UsageError: arguments that cannot work together, or with the checkpoint.
+        DataError: a file cannot be used.
+    """
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.out.suffix.lower() != ".png":
@@ -149,7 +156,11 @@ def sample_graded(args: argparse.Namespace, network: Network, kind: Kind, device
 
 
 def reverse(args: argparse.Namespace, network: Network) -> None:
-    """Map the first images of --data-path to noise and back; write originals above reconstructions, and the noise."""
+    """Map the first images of --data-path to noise and back; write originals above reconstructions, and the noise.
+
+    Raises:
+        FloatingPointError: the noise is not finite.
+    """
     dataset = likelihood.images_of(args, network)
     images, y = likelihood.load_batch(dataset, range(min(REVERSED_IMAGES, len(dataset))), network)
     latents = network.images.encode(images, sample=False)

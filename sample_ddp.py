@@ -47,28 +47,38 @@ CFG_SCALE = 1.0
 
 
 def add_program_args(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of sample_ddp.py alone."""
     group = parser.add_argument_group("program")
-    group.add_argument("--sample-dir", type=Path, default=Path("samples"), help="a folder for each setting goes here")
-    group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="images at a time in a process")
-    group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="images in all")
-    group.add_argument("--global-seed", type=whole, default=0, help="of labels and noise")
     group.add_argument(
-        "--balanced-labels", action="store_true", help="classes in turn, all alike often; default: drawn at random"
+        "--sample-dir", type=Path, default=Path("samples"), help="folder that gets a folder of samples for each setting"
+    )
+    group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="batch size of each process")
+    group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="number of samples in all")
+    group.add_argument("--global-seed", type=whole, default=0, help="seed of labels and noise")
+    group.add_argument(
+        "--balanced-labels", action="store_true", help="take the classes in turn; default: draw them at random"
     )
     for flag, name in (("--tf32", "tf32"), ("--no-tf32", "fp32")):  # SiT's names
         group.add_argument(flag, dest="precision", action="store_const", const=name, help=f"same as --precision {name}")
 
 
 def make_parser() -> Parser:
+    """The parser of sample_ddp.py."""
     return sampling_parser(__doc__, add_program_args, vae="ema", cfg_scale=CFG_SCALE, reverse=False)
 
 
 SETTINGS = "settings.json"
-WRITERS = 4  # threads that encode pictures, or look at them
-NAMED = 10  # pictures that are drawn again, of which a line says why
+WRITERS = 4  # threads that encode or check pictures
+NAMED = 10  # at most this many damaged pictures get a line each that says why they are drawn again
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Draw and pack samples, or score images, as the command line says.
+
+    Raises:
+        UsageError: arguments that cannot work together, or with the checkpoint.
+        DataError: a file cannot be used.
+    """
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.likelihood:
@@ -133,7 +143,7 @@ def sample_images(
         files, what: how they are written, and what they are called.
 
     Returns:
-        How many images, and in all how many evaluations of the model for an image: (2,) float64.
+        (2,) float64: the number of images, and the sum over them of model evaluations per image.
     """
     there = distributed.from_main(lambda: files.there(folder, args.num_fid_samples))
     faults = faults_in(folder, there, files, process)
@@ -162,7 +172,7 @@ def sample_images(
 
 
 def faults_in(folder: Path, there: list[int], files: Files, process: distributed.Process) -> dict[int, str]:
-    """What is wrong with samples that are there, by their numbers; all processes look together, and all get it."""
+    """The faults of samples that are there, by their numbers. All processes check a share, and all get the whole."""
     mine = there[process.rank :: process.world_size]
     with ThreadPoolExecutor(WRITERS) as pool:
         found = list(pool.map(lambda i: files.fault(files.path(folder, i)), mine))
@@ -171,7 +181,7 @@ def faults_in(folder: Path, there: list[int], files: Files, process: distributed
 
 
 def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Parts of at most so many."""
+    """The indices in consecutive batches of at most `size`."""
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
 
@@ -179,10 +189,10 @@ def batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 def labels_of(
     args: argparse.Namespace, network: Network, indices: Sequence[int], noise: ImageNoise | None = None
 ) -> list[int]:
-    """The class of each image: drawn, first of all, from its own randomness, or in turn, or none (--cfg-scale 0).
+    """The class of each image: drawn at random, or in turn (--balanced-labels), or none (--cfg-scale 0).
 
     Args:
-        noise: of these images, which is drawn from in either case, so that it is the same in both.
+        noise: the images' randomness. A label is drawn from it in every case, so that the noise after it is the same.
     """
     drawn = (noise or ImageNoise(args.global_seed, indices)).labels(network.num_labels)
     if args.cfg_scale == 0:
@@ -196,7 +206,7 @@ def write(files: Files, fetched: Callable[[], np.ndarray], k: int, path: Path) -
 
 
 def finish(writing: list[Future[None]]) -> None:
-    """Wait until pictures are written, and raise what went wrong."""
+    """Wait until pictures are written, and raise what went wrong in writing."""
     for job in writing:
         job.result()
 
@@ -204,10 +214,10 @@ def finish(writing: list[Future[None]]) -> None:
 def create_npz_from_sample_folder(
     sample_dir: Path | str, num: int = 50_000, labels: Sequence[int] | None = None, size: int | None = None
 ) -> Path:
-    """Pack the first so many pictures of a folder, 000000.png and so on, into an .npz beside it, which is returned.
+    """Pack the first `num` pictures of a folder, 000000.png and on, into an .npz beside it, whose path is returned.
 
     Args:
-        size: of the pictures, in pixels; by default that of the first one.
+        size: side of the pictures in pixels; by default that of the first one.
 
     Raises:
         DataError: a picture is damaged, or of another size.
@@ -222,11 +232,12 @@ def create_npz_from_sample_folder(
 
 
 def picture_path(folder: Path, i: int) -> Path:
+    """The file of picture i in a folder."""
     return folder / f"{i:06d}.png"
 
 
 def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]:
-    """Everything that an image depends on."""
+    """All settings that an image depends on, by name."""
     ignored = {
         "sample_dir",
         "per_proc_batch_size",

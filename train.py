@@ -51,6 +51,12 @@ from training.step import update_ema as update_ema  # SiT has it here
 def main(argv: Sequence[str] | None = None) -> None:
     # ---- arguments: typed, brought by the data, a checkpoint's, and defaults of the kind of data ----
 
+    """Train a model as the command line says: arguments, data, model, folder, the loop of steps, the end.
+
+    Raises:
+        UsageError: arguments that cannot work.
+        DataError: a file that cannot be used, or training has diverged.
+    """
     parser = make_parser(__doc__)
     args = parser.parse_args(argv)
     typed = typed_arguments(parser, argv)
@@ -283,7 +289,7 @@ def save(
     Args:
         state: model, average and optimiser by their names in the checkpoint.
         rolling, kept: see `Experiment.save`.
-        is_end: whether this is the last chance.
+        is_end: whether no further step follows; a bad step is then saved, too.
 
     Returns:
         Whether it is written.
@@ -301,7 +307,7 @@ def save(
 
 
 def due(every: int, step: int) -> bool:
-    """Whether what happens every so many steps happens now; 0 is never."""
+    """Whether something that happens every `every` steps happens at this one; 0 is never."""
     return step > 0 and every > 0 and step % every == 0
 
 

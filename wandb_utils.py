@@ -1,7 +1,7 @@
-"""Weights & Biases. What it needs comes from the environment and is read only with --wandb.
+"""Weights & Biases. Its settings come from the environment and are read only with --wandb.
 
-The key is WANDB_KEY, or else what wandb itself finds: WANDB_API_KEY, or what `wandb login` has kept. ENTITY and PROJECT
-say where the run goes. With WANDB_MODE=offline nothing is sent and none of them is needed.
+The key is WANDB_KEY, or else the one that wandb itself finds: WANDB_API_KEY, or that of `wandb login`. The run goes to
+ENTITY and PROJECT. With WANDB_MODE=offline nothing is sent and none of them is needed.
 """
 
 import argparse
@@ -20,11 +20,12 @@ RUN_FILE = "wandb-run.json"
 
 
 def is_offline() -> bool:
+    """Whether the environment tells wandb to stay offline."""
     return os.environ.get("WANDB_MODE", "").lower() in ("offline", "disabled", "dryrun")
 
 
 def required(variable: str) -> str:
-    """An environment variable that --wandb needs.
+    """The value of an environment variable that --wandb needs.
 
     Raises:
         UsageError: it is not set and wandb is to go online.
@@ -36,7 +37,7 @@ def required(variable: str) -> str:
 
 
 def check_login() -> None:
-    """Make sure, before anything is written, that the server takes the key; offline there is nothing to check.
+    """See that the server takes the key, before anything is written; offline there is nothing to check.
 
     Raises:
         UsageError: something is not set.
@@ -103,7 +104,7 @@ def initialize(args: argparse.Namespace, entity: str, exp_name: str, project_nam
 
 
 def text(name: str) -> str:
-    """A path's name with what is not UTF-8 spelled out."""
+    """A path's name as UTF-8, with bytes that are not spelled out."""
     return name.encode(errors="backslashreplace").decode()
 
 

@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, verified, and read without running code from them.
 
-A checkpoint is a dict {"model", "ema", "opt", "step", "args", "class_names", "progress"}. The predecessors' files have
-no step and hold their arguments as an argparse.Namespace; EMA-only files hold nothing but tensors. A .safetensors file
-that `export` wrote holds the averaged weights, and their configuration in its header.
+A checkpoint is a dict {"model", "ema", "opt", "step", "args", "class_names", "progress"}. Files of the official code
+have no step and hold their arguments as an argparse.Namespace; EMA-only files hold nothing but tensors. A .safetensors
+file that `export` wrote holds the averaged weights, and their configuration in its header.
 A model in several files is read by its index, see `runtime.shards`.
 
 A .pt file is a zip archive with a CRC-32 of each of its records; `export` adds a SHA-256. Both are compared in reading.
@@ -59,8 +59,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def export(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write the averaged weights as .safetensors; what there is of step, arguments, class names, layout is in the
-    header.
+    """Write the averaged weights as .safetensors, with step, arguments, class names and layout where they are known.
 
     Raises:
         OSError: it cannot be written.
@@ -93,7 +92,7 @@ def to_host(value: Any) -> Any:
 
 
 class Saver:
-    """Writes checkpoints in a thread of its own: the run waits while its state is copied to host memory, not longer."""
+    """A thread that writes checkpoints: the run waits only while its state is copied to host memory."""
 
     def __init__(self) -> None:
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -116,6 +115,7 @@ class Saver:
             job.result()
 
     def close(self) -> None:
+        """End the thread, after what it is writing."""
         self.pool.shutdown()
 
 
@@ -125,11 +125,11 @@ class Saver:
 def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
     """Read a .pt or .safetensors file, or all of a sharded one, onto the CPU. Never unpickles code.
 
-    What is None, or an empty dict or list, is left out; a step is an int, whatever kind of whole number it was.
+    Values that are None, or an empty dict or list, are left out. A step becomes an int from any kind of whole number.
 
     Args:
-        path: the file; of a model in several, the index or their folder.
-        verify: compare checksums, which reads all of it; else only what is used of the .pt file is read.
+        path: the file; of a model in several files, the index or their folder.
+        verify: compare checksums, which reads the whole file; else a .pt file is read only as far as it is used.
 
     Raises:
         DataError: the file is missing, truncated, damaged, or holds anything but tensors and plain values.
@@ -147,7 +147,7 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
 
 
 def load_file(path: Path, verify: bool) -> dict[Any, Any]:
-    """Read one file.
+    """The content of one file.
 
     Raises:
         DataError: see `load`.
@@ -206,7 +206,7 @@ def files(path: Path) -> list[Path]:
 
 
 def file_in(folder: Path) -> str:
-    """Which file of a folder is likely to be meant, as advice."""
+    """Advice that names the file of a folder which is likely to be meant."""
     inside = [p for p in (folder / "ckpt.pt", folder / "model.safetensors") if p.is_file()]
     for pattern in ("checkpoints/*", "*"):
         inside += sorted((p for p in folder.glob(pattern) if p.suffix in SUFFIXES), reverse=True)
@@ -214,6 +214,7 @@ def file_in(folder: Path) -> str:
 
 
 def load_pickle(path: Path, verify: bool) -> Any:
+    """The content of a .pt file, mapped into memory where torch can do that."""
     is_zip = zipfile.is_zipfile(path)
     if is_zip and verify:
         check_crc(path)
@@ -240,6 +241,11 @@ def check_crc(path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, Any]:
+    """The content of a .safetensors file.
+
+    Raises:
+        DataError: it has another SHA-256 than its header says.
+    """
     tensors, header = read_safetensors(path)
     ours = {name: header[name] for name in EXPORTED if name in header}
     if not ours or "sha256" not in header:
@@ -250,7 +256,7 @@ def load_safetensors(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """Tensors, and what its writer has noted in the header."""
+    """The tensors of a .safetensors file, and the notes in its header."""
     if not is_utf8(path):  # as the library wants them
         from safetensors.torch import load as from_bytes
 
@@ -267,7 +273,7 @@ def read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 
 class Found(NamedTuple):
-    """Weights, the keys and prefix that lead to them, and whether these say that they are an average."""
+    """Weights, the keys and prefix that lead to them, and whether these tell of an average."""
 
     state: StateDict
     where: str
@@ -282,13 +288,13 @@ def weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Sta
 def find_weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> Found:
     """The EMA weights of a training checkpoint, or the file's only weights.
 
-    Others' files are searched for a model, which may be in dicts in dicts (`state_dict`, `ema_state_dict`) and under
-    the prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, `ema_model.`); what is not under its prefix, another
-    network's tensors for instance, is left out. Eight-bit floats become float32; tensors that are no weights, counters
-    for instance, are among the others as they are.
+    Files of other programs are searched for a model, which may be in dicts in dicts (`state_dict`, `ema_state_dict`)
+    and under the prefixes of wrappers (`module.`, `_orig_mod.`, `model.`, `ema_model.`). Tensors that are not under its
+    prefix, another network's for instance, are left out. Eight-bit floats become float32; tensors that are no weights,
+    counters for instance, stay among the others as they are.
 
     Args:
-        prefer: "ema", the average, or "model", what is trained; the other one is taken where there is just that.
+        prefer: "ema", the averaged weights, or "model", the trained ones; the others are taken where there are no such.
 
     Raises:
         DataError: there are none, or several of a kind.
@@ -327,7 +333,7 @@ def find_weights(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -
 
 
 def origin(checkpoint: dict[str, Any], source: str, prefer: str = "ema") -> list[str]:
-    """A line where the weights that are taken are not those that are asked for, or where others' names lead to them."""
+    """A line where the weights that are taken are not those that `prefer` asks for, or have another program's names."""
     found = find_weights(checkpoint, source, prefer)
     key = found.where.partition(".")[0]
     of_training = isinstance(checkpoint.get(key), dict)  # tensors alone do not say what they are
@@ -346,7 +352,10 @@ def training_args(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def step(checkpoint: dict[str, Any]) -> int:
-    """Training steps taken; from the optimiser's own count in the predecessors' files, 0 where nothing says."""
+    """The number of training steps taken.
+
+    In files of the official code it is the optimiser's own count; 0 where nothing tells.
+    """
     if (count := whole(checkpoint.get("step"))) is not None:
         return count
     opt = checkpoint.get("opt")

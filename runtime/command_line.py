@@ -1,4 +1,4 @@
-"""Command lines: parsers whose errors are one line, and what an argument may be."""
+"""Command lines: parsers whose errors are one line, and types of arguments."""
 
 import argparse
 import math
@@ -12,7 +12,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Misread(UsageError):
-    """Words that a parser does not understand."""
+    """The error of words that a parser does not understand."""
 
     def __init__(self, program: str, message: str) -> None:
         super().__init__(message)
@@ -20,13 +20,14 @@ class Misread(UsageError):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, printed by one process."""
+    """An argparse parser whose errors are one line, printed by one process."""
 
     def __init__(self, **kwargs: Any) -> None:
         settings: dict[str, Any] = {"formatter_class": HelpFormatter, "allow_abbrev": False}
         super().__init__(**settings | kwargs)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The parsed arguments; words that are wrong end the program with one line and exit code 2."""
         try:
             return self.understand(args, namespace)
         except Misread as error:
@@ -41,11 +42,16 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Refuse the words.
+
+        Raises:
+            Misread: always, a UsageError with the program's name.
+        """
         raise Misread(self.prog, message)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the program's docstring as it is, and shows defaults where there are any."""
+    """A formatter that keeps the program's docstring as it is, and shows defaults where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -55,9 +61,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class ModeParser(Parser):
-    """Of a sub-command: it refuses what it does not know itself, and names the help that lists what it does."""
+    """The parser of a sub-command, which refuses words it does not know and names its own help."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The parsed arguments and [].
+
+        Raises:
+            Misread: a word is unknown.
+        """
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -70,7 +81,11 @@ def with_values(args: argparse.Namespace, values: Mapping[str, Any]) -> argparse
 
 
 def folder_name(value: str) -> str:
-    """The end of a folder's name; it may name a folder in it (group/run), and must not lead anywhere else."""
+    """The end of a folder's name as an argument; it may name a folder within (group/run), and must not lead elsewhere.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot be part of a folder's name.
+    """
     parts = value.split("/")
     if not all(part.strip() for part in parts) or ".." in parts or not value.isprintable():
         raise argparse.ArgumentTypeError(f"{value!r} cannot be part of a folder's name; letters, digits, - and _ can")
@@ -78,11 +93,16 @@ def folder_name(value: str) -> str:
 
 
 def none_or_str(value: str) -> str | None:
-    """The word None on the command line is None."""
+    """A word as an argument; the word None is None."""
     return None if value == "None" else value
 
 
 def finite(value: str) -> float:
+    """A finite number as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
     try:
         number = float(value)
     except ValueError:
@@ -93,6 +113,11 @@ def finite(value: str) -> float:
 
 
 def whole(value: str) -> int:
+    """A whole number as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
     try:
         return int(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The device that a program computes on: what --device says, or else the best that torch finds."""
+"""The device that a program computes on: that of --device, or else the best that torch finds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def add_device_arg(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--device",
         choices=DEVICES,
-        help="compute on the CPU, NVIDIA's GPUs or a Mac's; default: cuda, else mps, else cpu, of those that there are",
+        help="compute on the CPU, NVIDIA GPUs (cuda) or a Mac's GPU (mps); default: the first of cuda, mps and cpu "
+        "that there is",
     )
 
 
@@ -28,7 +29,7 @@ def choose(name: str | None, local_rank: int = 0, alone: bool = True) -> torch.d
     """The device of a process.
 
     Args:
-        name: of `DEVICES`; None is the best there is.
+        name: one of `DEVICES`; None is the best there is.
         local_rank: the process's number on its machine.
         alone: whether the process has no others to talk to. A Mac has one GPU, and its tensors cannot be sent.
 
@@ -60,7 +61,7 @@ def choose(name: str | None, local_rank: int = 0, alone: bool = True) -> torch.d
 
 
 def describe(device: torch.device) -> str:
-    """What computes, in words."""
+    """A device in words."""
     import torch
 
     if device.type == "cuda":
@@ -73,11 +74,12 @@ def describe(device: torch.device) -> str:
 
 
 def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64."""
     return device.type not in WITHOUT_FLOAT64
 
 
 def float64(device: torch.device) -> torch.device:
-    """Where float64 is computed of what a device has: there, or on the CPU."""
+    """The device on which to compute in float64 with numbers of a device: itself, or the CPU."""
     import torch
 
     return device if has_float64(device) else torch.device("cpu")

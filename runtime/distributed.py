@@ -25,8 +25,8 @@ from runtime.launch import find_place
 
 T = TypeVar("T")
 
-# How long a process waits for another. In training: as long as a picture or a save may take. In other programs: as long
-# as the largest part of the work that a process does alone.
+# The time that a process waits for another. In training: as long as a picture or a save may take. In other programs: as
+# long as the largest share of the work that a process does alone.
 TIMEOUT, LONG_TIMEOUT = timedelta(minutes=30), timedelta(hours=2)
 NAME_PATIENCE = 60.0  # seconds; the first process's machine may get its name while the others wait
 ABORT_PATIENCE = 10.0  # seconds
@@ -34,7 +34,7 @@ ABORT_PATIENCE = 10.0  # seconds
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a program: `rank` among all of `world_size`, and the device it computes on."""
+    """One process of a program: its `rank` among `world_size`, and the device it computes on."""
 
     rank: int
     local_rank: int
@@ -43,6 +43,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the first process, or the only one."""
         return self.rank == 0
 
 
@@ -50,11 +51,12 @@ _hosts: Any = None  # the group over which hosts talk without waiting for GPUs; 
 
 
 def setup(timeout: timedelta = LONG_TIMEOUT, device_name: str | None = None) -> Process:
-    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun be the only one.
+    """Join the process group that torchrun describes (nccl on GPUs, gloo on CPUs); without torchrun, be alone.
 
     On every way out of the program the group is left, at the latest by `abandon`.
 
     Args:
+        timeout: the time that a process waits for another.
         device_name: see `runtime.device.choose`.
 
     Raises:
@@ -84,9 +86,10 @@ def setup(timeout: timedelta = LONG_TIMEOUT, device_name: str | None = None) -> 
 
 
 def check_name(host: str) -> None:
-    """
+    """See that MASTER_ADDR is the address of a machine, waiting for it up to `NAME_PATIENCE`.
+
     Raises:
-        UsageError: MASTER_ADDR is no address, and has not become one in `NAME_PATIENCE`.
+        UsageError: it is not.
     """
     deadline = time.monotonic() + NAME_PATIENCE
     while True:
@@ -116,7 +119,7 @@ def join(rank: int, world_size: int, device: torch.device, timeout: timedelta) -
 
 
 def missing_interfaces() -> str:
-    """What is wrong with the network interfaces that the environment names, to go on a message; or nothing."""
+    """The network interfaces that the environment names and the machine lacks, for the end of a message; or ""."""
     present = [name for _, name in socket.if_nameindex()]
     wrong = []
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
@@ -128,11 +131,11 @@ def missing_interfaces() -> str:
 
 
 def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta = TIMEOUT) -> dist.Store:
-    """A part of a store that no earlier attempt has written to.
+    """A new prefix in a store, to which no earlier attempt has written.
 
     torchrun keeps its store when it restarts processes, and with it the addresses of those that died, to which the new
-    ones would try to connect. So the first process names a part, and tells each other process that asks, under the
-    name that one has given itself in this attempt.
+    ones would try to connect. So the first process chooses a prefix. Every other process asks for it under a name that
+    it has given itself in this attempt, and the first one answers.
 
     Raises:
         DataError: a process did not turn up in time.
@@ -157,7 +160,7 @@ def fresh_part(store: dist.Store, rank: int, world_size: int, timeout: timedelta
 
 
 def single(device_name: str | None = None) -> Process:
-    """The only process of a program, on the device of a name, or on the first GPU if there is one."""
+    """The only process of a program, on the device of a name, or on the best there is."""
     device = devices.choose(device_name)
     if device.type == "cpu":
         keep_freed_memory()
@@ -224,14 +227,14 @@ def barrier() -> None:
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
-    """Sum a tensor over all processes, in place."""
+    """The sum of a tensor over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def greatest(values: list[int]) -> list[int]:
-    """The greatest of each number over all processes. Between hosts: a GPU's work is not waited for."""
+    """The greatest of each number over all processes. Hosts talk about it, so that no GPU's work is waited for."""
     if not dist.is_initialized():
         return values
     tensor = torch.tensor(values)
@@ -258,7 +261,7 @@ def gather_to_main(value: T) -> list[T]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the first process makes and all get; what it raises, all raise."""
+    """The value that the first process makes, for all processes. All raise an error that it raises."""
     if not dist.is_initialized():
         return make()
     outcome: list[Any] = [None, None]
@@ -275,17 +278,17 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def on_main_first(make: Callable[[], T]) -> T:
-    """What every process makes for itself, the others after the first, so that they find what it has fetched."""
+    """The value that each process makes for itself, the first process before the others, who find what it fetched."""
     made: list[T] = []
     from_main(lambda: made.append(make()))
     return made[0] if made else make()
 
 
 def check_agreement(value: int, what: str) -> None:
-    """Make sure that all processes have the same value.
+    """See that all processes have the same value.
 
     Raises:
-        DataError: they do not, for instance because nodes do not share a file system.
+        DataError: they have not, for instance because nodes do not share a file system.
     """
     highest, negative_lowest = greatest([value, -value])
     if highest != -negative_lowest:

@@ -1,4 +1,4 @@
-"""What goes wrong by the user's hand or in the user's files, and how a program ends then: one line and an exit code."""
+"""Mistakes in a user's arguments and files, and how a program ends then: with one line and an exit code."""
 
 import io
 import os
@@ -13,34 +13,35 @@ from contextlib import ExitStack, suppress
 
 
 class UsageError(Exception):
-    """An argument, or a combination of arguments, that cannot be carried out. Exit code 2."""
+    """The error of an argument, or a combination of arguments, that cannot be carried out. Exit code 2."""
 
 
 class DataError(Exception):
-    """A file or folder that is missing or is not what it should be. Exit code 1."""
+    """The error of a file or folder that is missing or is not what it should be. Exit code 1."""
 
 
-# What `run_program` calls on every way out, after the line is said. It ends by itself: other processes may hang.
+# Callbacks that `run_program` runs on every way out, after the line is printed. They must not wait: other processes may
+# hang.
 leaving = ExitStack()
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 format_warning = warnings.formatwarning
 
-# What gloo and NCCL say when a process they talk to is gone.
+# Words of gloo and NCCL when a process they talk to is gone.
 LOST_PROCESS = ("by peer", "gloo/transport", "remote worker", "ncclRemoteError", "ncclSystemError")
-# What torch says where data workers cannot hand on what they have loaded, and what helps.
+# Words of torch where data workers cannot hand on their batches, and advice that helps.
 SHARED_MEMORY = ("</torch_", "shared memory object", "shared memory(shm)", "shared memory (shm)", "insufficient shared")
 OPEN_FILES = ("Too many open files", "items of ancdata")
 MORE_SHARED_MEMORY = "enlarge /dev/shm (docker run --shm-size=8g), or lower --num-workers"
 MORE_OPEN_FILES = "raise `ulimit -n`, or lower --num-workers"
-# What tells one process of a machine from the others, also before `distributed.setup`.
+# Variables that tell one process of a machine from the others, also before `distributed.setup`.
 LOCAL_RANKS = (
     *("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
     *("MPI_LOCALRANKID", "SLURM_LOCALID"),
 )
-# What CUDA says when the fault is the machine's. Others, an illegal address for instance, are a program's.
+# Words of CUDA when the fault is the machine's. Other faults, an illegal address for instance, are a program's.
 DEVICE = ("no kernel image", "driver version", "driver on your system", "busy or unavailable", "ECC error", "NVLink")
-# Which arguments need less memory.
+# Arguments that need less memory, for each program.
 LESS_MEMORY = {
     "train.py": "a larger --grad-accum, --grad-checkpointing 1, --precision bf16 or a smaller --global-batch-size",
     "sample_ddp.py": "a smaller --per-proc-batch-size",
@@ -49,13 +50,13 @@ LESS_MEMORY = {
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line."""
+    """The first line of a library's error."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def own_words(error: BaseException) -> str:
-    """What an error says, without the traceback that is wrapped around it when a data worker has raised it."""
+    """An error's own text, without the traceback that is wrapped around it when a data worker has raised it."""
     text = str(error).strip()
     if "\nOriginal Traceback " not in text:
         return text
@@ -94,7 +95,7 @@ def explain(error: BaseException, program: str) -> str:
 
 
 def begin() -> None:
-    """Make Ctrl-C one line while a program imports torch, which takes seconds; `run_program` follows."""
+    """Make Ctrl-C end in one line while a program imports torch, which takes seconds; `run_program` follows."""
     open_streams()
     # Not where it is ignored, as under nohup.
     if in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -102,7 +103,7 @@ def begin() -> None:
 
 
 def open_streams() -> None:
-    """Give a process its three standard streams, which lead nowhere where they are closed (2>&-) or absent (pythonw).
+    """Open the standard streams that a process lacks, closed (2>&-) or absent (pythonw), so that they lead nowhere.
 
     The next file that is opened would take a closed one's number, and what a library in C prints would go into it.
     """
@@ -120,12 +121,12 @@ def in_main_thread() -> bool:
 
 
 def end_at_once(*_: object) -> None:
-    """What Ctrl-C does while a program imports; an exception could end up in the midst of a library."""
+    """Handle Ctrl-C while a program imports: an exception could end up in the midst of a library."""
     os._exit(report(os.path.basename(sys.argv[0]), "interrupted", 130))
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's main; end on a user's mistake with one line instead of a traceback."""
+    """Run a program's main; a user's mistake ends it with one line instead of a traceback."""
     name = os.path.basename(sys.argv[0])
     open_streams()
     warnings.formatwarning = in_a_line
@@ -156,7 +157,7 @@ def run_program(main: Callable[[], None]) -> None:
 def in_a_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning of this project's modules as its programs tell of other things; those of libraries as they are."""
+    """The text of a warning: in one line for those of this project's modules, as it is for those of libraries."""
     if os.path.dirname(os.path.dirname(os.path.abspath(filename))) == ROOT:
         return f"{os.path.basename(sys.argv[0])}: warning: {message}\n"
     return format_warning(message, category, filename, lineno, line)
@@ -165,8 +166,8 @@ def in_a_line(
 def report(name: str, message: str, code: int) -> int:
     """Print one line and return the exit code.
 
-    Processes that torchrun started usually fail alike. The others wait for the first one of their machine to speak;
-    torchrun ends them when it exits, so that only a mistake of their own is heard.
+    Processes that torchrun started usually fail alike. The others wait until the first one of their machine has printed
+    its line; torchrun ends them when it exits, so that only a mistake of their own is printed.
     """
     if any(os.environ.get(name, "0") != "0" for name in LOCAL_RANKS):
         time.sleep(5)

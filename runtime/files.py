@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, their checksums, and what a file is when it is not what was expected."""
+"""Files that are there whole or not at all, their checksums, and words for a file that is not as expected."""
 
 import errno
 import hashlib
@@ -15,13 +15,17 @@ from pathlib import Path
 
 WINDOWS = sys.platform == "win32"
 
-# What reading a damaged archive raises.
+# Errors that reading a damaged archive may raise.
 DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, LookupError, RuntimeError)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; flushed to disk and renamed at the end, removed if anything goes wrong."""
+    """A path beside `path` to write to; flushed to disk and renamed at the end, removed if anything goes wrong.
+
+    Raises:
+        OSError: the file cannot be written; it is named.
+    """
     if not path.name:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -39,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have the disk hold a file or a folder as it is now."""
+    """Make the disk hold a file or a folder as it is now."""
     if WINDOWS and path.is_dir():
         return  # it opens no folder, and a name is on the disk when it is given
     descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # it flushes what may be written to
@@ -53,7 +57,7 @@ def flush(path: Path) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of what had it; a copy where the file system has no hard links."""
+    """Give a file a second name, which may replace a file; a copy where the file system has no hard links."""
     with replacing(name) as beside:
         try:
             os.link(path, beside)
@@ -72,7 +76,7 @@ def sha256(*paths: Path) -> str:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a path is text; some libraries open no other."""
+    """Whether a path is valid UTF-8; some libraries open no other."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -80,7 +84,7 @@ def is_utf8(path: Path) -> bool:
     return True
 
 
-# ---- what a file is ------------------------------------------------------------------------------------------------
+# ---- files in words ------------------------------------------------------------------------------------------------
 
 PYTORCH, SAFETENSORS, NPZ = "a PyTorch checkpoint", "a .safetensors file", "a NumPy .npz file"
 MAGIC = (
@@ -106,7 +110,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def describe(path: Path) -> str | None:
-    """What a file is by its content, in words that say what to do with it; None where that is not known."""
+    """A file's kind by its content, in words that say what to do with it; None where it is not known."""
     with open(path, "rb") as file:
         head = file.read(512)
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -133,12 +137,13 @@ def describe(path: Path) -> str | None:
 
 
 def other_than_weights(path: Path) -> str | None:
-    """`describe` of a file that cannot be read as weights; None where it may well be some, and damaged."""
+    """The kind of a file that cannot be read as weights, see `describe`; None where it may be weights, and damaged."""
     what = describe(path)
     return None if what in (PYTORCH, SAFETENSORS) else what
 
 
 def describe_zip(path: Path) -> str | None:
+    """The kind of a zip archive by the names in it, see `describe`; None where it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -1,4 +1,4 @@
-"""Which of a program's processes this one is, by the environment variables of what has started it."""
+"""The rank of this process among a program's, by the environment variables of the launcher that started it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from runtime.errors import UsageError
 
 
 class Place(NamedTuple):
-    """A process among all of `world_size`, and among those of its machine."""
+    """The rank of a process among `world_size`, and its rank on its machine."""
 
     rank: int
     world_size: int
@@ -23,7 +23,7 @@ class Launcher(NamedTuple):
     local_rank: str
 
 
-# SLURM comes last: where mpirun was started by it, its numbers are of mpirun's own helpers.
+# SLURM comes last: where it has started mpirun, its numbers are those of mpirun's own helpers.
 LAUNCHERS = (
     Launcher("Open MPI", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_SIZE",), "OMPI_COMM_WORLD_LOCAL_RANK"),
     Launcher("MVAPICH", "MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_SIZE",), "MV2_COMM_WORLD_LOCAL_RANK"),
@@ -33,7 +33,7 @@ LAUNCHERS = (
 
 
 def find_place(env: Mapping[str, str]) -> Place | None:
-    """This process's place by torchrun's variables, of which `LOCAL_RANK` may be told by another launcher.
+    """This process's place by torchrun's variables; another launcher may tell `LOCAL_RANK`.
 
     Returns:
         None for the only process of a program, which has no others to talk to.
@@ -67,9 +67,9 @@ def find_place(env: Mapping[str, str]) -> Place | None:
 
 
 def find_local_rank(env: Mapping[str, str], rank: int, world_size: int) -> int:
-    """The place on this machine, by a launcher whose other numbers are the same as torchrun's.
+    """The rank on this machine, by a launcher whose other numbers agree with torchrun's.
 
-    A script that SLURM has started may start processes itself; all of them inherit the script's place.
+    A script that SLURM has started may start processes itself; all of them inherit the script's numbers.
 
     Raises:
         UsageError: no launcher tells it.
@@ -88,9 +88,10 @@ def find_local_rank(env: Mapping[str, str], rank: int, world_size: int) -> int:
 
 
 def refuse_many(env: Mapping[str, str]) -> None:
-    """
+    """See that this process is the only one that a launcher has started.
+
     Raises:
-        UsageError: there are several processes, of which each would take itself for the only one.
+        UsageError: there are several, of which each would take itself for the only one.
     """
     for launcher in LAUNCHERS:
         name, size = size_of(env, launcher)
@@ -108,7 +109,7 @@ def size_of(env: Mapping[str, str], launcher: Launcher) -> tuple[str, str]:
 
 
 def number(env: Mapping[str, str], name: str, low: int, high: int = 2**31 - 1) -> int:
-    """A variable's value.
+    """The value of a variable that is a whole number.
 
     Raises:
         UsageError: it is no whole number in that range.

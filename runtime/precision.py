@@ -1,4 +1,4 @@
-"""In which arithmetic a program's matrix products run.
+"""The arithmetic of a program's matrix products.
 
 fp32  float32
 tf32  float32 with 10 bits of mantissa in products, on NVIDIA's Ampere and later; the published setting
@@ -30,15 +30,15 @@ def add_speed_args(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="compile the blocks: a minute at the start; needs a C++ compiler (g++)",
+        help="compile the model's blocks with torch.compile: faster after a minute; needs a C++ compiler (g++)",
     )
 
 
 def check_compiler() -> None:
-    """What --compile generates is compiled in turn, on CPUs as C++, on GPUs by Triton with its launchers in C.
+    """See that there is a compiler for --compile, which generates C++ on CPUs, and launchers in C on GPUs.
 
     Raises:
-        UsageError: there is no compiler.
+        UsageError: there is none.
     """
     names = [os.environ.get("CXX", "g++"), os.environ.get("CC", "gcc"), "clang++", "clang"]
     if not any(map(shutil.which, names)):
@@ -46,7 +46,7 @@ def check_compiler() -> None:
 
 
 def setup(precision: str) -> None:
-    """Choose between float32 and TF32 for all float32 products of this process."""
+    """Choose float32 or TF32 for all float32 matrix products of this process."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
@@ -55,7 +55,7 @@ def setup(precision: str) -> None:
 
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
-    """float32 where a program's own choice may be TF32: what is measured must not depend on that."""
+    """A context of float32 products, also where the program has chosen TF32: measurements must not depend on that."""
     import torch
 
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
@@ -70,7 +70,7 @@ def exact() -> Iterator[None]:
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context to call a model in."""
+    """The context in which to call a model."""
     import torch
 
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

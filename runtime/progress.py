@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 def bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
-    """A tqdm bar that appears after a second; off a terminal, in a job's log file, after and every half minute."""
+    """A tqdm bar that appears after a second; off a terminal, in a job's log file, every half minute."""
     delay, pause = (1, 0.1) if on_terminal() else (30, 30)
     disable = sys.stderr is None or os.environ.get("RANK", "0") != "0"
     settings = {"delay": delay, "mininterval": pause, **kwargs}
@@ -17,8 +17,7 @@ def bar(iterable: Iterable[Any] | None = None, **kwargs: Any) -> tqdm:
 
 
 def on_terminal() -> bool:
-    """Whether somebody watches: stderr may be a file, a notebook's, closed, or absent, as in a process without a
-    console."""
+    """Whether somebody watches stderr, which may be a file, closed, or absent, as in a process without a console."""
     try:
         return sys.stderr.isatty()
     except (AttributeError, ValueError, OSError):

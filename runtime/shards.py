@@ -10,17 +10,18 @@ from pathlib import Path
 from runtime.errors import DataError
 
 INDEX = ".index.json"
-# Where a folder has several indices, the first of these.
+# Of a folder's indices, the first in this order is taken.
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.bin")
 PART = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
 def is_index(path: Path) -> bool:
+    """Whether a path is an index, by its name."""
     return path.name.endswith(INDEX)
 
 
 def index_in(folder: Path) -> Path | None:
-    """The index of a folder that holds a model in parts; None where there is none.
+    """The index of a folder that holds a model in several files; None where there is none.
 
     Raises:
         DataError: there are several.
@@ -33,10 +34,10 @@ def index_in(folder: Path) -> Path | None:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, by name.
+    """The file of each tensor, by the tensor's name.
 
     Raises:
-        DataError: it is not to be read, or is no index.
+        DataError: the index cannot be read, or is none.
     """
     try:
         content = json.loads(index.read_bytes())
@@ -63,9 +64,10 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """
+    """See that a file is not just one shard of a model, by its name or by an index beside it.
+
     Raises:
-        DataError: a file is one shard of a model, by its name or by an index beside it.
+        DataError: it is.
     """
     found = PART.search(path.name)
     count = int(found[2]) if found else 1

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from runtime.errors import in_main_thread
 
-# Those that the system has: Windows knows neither SIGUSR1 nor SIGHUP, and has SIGBREAK.
+# Only those that the system has: Windows has neither SIGUSR1 nor SIGHUP, and has SIGBREAK.
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )
@@ -21,14 +21,14 @@ SAME_REQUEST = 2.0  # seconds
 
 
 class StopRequest:
-    """Within it the first of `STOPPING` is noted, and another, at least `SAME_REQUEST` later, ends the process at once.
+    """A context that notes the first signal of `STOPPING`; another, at least `SAME_REQUEST` later, ends the process.
 
     SIGHUP comes when the terminal is closed, an ssh session's for instance. Where it is ignored it stays so.
-    Signals arrive by a pipe at a thread of its own, so that the second one works even while the main thread waits for
+    Signals arrive by a pipe at a thread of their own, so that the second one works even while the main thread waits for
     another process in C++. The exit code is then 128 + the signal's number, as shells have it.
 
-    Python gives signals to the main thread alone. In another one nothing is changed of how they are handled, and a
-    request comes by `stop`.
+    Python gives signals to the main thread alone. In another thread this context leaves them alone, and a request comes
+    by `stop`.
 
     Attributes:
         signum: the signal's number, 0 as long as there was none.
@@ -83,13 +83,13 @@ _open: list[StopRequest] = []
 
 
 def stop(signum: int = signal.SIGTERM) -> None:
-    """Ask the runs of this process to save and end after their step, from any of its threads."""
+    """Ask the runs of this process to save and end after their step; may be called from any thread."""
     for request in list(_open):
         request.signum = request.signum or signum
 
 
 def is_ignored(signum: int) -> bool:
-    """Whether this program was started to go on after its terminal is closed, as by nohup."""
+    """Whether a signal is SIGHUP and the program was started to ignore it, as by nohup."""
     return signum == getattr(signal, "SIGHUP", None) and signal.getsignal(signum) == signal.SIG_IGN
 
 
@@ -100,7 +100,7 @@ def name(signum: int) -> str:
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Processes that are started within never see the signals: data workers outlive a SIGTERM to the process group."""
+    """A context in which started processes never see the signals: data workers outlive a SIGTERM to the group."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -10,15 +10,15 @@ StateDict = dict[str, torch.Tensor]
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
-# Others' files hold a model under keys and prefixes of their programs. Where this tensor is, a model is.
+# The tensor by which a model is found, under whatever keys and prefixes a program has saved it.
 MARKER = "x_embedder.proj.weight"
-WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # of torch, anywhere in a key
-AVERAGE = re.compile(r"(^|[._])(ema\d*|averaged?|avg|swa|shadow)[._]", re.IGNORECASE)  # in keys and prefix
+WRAPPERS = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")  # torch's, anywhere in a key
+AVERAGE = re.compile(r"(^|[._])(ema\d*|averaged?|avg|swa|shadow)[._]", re.IGNORECASE)  # words in keys and prefix
 MAX_DEPTH = 4  # of dicts in dicts
 
 
 def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
-    """Each model in dicts of tensors: keys and prefix that lead to it, each with a dot behind, and its tensors."""
+    """Each model in dicts of tensors: the keys and prefix that lead to it, each followed by a dot, and its tensors."""
     tensors = {}
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, torch.Tensor):
@@ -39,8 +39,10 @@ def models_in(content: dict[Any, Any], where: str = "", depth: int = 0) -> Itera
 
 
 def with_dots(tensors: StateDict) -> StateDict:
-    """Tensors, with the names put right that LDM's wrapper has taken the dots from, since buffers' names must not have
-    any: model_ema.x_embedderprojweight. The model it averages tells them, and has what was not trained."""
+    """Tensors with the dots back in names from which LDM's wrapper has taken them: model_ema.x_embedderprojweight.
+
+    (Buffers' names must not have dots.) The names, and tensors that are not averaged, are those of the model beside it.
+    """
     first = next((key for key in tensors if f".{key}".endswith(f".{MARKER}")), "")
     *outer, _ = (prefix := first.removesuffix(MARKER)).split(".")
     model = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -59,11 +61,12 @@ def with_dots(tensors: StateDict) -> StateDict:
 
 
 def under(prefix: str, state: StateDict) -> StateDict:
+    """Tensors with a prefix before their names."""
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def is_weight(value: Any) -> bool:
-    """Whether it is a plain tensor of floats that are all there, not one that is repeated without end."""
+    """Whether a value is a plain tensor of floats, with memory for each of them."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided

@@ -1,4 +1,4 @@
-"""The values of a training checkpoint beside its weights: what kind each must be, and which of them are not there."""
+"""The values of a training checkpoint beside its weights: their types, and which of them are absent."""
 
 import argparse
 from collections.abc import Callable
@@ -12,10 +12,10 @@ from runtime.errors import DataError
 
 
 def checked(content: dict[Any, Any], path: Path) -> dict[str, Any]:
-    """The values of a training checkpoint, each of its kind; what is not there, see `load`, is left out.
+    """The values of a training checkpoint, each of its type, without those that are absent, see `load`.
 
     Raises:
-        DataError: a value is of another kind.
+        DataError: a value is of another type.
     """
 
     def is_names(value: Any) -> bool:
@@ -56,6 +56,7 @@ def checked(content: dict[Any, Any], path: Path) -> dict[str, Any]:
 
 
 def is_absent(value: Any) -> bool:
+    """Whether a value counts as absent: None, or an empty dict, list or tuple."""
     return value is None or (isinstance(value, dict | list | tuple) and not value)
 
 
@@ -68,7 +69,7 @@ def described(value: Any) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """A number of steps, as an int, a whole float, a NumPy number or a tensor of one; None for anything else."""
+    """A number of steps, given as an int, a whole float, a NumPy number or a tensor of one; None for anything else."""
     if isinstance(value, torch.Tensor):
         is_one = value.numel() == 1 and value.layout == torch.strided and value.device.type == "cpu"
         value = value.item() if is_one and not value.is_complex() and value.untyped_storage().nbytes() else None

@@ -48,7 +48,10 @@ def make_parser(doc: str | None = None) -> Parser:
         "latents; or 'digits'; or an .npz of shapes, see import_shapes.py, or 'shapes'",
     )
     group.add_argument(
-        "--image-size", type=positive_int, default=256, help="side of the crop in pixels; cached latents bring theirs"
+        "--image-size",
+        type=positive_int,
+        default=256,
+        help="side in pixels to which images are resized and cropped; cached latents bring theirs",
     )
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes of the model")
     group.add_argument(
@@ -60,22 +63,22 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument(
         "--latent-stats",
         choices=("config", "data", "none"),
-        help="what scales latents: the autoencoder's configuration, mean and deviation of the data where these are "
-        "cached, or nothing; default: config, and data where the configuration has no scale",
+        help="scale of latents: config, the autoencoder's scaling factor; data, mean 0 and deviation 1 in each channel "
+        "of cached latents; none; default: config, and data where the configuration has no factor",
     )
     group.add_argument(
         "--channels",
         type=int,
         choices=(1, 3),
-        help="of images with --vae none; default: 1 where the pictures are grey, else 3",
+        help="colour channels of images with --vae none; default: 1 where the pictures are grey, else 3",
     )
-    group.add_argument("--encode-bf16", action="store_true", help="encode images in bfloat16")
-    add_flip_arg(group, "mirror half of the images, other ones in each epoch")
+    group.add_argument("--encode-bf16", action="store_true", help="run the autoencoder's encoder in bfloat16")
+    add_flip_arg(group, "random horizontal flip of half of the images, other ones in each epoch")
     add_bad_images_arg(group)
     add_workers_arg(group)
 
     group = parser.add_argument_group("training")
-    group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
+    group.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=f"architecture: {MODEL_NAMES}")
     group.add_argument(
         "--combostoc-type",
         choices=COMBOSTOC_TYPES,
@@ -84,8 +87,10 @@ def make_parser(doc: str | None = None) -> Parser:
     add_method_args(group)
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
     group.add_argument("--max-steps", type=positive_int, help="stop at this step, counted from the run's beginning")
-    group.add_argument("--global-batch-size", type=positive_int, default=256, help="images a step, on all processes")
-    group.add_argument("--global-seed", type=whole, default=0, help="of initialisation, data order and noise")
+    group.add_argument(
+        "--global-batch-size", type=positive_int, default=256, help="batch size: images per step, over all processes"
+    )
+    group.add_argument("--global-seed", type=whole, default=0, help="seed of initialisation, data order and noise")
     group.add_argument("--lr", type=positive_float, default=1e-4, help="learning rate of AdamW")
     group.add_argument(
         "--warmup-steps",
@@ -109,7 +114,9 @@ def make_parser(doc: str | None = None) -> Parser:
         metavar=("B1", "B2"),
         help="decay per step of AdamW's averages of gradients and their squares; default: 0.9 0.999",
     )
-    group.add_argument("--weight-decay", type=weight, default=0.0, metavar="W", help="AdamW's, of all parameters")
+    group.add_argument(
+        "--weight-decay", type=weight, default=0.0, metavar="W", help="weight decay of AdamW, on all parameters"
+    )
     group.add_argument("--ema-decay", type=decay, default=0.9999, help="EMA decay per step, of the averaged weights")
     group.add_argument(
         "--ema-warmup",
@@ -125,7 +132,7 @@ def make_parser(doc: str | None = None) -> Parser:
         type=positive_int,
         default=10,
         metavar="N",
-        help="steps whose loss or gradients are not finite are skipped; stop after so many in a row",
+        help="stop after N steps in a row whose loss or gradients were not finite; fewer are skipped",
     )
     precision.add_speed_args(group)
     group.add_argument(
@@ -136,12 +143,18 @@ def make_parser(doc: str | None = None) -> Parser:
         help="gradient accumulation: K micro-batches a step",
     )
     group.add_argument(
-        "--grad-checkpointing", type=count, default=0, metavar="K", help="recompute every K-th block; 0: none"
+        "--grad-checkpointing",
+        type=count,
+        default=0,
+        metavar="K",
+        help="activation checkpointing: recompute every K-th block in the backward pass, for less memory; 0: none",
     )
 
     group = parser.add_argument_group("experiment")
-    group.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
-    group.add_argument("--exp", type=folder_name, default="exp_tmp", help="name of the experiment")
+    group.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all experiments")
+    group.add_argument(
+        "--exp", type=folder_name, default="exp_tmp", help="name of the experiment, in RESULTS_DIR/<model>-<exp>"
+    )
     group.add_argument(
         "--ckpt", help="continue this checkpoint: a file, a folder of shards, a published name, or hf://owner/repo/file"
     )
@@ -152,16 +165,24 @@ def make_parser(doc: str | None = None) -> Parser:
         "--ckpt-format",
         choices=["pt", "safetensors"],
         default="pt",
-        help="of kept checkpoints: pt, with all that continuing takes, or safetensors, averaged weights for sample.py",
+        help="format of kept checkpoints: pt has all that a run needs to continue, safetensors the averaged weights "
+        "alone, for sampling",
     )
-    group.add_argument("--log-every", type=count, default=100, help="steps between log lines; 0 is never")
-    group.add_argument("--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints")
-    group.add_argument("--reckpt-every", type=count, default=5_000, help="steps between rolling checkpoints")
-    group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures")
+    group.add_argument("--log-every", type=count, default=100, help="steps between log lines; 0: never")
+    group.add_argument(
+        "--ckpt-every", type=count, default=50_000, help="steps between kept checkpoints, checkpoints/<step>; 0: never"
+    )
+    group.add_argument(
+        "--reckpt-every",
+        type=count,
+        default=5_000,
+        help="steps between rolling checkpoints, ckpt.pt; 0: only at the end",
+    )
+    group.add_argument("--sample-every", type=count, default=10_000, help="steps between sample pictures; 0: never")
     group.add_argument(
         "--cfg-scale",
         type=guidance_scale,
-        help="guidance of the sample pictures; default: 4, for shapes none",
+        help="classifier-free guidance scale of the sample pictures, 1 for none; default: 4, for shapes none",
     )
     group.add_argument(
         "--wandb", action="store_true", help="log to Weights & Biases (WANDB_KEY or `wandb login`, ENTITY, PROJECT)"
@@ -174,7 +195,11 @@ def make_parser(doc: str | None = None) -> Parser:
 
 
 def times(value: str) -> str:
-    """A draw of times, by its name of today."""
+    """The draw of times that an argument names, under its present name.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such draw.
+    """
     try:
         return times_of_today(value)
     except ValueError as error:
@@ -182,64 +207,63 @@ def times(value: str) -> str:
 
 
 def add_method_args(parser: argparse._ActionsContainer) -> None:
-    """Add what ComboStoc's training may vary; the defaults are the published method."""
+    """Add the arguments by which the method varies; their defaults are the published method."""
     add_preset_arg(parser, "training")
     parser.add_argument(
         "--times",
         type=times,
         metavar="DRAW",
-        help=f"draw of the times: {', '.join(DRAWS)}; logit-normal and its blends take :LOC,SCALE, see "
-        "docs/training.md#timesteps; default: combostoc",
+        help=f"distribution of the training times: {', '.join(DRAWS)}; logit-normal and its blends take :LOC,SCALE, "
+        "see docs/training.md#timesteps; default: combostoc",
     )
     parser.add_argument(
         "--halfmixing",
         choices=SWITCH,
-        help="asynchronous times in half of each batch or all; default: on for combostoc and images, else off",
+        help="on: times differ within a sample in half of each batch, off: in all of it; default: on for --times "
+        "combostoc and images, else off",
     )
     parser.add_argument(
         "--blend",
         choices=BLENDS,
         default=DEFAULTS["blend"],
-        help="of combostoc: mix asynchronous times with a synchronous one, by a weight for the batch or each sample",
+        help="with --times combostoc: t = (1 - p) t_sync + p t_async, with one random p for the batch or for each "
+        "sample; off: p = 1",
     )
     parser.add_argument(
         "--compensation",
         choices=SWITCH,
         default=DEFAULTS["compensation"],
-        help="pull the velocity targets of unequal times back towards equal times",
+        help="pull the velocity targets of unequal times back towards equal times (ComboStoc, equation 6)",
     )
     parser.add_argument(
         "--difficulty",
         type=weight,
         default=DEFAULTS["difficulty"],
         metavar="W",
-        help="weight of the error-variance loss, by which the model learns where its velocity is wrong, 0.01 for "
-        "instance; 0: none",
+        help="weight of the error-variance loss, by which the model learns to predict the variance of its own "
+        "velocity's error, 0.01 for instance; 0: none",
     )
 
 
 def add_eval_args(parser: argparse._ActionsContainer) -> None:
-    """Add --eval-every and what belongs to it."""
-    parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0 is never")
-    parser.add_argument("--eval-samples", type=positive_int, default=10_000, help="samples of the averaged weights")
+    """Add --eval-every and the arguments of such evaluations."""
+    parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0: never")
     parser.add_argument(
         "--eval-sampling-steps",
         type=positive_int,
         default=PUBLISHED_SDE.num_steps,
         help="time points of the Euler SDE, without guidance",
     )
-    parser.add_argument("--eval-features", choices=EXTRACTORS, help="network that sees the images; default: inception")
-    parser.add_argument("--eval-weights", type=Path, metavar="FILE", help="of inception; default: fetched once")
     parser.add_argument(
         "--eval-reference",
         metavar="FILE",
-        help=f"what evaluate.py takes as REFERENCE; default: the training images, at most {MAX_REFERENCE:,}, or the "
-        "shapes that are held out; needed with cached latents",
+        help="set that samples are compared with, as REFERENCE of evaluate.py; default: the training images, at most "
+        f"{MAX_REFERENCE:,}, or the shapes that are held out; needed with cached latents",
     )
 
 
 def without_effect(args: argparse.Namespace, typed: set[str], kind: Kind) -> list[str]:
-    """What to say of arguments that were typed and change nothing."""
+    """Warnings that name the typed arguments that change nothing."""
     lines = []
     if unused := sorted(typed & kind.WITHOUT_EFFECT):
         flags = ", ".join("--" + name.replace("_", "-") for name in unused)
@@ -250,10 +274,10 @@ def without_effect(args: argparse.Namespace, typed: set[str], kind: Kind) -> lis
 
 
 def resolve_arguments(args: argparse.Namespace, world_size: int, kind: Kind) -> argparse.Namespace:
-    """The arguments with the defaults that depend on the model and the kind of data; what cannot work is refused.
+    """The arguments with the defaults that depend on the model and the kind of data.
 
     Raises:
-        UsageError: names the values.
+        UsageError: a combination that cannot work; names the values.
     """
     if args.model not in kind.MODELS:
         raise UsageError(

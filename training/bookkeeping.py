@@ -1,4 +1,4 @@
-"""What a run knows of itself beside model and optimiser: losses not yet logged, bad steps, images that cannot be read.
+"""The state of a run beside model and optimiser: losses not yet logged, bad steps, images that cannot be read.
 
 All of it goes into a checkpoint, and nothing of it waits for a GPU between two log lines.
 """
@@ -27,29 +27,30 @@ class LossWindow:
         self.restart(total)
 
     def restart(self, total: Sequence[float] = (0.0, 0.0)) -> None:
+        """Begin a new window, or go on with the (sum of losses, steps) of an old one."""
         dtype = torch.float64 if has_float64(self.device) else torch.float32
         self.total = torch.tensor(total, dtype=dtype, device=self.device)  # sum of losses, steps
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Training begins, or goes on, now."""
+        """Start measuring speed: training begins, or goes on, now."""
         self.start_time, self.timed_steps = time.monotonic(), 0
 
     def add(self, loss: Tensor, bad: Tensor) -> None:
-        """A step's loss; that of a bad step does not count."""
+        """Count a step's loss; that of a bad step is left out."""
         one = torch.stack([loss.to(self.total.dtype), torch.ones_like(loss, dtype=self.total.dtype)])
         self.total += torch.where(bad, 0.0, one)
         self.timed_steps += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out time that is not spent on training."""
+        """A context whose time does not count as training."""
         start_time = time.monotonic()
         yield
         self.start_time += time.monotonic() - start_time
 
     def close(self) -> tuple[float, float]:
-        """The mean loss over all processes, nan if all steps were bad, and steps a second; the window starts anew."""
+        """The mean loss over all processes, nan if all steps were bad, and steps per second; a new window begins."""
         loss_sum, steps = distributed.sum_over_processes(self.total).tolist()  # waits for the device
         rate = self.timed_steps / (time.monotonic() - self.start_time)
         self.restart()
@@ -57,10 +58,10 @@ class LossWindow:
 
 
 class BadSteps:
-    """Counts steps that were skipped, on the device; the host reads along without waiting for a GPU.
+    """A count of skipped steps, on the device; the host reads along without waiting for a GPU.
 
     Attributes:
-        counts: (2,) in a row up to now, and in all.
+        counts: (2,) int64: bad steps in a row up to now, and bad steps in all.
     """
 
     def __init__(self, device: torch.device, counts: Sequence[int] = (0, 0)) -> None:
@@ -71,16 +72,18 @@ class BadSteps:
             self.seen = self.seen.pin_memory()
 
     def add(self, bad: Tensor) -> None:
+        """Count a step that was bad, or was not."""
         self.counts = torch.where(bad, self.counts + 1, self.counts * self.after_good)
         self.seen.copy_(self.counts, non_blocking=self.counts.is_cuda)
 
     @property
     def seen_in_a_row(self) -> int:
+        """The number of bad steps in a row, as of a step not long ago."""
         return int(self.seen[0])
 
 
 class Agreement(NamedTuple):
-    """What all processes know after a step."""
+    """The events of a step that all processes know of."""
 
     signum: int  # of a signal that asks to stop, 0 for none
     diverged: bool  # there have been too many bad steps in a row
@@ -92,13 +95,13 @@ class Bookkeeping:
 
     Args:
         process: one of the run's.
-        dataset: what it is trained on.
-        max_bad_steps: so many bad steps in a row are too many.
-        saved: what `state` returned, from a checkpoint; {} for a fresh run.
-        source: of the checkpoint, for messages.
+        dataset: the items that the run is trained on.
+        max_bad_steps: the number of bad steps in a row at which the run counts as diverged.
+        saved: a value of `state`, from a checkpoint; {} for a fresh run.
+        source: name of the checkpoint, for messages.
 
     Raises:
-        DataError: `saved` is not what `state` returns.
+        DataError: `saved` is no value of `state`.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class Bookkeeping:
         self.found: dict[int, str] = {}  # by this process's data workers, since the last agreement
 
     def add(self, step: Step) -> None:
+        """Count the loss of a step, and whether it was bad."""
         self.window.add(step.loss, step.bad)
         self.bad_steps.add(step.bad)
 
@@ -136,7 +140,7 @@ class Bookkeeping:
         """Tell the other processes what happened here in this step, and hear what happened there.
 
         Args:
-            signum: of a signal that this process has received, or 0.
+            signum: number of a signal that this process has received, or 0.
         """
         for known in self.found.keys() & self.unreadable.keys():
             del self.found[known]
@@ -151,7 +155,7 @@ class Bookkeeping:
         return Agreement(signum, bool(any_diverged), new)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; all processes call it. Waits for the device."""
+        """The books as plain values, for a checkpoint. All processes call it; it waits for the device."""
         return {
             "window": distributed.gather(self.window.total.tolist()),
             "bad_steps": self.bad_steps.counts.tolist(),
@@ -160,22 +164,24 @@ class Bookkeeping:
 
 
 def are(kind: type, values: object) -> bool:
-    """Whether values is a list of a kind; numbers must be finite and fit into 64 bits."""
+    """Whether values is a list of a type; numbers must be finite and fit into 64 bits."""
     if not isinstance(values, list) or any(type(value) is not kind for value in values):
         return False
     return kind is list or all(abs(value) < 2**63 for value in values)
 
 
 def share(totals: list[list[float]], process: distributed.Process) -> Sequence[float]:
-    """What a process takes over of a checkpoint's loss windows, one a process: its own, or on another number of
-    processes, the first one takes all."""
+    """A process's share of a checkpoint's loss windows, of which there is one per process.
+
+    Its own; or, where the number of processes has changed, the sum of all for the first process.
+    """
     if len(totals) == process.world_size:
         return totals[process.rank]
     return [sum(column) for column in zip(*totals, strict=True)] if totals and process.is_main else [0.0, 0.0]
 
 
 def still_unreadable(indices: Sequence[int], dataset: Items) -> dict[int, str]:
-    """Of the images that could not be read, those that still cannot be, with the reasons."""
+    """Images that could not be read and still cannot be, by index, with the reasons."""
     found = {}
     for index in indices:
         try:

@@ -26,9 +26,9 @@ from sampling.kind import Kind
 
 NEWEST, PREVIOUS, NEXT = "ckpt.pt", "ckpt-previous.pt", "ckpt-next.pt"  # the rolling checkpoints
 METRICS = ("step", "epoch", "loss", "bad_steps")  # columns of metrics.csv
-# What is written of paths, which need not be UTF-8, and read again.
+# Paths need not be UTF-8: so they are written to tables, and read again unchanged.
 ENCODING, ERRORS = "utf-8", "surrogateescape"
-Stamps = dict[str, int]
+Stamps = dict[str, int]  # checkpoint's path within the folder -> when it was written, in nanoseconds
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def folder_for(args: argparse.Namespace) -> Path:
-    """`<results-dir>/<model with - for />-<exp>`."""
+    """The folder of an experiment: `<results-dir>/<model with - for />-<exp>`."""
     return args.results_dir / f"{args.model.replace('/', '-')}-{args.exp}"
 
 
@@ -71,7 +71,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def stamps(folder: Path) -> Stamps:
-    """When each checkpoint was written, in nanoseconds."""
+    """The time at which each checkpoint of a folder was written, in nanoseconds, by its path within the folder."""
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*.pt"))}
 
 
@@ -79,7 +79,7 @@ def stamps(folder: Path) -> Stamps:
 
 
 class Experiment:
-    """The folder while a run writes to it, which is the main process of one run."""
+    """The folder of a run, while the run writes to it. Only the main process of the run does."""
 
     def __init__(self, args: argparse.Namespace, process: distributed.Process, kind: Kind) -> None:
         self.folder = folder_for(args)
@@ -98,8 +98,8 @@ class Experiment:
         """Make the folder ready, in the main process.
 
         Args:
-            start_step, source: what the run continues.
-            seen: `stamps` of when that was decided.
+            start_step, source: step and name of the checkpoint that the run continues; 0 and "" for a fresh run.
+            seen: the folder's `stamps` when that was decided.
 
         Raises:
             UsageError: another run is in it, or has been since.
@@ -124,7 +124,7 @@ class Experiment:
             self._cut_table(name, start_step)
 
     def start_wandb(self, args: argparse.Namespace, is_new: bool) -> None:
-        """From here on, log to Weights & Biases as well, in the main process."""
+        """Start logging to Weights & Biases as well, in the main process."""
         names = wandb_utils.required("ENTITY"), self.folder.name, wandb_utils.required("PROJECT")
         wandb_utils.initialize(args, *names, wandb_utils.run_id(self.folder, is_new=is_new))
         self.on_wandb = True
@@ -160,7 +160,7 @@ class Experiment:
             self.lock = None
 
     def log_metrics(self, row: dict[str, float], steps_per_sec: float, images_per_sec: float) -> None:
-        """One log line, and one row of metrics.csv, which holds nothing that depends on time."""
+        """Write one log line, and one row of metrics.csv, which holds nothing that depends on time."""
         speed = {"steps_per_sec": round(steps_per_sec, 3), "images_per_sec": round(images_per_sec, 1)}
         skipped = f", {row['bad_steps']} bad steps skipped" if row["bad_steps"] else ""
         self.logger.info(
@@ -178,7 +178,13 @@ class Experiment:
         return distributed.from_main(lambda: table.is_file() and f"\n{step}," in table.read_text(ENCODING, ERRORS))
 
     def log_evaluation(self, about: dict[str, Any], results: dict[str, float], seconds: float) -> None:
-        """One log line, and one row of evaluations.csv: what the numbers are of, and the numbers."""
+        """Write one log line, and one row of evaluations.csv.
+
+        Args:
+            about: what was evaluated, by column.
+            results: the numbers, by column.
+            seconds: how long it took.
+        """
 
         def shown_name(name: str) -> str:  # of images it says by which network
             return report_name(name, about["features"]) if "features" in about else name
@@ -215,7 +221,7 @@ class Experiment:
             wandb_utils.log_image(np.asarray(picture), step=step)
 
     def what_remains(self) -> str:
-        """What there is to go back to from a run that has failed, as half a sentence."""
+        """The checkpoints that a failed run leaves, as half a sentence."""
         self.saver.wait()
         if (self.folder / NEWEST).is_file() or any((self.folder / "checkpoints").glob("*")):
             return f"the checkpoints in {self.folder} are of before"
@@ -255,6 +261,11 @@ class LogFile(logging.FileHandler):
         super().__init__(path, encoding="utf-8", errors="backslashreplace")
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Raise what went wrong in writing a record.
+
+        Raises:
+            OSError: names the file.
+        """
         try:
             raise
         except OSError as error:
@@ -262,10 +273,10 @@ class LogFile(logging.FileHandler):
 
 
 def take_lock(folder: Path) -> FileLock | None:
-    """Lock a folder for this run, which the system undoes when the process ends, however it does.
+    """A lock on a folder for this run, which the system undoes when the process ends, however it does.
 
     Returns:
-        To be released, or None where the file system knows no locks.
+        The lock, to be released; None where the file system knows no locks.
 
     Raises:
         UsageError: another run has it.

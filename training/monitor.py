@@ -1,4 +1,4 @@
-"""Evaluation during training: when it ends, and where its numbers go."""
+"""Evaluation during training: how a signal ends it, and where its numbers go."""
 
 import argparse
 import time
@@ -13,7 +13,7 @@ from transport import Transport
 
 
 def about(args: argparse.Namespace, step: int) -> dict[str, Any]:
-    """What the numbers of a step are of, for evaluations.csv; no network of features sees shapes."""
+    """The first columns of a row of evaluations.csv: step, features, reference and counts. Shapes have no features."""
     features = {"features": args.eval_features} if args.eval_features else {}
     reference = args.eval_reference or args.data_path
     counts = {"samples": args.eval_samples, "sampling_steps": args.eval_sampling_steps}
@@ -31,10 +31,10 @@ def report(
 ) -> int:
     """Evaluate, and write the numbers to log.txt, evaluations.csv and Weights & Biases.
 
-    Samples that are not finite are a warning in place of numbers.
+    Where samples are not finite, a warning takes the place of the numbers.
 
     Returns:
-        The number of a signal that asked any of the processes to stop, and so ended it without numbers, or 0.
+        The number of a signal that asked any of the processes to stop, which ends the evaluation without numbers; or 0.
     """
     start_time = time.monotonic()
     signum = 0

@@ -1,4 +1,4 @@
-"""One step of training: loss and gradients in parts, AdamW, the moving average. Nothing in it waits for a GPU."""
+"""One step of training: loss, gradients (accumulated), AdamW, the moving average. Nothing in it waits for a GPU."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +15,7 @@ FUSED = ("cpu", "cuda")  # devices
 
 
 class Step(NamedTuple):
-    """What came of a step, as scalars on the device."""
+    """The outcome of a step, as scalars on the device."""
 
     loss: Tensor  # the mean over this process's share of the batch
     bad: Tensor  # bool: loss or gradients were not finite in some process, and nothing was updated
@@ -24,21 +24,25 @@ class Step(NamedTuple):
 def build_optimizer(
     model: nn.Module, lr: float, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0
 ) -> torch.optim.AdamW:
-    """AdamW, by default the published one, without weight decay. Fused: one kernel for all parameters, which can skip a
-    bad step where it is on a CPU or CUDA."""
+    """AdamW, by default the published one, without weight decay.
+
+    It is fused where the device allows: one kernel for all parameters, which can skip a bad step on a CPU or with CUDA.
+    """
     fused = next(model.parameters()).device.type in FUSED
     first, second = betas
     return torch.optim.AdamW(model.parameters(), lr=lr, betas=(first, second), weight_decay=weight_decay, fused=fused)
 
 
 def ema_decay(step: int, *, decay: float, warmup: bool) -> float:
-    """The decay of the averaged weights in step 0, 1, ... of a run: `decay`, and with warm-up less in early steps, so
-    that the initialisation is soon forgotten."""
+    """The EMA decay of step 0, 1, ... of a run: `decay`, or with warm-up min(decay, (1 + step) / (10 + step)).
+
+    Warm-up forgets the initialisation soon.
+    """
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
 def ema_lines(total_steps: int, *, decay: float, warmup: bool) -> list[str]:
-    """What to say of a fresh run that ends before its averaged weights have forgotten the initialisation."""
+    """Warnings for a fresh run that ends before its averaged weights have forgotten the initialisation."""
     left = decay**total_steps  # of the initialisation
     if warmup or left < 0.01:
         return []
@@ -80,10 +84,14 @@ def training_step(
     Args:
         model: a `SiT`, or one in DistributedDataParallel, which averages gradients once a step.
         x1, y: (N, C, H, W) latents and (N,) labels.
+        ema_decay: averaged weights <- ema_decay averaged weights + (1 - ema_decay) weights.
         lr: the learning rate of this step; None is the optimiser's own.
         precision_name: one of `runtime.precision.PRECISIONS`; parameters, gradients and loss stay float32.
-        grad_accum: gradient accumulation: micro-batches a step, for less memory. Each is half-mixed.
-        max_grad_norm: gradient-norm clipping threshold; None is without.
+        grad_accum: gradient accumulation: micro-batches per step, for less memory. Each is half-mixed.
+        max_grad_norm: gradient-norm clipping threshold; None is no clipping.
+
+    Returns:
+        The loss, and whether the step was bad.
     """
     loss = compute_gradients(model, opt, transport, x1, y, precision_name=precision_name, grad_accum=grad_accum)
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -113,7 +121,11 @@ def compute_gradients(
     precision_name: str,
     grad_accum: int,
 ) -> Tensor:
-    """The gradients of the batch's mean loss, and that loss."""
+    """Add the gradients of the batch's mean loss to the parameters, in grad_accum micro-batches; returns that loss.
+
+    Raises:
+        ValueError: the batch cannot be divided into grad_accum equal micro-batches.
+    """
     if len(x1) % grad_accum:
         raise ValueError(f"a batch of {len(x1)} cannot be computed in {grad_accum} equal parts")
     opt.zero_grad(set_to_none=True)
@@ -131,10 +143,11 @@ def compute_gradients(
 
 
 def settle(model: nn.Module, opt: torch.optim.Optimizer, transport: Transport, x1: Tensor, precision_name: str) -> None:
-    """One backward pass for nothing, on latents of the shape that training has.
+    """Make one backward pass and drop its gradients, on latents of the shape that training has.
 
-    DistributedDataParallel arranges its buckets anew after the first, and with three processes or more the order in
-    which gradients are summed depends on that: the first step after a restart would be rounded otherwise.
+    DistributedDataParallel rearranges its buckets after the first backward pass. With three processes or more, the
+    order in which gradients are summed depends on the buckets: without this pass, the first step after a restart would
+    be rounded differently.
     """
     y = torch.zeros(len(x1), dtype=torch.int64, device=x1.device)
     compute_gradients(model, opt, transport, x1, y, precision_name=precision_name, grad_accum=1)
@@ -143,7 +156,7 @@ def settle(model: nn.Module, opt: torch.optim.Optimizer, transport: Transport, x
 
 @torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, decay: float = 0.9999, bad: Tensor | None = None) -> None:
-    """ema <- decay ema + (1 - decay) model, or nothing after a bad step."""
+    """Update averaged weights: ema <- decay ema + (1 - decay) model, or nothing after a bad step."""
     averages, parameters = list(ema.parameters()), list(model.parameters())
     bad = torch.zeros((), dtype=torch.bool, device=averages[0].device) if bad is None else bad
     weight = torch.where(bad, 0.0, 1 - decay)  # on the device: to branch would be to wait for it
@@ -155,7 +168,10 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float = 0.9999, bad: Ten
 
 
 def lerp_together(start: Sequence[Tensor], end: Sequence[Tensor], weight: Tensor) -> None:
-    """start <- start + weight (end - start), in a few kernels for all; foreach has no lerp with a weight on a GPU."""
+    """Interpolate tensors in place: start <- start + weight (end - start), in a few kernels for all of them.
+
+    (foreach has no lerp with a weight on a GPU.)
+    """
     change = torch._foreach_sub(list(end), list(start))
     torch._foreach_mul_(change, weight)
     torch._foreach_add_(list(start), change)
