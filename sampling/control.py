@@ -1,4 +1,4 @@
-"""Graded control of any kind: samples that keep a part of references, each by a preservation map."""
+"""Graded control of any kind of data: samples that keep of a reference what its preservation map says."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from sampling.network import ImageNoise, Network, draw
 
 
 class Control(Protocol):
-    """R references, and what is kept of them."""
+    """R references, and how much of each entry is kept."""
 
     keep: Tensor  # (R, ...) in [0, 1], broadcastable to the latents
 
@@ -23,7 +23,7 @@ class Control(Protocol):
         ...
 
     def untrained_times(self, network: Network) -> str | None:
-        """A sentence on times of the map that the model was not trained for, if there are any."""
+        """A sentence that names times of the map which the model was not trained with; None where there are none."""
         ...
 
     def finish(self, x: Tensor, rows: Tensor) -> Callable[[], np.ndarray]:
@@ -35,7 +35,7 @@ class Control(Protocol):
         ...
 
     def sheet(self, samples: np.ndarray, captions: Sequence[str], size: int) -> Image.Image:
-        """A row for each reference: itself, what is kept, and its samples.
+        """A picture with a row for each reference: itself, its map, and its samples.
 
         Args:
             samples: V of each reference, one reference after the other, as `finish` gives them.
@@ -46,7 +46,8 @@ class Control(Protocol):
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """
+    """See that the arguments of graded control are complete.
+
     Raises:
         UsageError: something is missing, or has no reference to work on.
     """
@@ -76,7 +77,7 @@ def generate(
     variations: int,
     batch_size: int,
 ) -> tuple[np.ndarray, int]:
-    """V variations of every reference, (R V, ...) as `Control.finish` gives them, and the model evaluations of a batch.
+    """V variations of each of R references, (R V, ...) as `Control.finish` gives them, and the evaluations of a batch.
 
     Args:
         args: the settings of a mode, as `build_sampler` takes them, and `preserve_schedule`.

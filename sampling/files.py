@@ -1,4 +1,4 @@
-"""The files that sample_ddp.py leaves: one a sample, and all of them packed. Each kind of data has its own."""
+"""The files that sample_ddp.py leaves: one per sample, and all samples packed. Each kind of data has its own."""
 
 import math
 import os
@@ -17,21 +17,22 @@ BLOCK = 4096  # bytes that a file takes on disk, at least
 
 @dataclass(frozen=True)
 class Files:
-    """How samples are written, looked at and packed."""
+    """The way in which samples of a kind are written, checked and packed."""
 
     suffix: str
-    size: int  # of a sample in memory, in bytes; its file may be smaller
-    packed: int  # of a packed sample, at least
-    fetch: Callable[[Tensor], Callable[[], np.ndarray]]  # a batch on its way from the GPU -> its samples
-    write: Callable[[np.ndarray, Path], None]  # one sample
-    fault: Callable[[Path], str | None]  # why a file is not as it was written
-    pack: Callable[[Sequence[Path], Sequence[int], Path], None]  # files and labels
+    size: int  # bytes of a sample in memory; its file may be smaller
+    packed: int  # bytes that a packed sample takes at least
+    fetch: Callable[[Tensor], Callable[[], np.ndarray]]  # a batch -> a function that waits for the copy from the GPU
+    write: Callable[[np.ndarray, Path], None]  # writes one sample
+    fault: Callable[[Path], str | None]  # says why a file is not as it was written
+    pack: Callable[[Sequence[Path], Sequence[int], Path], None]  # packs files and their labels into one file
 
     def path(self, folder: Path, i: int) -> Path:
+        """The file of sample i: 000000 and on."""
         return folder / f"{i:06d}{self.suffix}"
 
     def there(self, folder: Path, total: int) -> list[int]:
-        """The numbers below `total` of samples in a folder, which need not exist."""
+        """The numbers below `total` of samples that are in a folder, which need not exist."""
         if not folder.is_dir():
             return []
         with os.scandir(folder) as entries:
@@ -41,8 +42,10 @@ class Files:
         return sorted(i for i in numbers if i < total and self.path(folder, i).name in names)
 
     def room(self, folder: Path, total: int) -> tuple[int, int, int]:
-        """Bytes on the disk of a folder, which need not exist, that samples without a file, and the packed ones of all,
-        take at least and at most, and those that are free."""
+        """Bytes on disk that `total` samples take, at least and at most, and bytes that are free.
+
+        Those of the missing samples' files, and of all samples packed. The folder need not exist.
+        """
         missing = total - len(self.there(folder, total))
         blocks = math.ceil(self.size / BLOCK) + 1
         free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.is_dir())).free
@@ -50,10 +53,10 @@ class Files:
 
 
 def check_room(files: Files, folder: Path, total: int, what: str) -> str:
-    """How much of a disk samples take, in words.
+    """A sentence that says how much of a disk samples take.
 
     Raises:
-        UsageError: more than is free, however small their files are.
+        UsageError: it is more than is free, however small their files are.
     """
     least, most, free = files.room(folder, total)
     if least > free:

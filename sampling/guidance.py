@@ -1,8 +1,9 @@
-"""Guidance: a prediction taken further away from that of a poorer model. Nothing but tensors, so that it can be used
-without the rest.
+"""Guidance: a prediction moved further away from that of a poorer model, poor + w (good - poor).
 
-    classifier-free (arXiv 2207.12598)   the poorer model is the same one, without a class
-    autoguidance (arXiv 2406.02507)      it is another one, smaller or trained for less, of the same class
+    classifier-free (arXiv 2207.12598)   the poorer model is the good one without a class
+    autoguidance (arXiv 2406.02507)      the poorer model is another, smaller or trained for less, of the same class
+
+Imports nothing but torch, so that it can be used without the rest.
 """
 
 from collections.abc import Callable
@@ -24,10 +25,10 @@ def guided(
     Args:
         model: see `SiT`.
         cfg_scale: w of poor + w (good - poor): 1 is no guidance. 0 is the null class in place of y, without guidance.
-        cfg_channels: of classifier-free guidance, see `guided_channels` of the models.
-        interval: guide where t is in it (arXiv 2404.07724); when it is nowhere, the poorer prediction is not computed.
-            Entries with times of their own are guided by these; a t of shape (N,) is one time.
-        guide: the poorer model of autoguidance, which then is used in place of the classifier-free one.
+        cfg_channels: the channels that classifier-free guidance works on, see `guided_channels` of the models.
+        interval: (low, high); entries whose t lies in it are guided (arXiv 2404.07724). Where none does, the poorer
+            prediction is not computed. A t of shape (N,) is one time for all entries of a batch.
+        guide: the poorer model of autoguidance; None is classifier-free guidance.
     """
     low, high = interval
     always = low <= 0 and high >= 1
@@ -54,8 +55,10 @@ def guided(
 
 
 def away_from(poor: Tensor, good: Tensor, scale: float | Tensor) -> Tensor:
-    """poor + scale (good - poor): exactly good for scale 1, and where both are the same. Channels that only the good
-    one has, its log-variance, stay."""
+    """poor + scale (good - poor), exactly good where the scale is 1 or both are equal.
+
+    Channels that only the good one has, its log-variance, come back unchanged.
+    """
     first, rest = good.split([poor.shape[1], good.shape[1] - poor.shape[1]], 1)
     weight = scale.to(poor.dtype) if isinstance(scale, Tensor) else scale
     return torch.cat([torch.lerp(poor, first, weight), rest], 1)

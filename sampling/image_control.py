@@ -35,7 +35,7 @@ from transport.graded import preservation_map
 
 
 def load_references(paths: Sequence[str], network: Network) -> Tensor:
-    """(R, C, S, S) in [-1, 1], in the model's channels in pixel space.
+    """Pictures as tensors (R, C, S, S) in [-1, 1], in the model's channels in pixel space.
 
     Raises:
         DataError: a picture cannot be read.
@@ -45,7 +45,7 @@ def load_references(paths: Sequence[str], network: Network) -> Tensor:
 
 
 def pixel_maps(spec: Preserve | None, paths: Sequence[str], size: int) -> Tensor:
-    """The map of each reference: (R, S, S). Without a spec everything is kept, for channel factors to work on.
+    """The map of each reference: (R, S, S). Without a spec all is kept, which channel factors then lower.
 
     Raises:
         UsageError: a region is unknown.
@@ -61,7 +61,7 @@ def pixel_maps(spec: Preserve | None, paths: Sequence[str], size: int) -> Tensor
 
 
 def boxes_map(boxes: Sequence[tuple[Box, float]], size: int) -> Tensor:
-    """Boxes one over the other, each with the share of a pixel that it covers: (S, S)."""
+    """A map (S, S) of boxes with a value each, later ones over earlier ones; partly covered pixels are mixed."""
     m = torch.zeros(size, size)
     for (x0, y0, x1, y1), value in boxes:
         cover = covered(y0, y1, size)[:, None] * covered(x0, x1, size)
@@ -70,16 +70,19 @@ def boxes_map(boxes: Sequence[tuple[Box, float]], size: int) -> Tensor:
 
 
 def covered(low: float, high: float, size: int) -> Tensor:
-    """How much of each of `size` pixels lies between two fractions of their whole length: (size,)."""
+    """The share of each of `size` pixels that lies between two fractions of their whole length: (size,)."""
     left = torch.arange(size, dtype=torch.float64)
     return ((high * size - left).clamp(0, 1) - (low * size - left).clamp(0, 1)).float()
 
 
 def mask_map(mask: str, reference: str, size: int) -> Tensor:
-    """A grey picture as a map: (S, S).
+    """A grey picture as a map (S, S): white is 1, black and transparent parts are 0.
 
-    It is cropped as its reference is, and so must have that one's size; or it is a square of the model's size. What is
-    transparent keeps nothing; a mask that keeps nothing at all, for it is black where one sees it, was meant otherwise.
+    The mask is cropped as its reference is, and so must have the reference's size; or it is a square of the model's
+    size.
+
+    Raises:
+        DataError: it cannot be read, or has another size; or it keeps nothing because what is painted is black.
     """
     try:
         picture = read_image(mask, "L", background="black")
@@ -125,7 +128,7 @@ def latent_maps(pixels: Tensor, factors: Sequence[float] | None, network: Networ
 
 
 def untrained_times(m: Tensor, network: Network) -> str | None:
-    """What a model was not trained for in these maps, if anything, as a sentence."""
+    """A sentence that names times of these maps which the model was not trained with; None where there are none."""
     trained = network.transport.combostoc_type
     _, channels, *positions = preservation_map(m, m).shape
     over_channels = channels > 1 and trained in (ComboStocType.UNSYNC_NONE, ComboStocType.UNSYNC_PATCH)
@@ -141,7 +144,7 @@ def untrained_times(m: Tensor, network: Network) -> str | None:
 
 @dataclass
 class ImageControl:
-    """Reference pictures, and what is kept of them."""
+    """Reference pictures, and how much of each entry is kept."""
 
     images: Tensor  # (R, C, S, S) in [-1, 1]
     pixels: Tensor  # (R, S, S) in [0, 1]: the least that is kept in any channel
@@ -153,7 +156,7 @@ class ImageControl:
         return network.images.encode(self.images.to(device), sample=False)
 
     def untrained_times(self, network: Network) -> str | None:
-        """A sentence on times of the map that the model was not trained for, if there are any."""
+        """A sentence that names times of the map which the model was not trained with; None where there are none."""
         return untrained_times(self.keep, network)
 
     def finish(self, x: Tensor, rows: Tensor) -> Callable[[], np.ndarray]:
@@ -163,7 +166,7 @@ class ImageControl:
         return to_uint8_later(x)
 
     def sheet(self, samples: np.ndarray, captions: Sequence[str], size: int | None = None) -> Image.Image:
-        """A row for each reference: the reference, its map and its samples, labelled with the reference's caption."""
+        """A picture with a row for each reference: itself, its map, and its samples, labelled with its caption."""
         rows = samples.reshape(len(self.images), -1, *samples.shape[1:])
         maps = [map_picture(m, samples.shape[1]) for m in self.keep]
         tiles, texts = [], []
@@ -180,7 +183,7 @@ class ImageControl:
 def make_control(
     images: Tensor, pixels: Tensor, factors: Sequence[float] | None, network: Network, paste: bool = False
 ) -> ImageControl:
-    """References and maps of pixels, and a factor for each channel.
+    """Graded control by references, maps of pixels, and a factor for each channel.
 
     Raises:
         UsageError: see `latent_maps`; or nothing is kept that could be pasted.
@@ -192,7 +195,7 @@ def make_control(
 
 
 def load_control(args: argparse.Namespace, network: Network) -> ImageControl:
-    """References and maps of --reference, --preserve and --preserve-channels.
+    """Graded control by --reference, --preserve and --preserve-channels.
 
     Raises:
         UsageError, DataError: a reference or a map cannot be used.

@@ -43,7 +43,7 @@ EVALUATION_COLUMNS: tuple[str, ...] = (
 )
 DEFAULT_EXTRACTOR = "inception"
 
-# The rest of the interface is in modules of their own.
+# The rest of the interface, which has modules of its own.
 model_config, evaluator = image_model_config, Monitor
 
 
@@ -51,19 +51,19 @@ model_config, evaluator = image_model_config, Monitor
 
 
 def usual_method(model: str, times: str | None = None) -> Method:
-    """The paper's setting; the published draw is half-mixed, all others are of the whole batch."""
+    """The paper's setting; the published draw is half-mixed, others are not."""
     drawn = times or Method.times
     combostoc_type = "UNSYNC_NONE" if model.startswith("SiT") else "UNSYNC_ALL"
     return Method(combostoc_type=combostoc_type, times=drawn, use_halfmixing=halfmixes(drawn, None))
 
 
 def is_model(state: StateDict) -> bool:
-    """Images are what is left when no other kind has claimed a state dict."""
+    """True: images are the kind of every state dict that no other kind has claimed."""
     return True
 
 
 def config_for(model: str, input_shape: tuple[int, ...], num_classes: int) -> ModelConfig:
-    """The model for inputs (C, H, W)."""
+    """The model of this name for inputs (C, H, W)."""
     return ModelConfig(model, input_shape[1], input_shape[0], num_classes, learn_sigma=True)
 
 
@@ -71,18 +71,18 @@ def config_for(model: str, input_shape: tuple[int, ...], num_classes: int) -> Mo
 
 
 def is_data(data_path: str) -> bool:
-    """Images are what is left when no other kind has claimed a path."""
+    """True: images are the kind of every path that no other kind has claimed."""
     return True
 
 
 def supply(args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-    """What cached latents bring: image size, autoencoder, mirror images."""
+    """The arguments that cached latents bring: image size, autoencoder, mirror images."""
     latents = open_latents(args.data_path, labels=False)
     return latents.supply(args, typed) if latents is not None else {}
 
 
 def training_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """The network that sees the images in evaluations.
+    """The default network of features in evaluations.
 
     Raises:
         UsageError: --channels with an autoencoder.
@@ -93,9 +93,10 @@ def training_defaults(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> None:
-    """
+    """See that the autoencoder fits the model that is continued.
+
     Raises:
-        UsageError: the autoencoder does not fit the model.
+        UsageError: it does not.
     """
     if args.vae != "none" or not is_latents(args.data_path):  # latents may be trained on without what decodes them
         check_channels(args.vae, found.in_channels, source)
@@ -104,7 +105,7 @@ def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> No
 def load_data(
     args: argparse.Namespace, process: Process, found: ModelConfig | None, saved: dict[str, Any], source: str
 ) -> Data:
-    """Images, encoded in every step, or cached latents."""
+    """The training set: images, encoded in every step, or cached latents."""
     if (latents := open_latents(args.data_path)) is not None:
         return load_latents(args, process, latents, saved, source)
     return load_images(args, process, found.in_channels if found else None, saved, source)
@@ -135,7 +136,7 @@ def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, de
 
 
 def load_space(vae: str, image_size: int | None, config: ModelConfig, device: torch.device, source: str) -> Autoencoder:
-    """The autoencoder of a name, for the model of a checkpoint and an image size, if one is asked for.
+    """The autoencoder of a name, checked against the model of a checkpoint, and against an image size if one is given.
 
     Raises:
         UsageError: it does not fit the model.
@@ -153,9 +154,10 @@ def load_space(vae: str, image_size: int | None, config: ModelConfig, device: to
 
 
 def check_sampling(args: argparse.Namespace, network: Network) -> None:
-    """
+    """See that the arguments of sample.py are for images.
+
     Raises:
-        UsageError: an argument is for shapes.
+        UsageError: one is for shapes.
     """
     if args.glb is not None:
         raise UsageError(f"--glb {args.glb} is for shapes; {network.config.name} makes images")
@@ -165,7 +167,7 @@ def check_sampling(args: argparse.Namespace, network: Network) -> None:
 
 
 def without_effect_in_sampling(args: argparse.Namespace) -> Iterable[tuple[bool, str, tuple[str, ...]]]:
-    """None beyond those of all kinds."""
+    """No rules beyond those of all kinds."""
     return ()
 
 
@@ -175,11 +177,11 @@ def pictures(x: Tensor, space: Space, size: int | None = None) -> np.ndarray:
 
 
 def write_besides(args: argparse.Namespace, x: np.ndarray | Tensor, network: Network) -> None:
-    """Nothing: the picture is all there is."""
+    """Nothing is written: the picture is all there is."""
 
 
 def files(network: Network) -> Files:
-    """A .png a sample, and an .npz of all pixels."""
+    """The files of images: a .png per sample, and an .npz of all pixels."""
     size = network.image_size
     return Files(
         suffix=".png",
@@ -198,5 +200,5 @@ def is_reference(word: str) -> bool:
 
 
 def is_set(name: str) -> bool:
-    """Images are what is left when no other kind has claimed a set."""
+    """True: images are the kind of every set that no other kind has claimed."""
     return True

@@ -26,12 +26,12 @@ from transport import Attributes, Method
 
 @dataclass
 class Output:
-    """What a checkpoint's model makes."""
+    """The form of a model's output, and the way from it to files."""
 
     space: Space
     input_shape: tuple[int, ...]  # of the model: (C, H, W), or (L, F) for shapes
     image_size: int  # side of a picture in pixels
-    vae: str | None  # what --vae is; None for shapes
+    vae: str | None  # value of --vae; None for shapes
     attributes: Attributes | None = None  # see `Transport`
 
 
@@ -61,9 +61,10 @@ class Kind(Protocol):
 
     # ---- models and the method ----
     def usual_method(self, model: str, times: str | None = None) -> Method:
-        """The method that a model is trained with where nothing else is said.
+        """The default method of a model.
 
         Args:
+            model: its name.
             times: the draw of times that is asked for, if one is.
         """
         ...
@@ -81,7 +82,7 @@ class Kind(Protocol):
         ...
 
     def config_for(self, model: str, input_shape: tuple[int, ...], num_classes: int) -> ModelConfig:
-        """The model of a name that is to be trained on inputs of a shape."""
+        """The model of a name, to be trained on inputs of a shape."""
         ...
 
     # ---- training ----
@@ -98,11 +99,11 @@ class Kind(Protocol):
         ...
 
     def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-        """Arguments of train.py that the data themselves bring, by name, where they are others and not typed."""
+        """The arguments of train.py that the data bring, by name, unless they were typed."""
         ...
 
     def training_defaults(self, args: argparse.Namespace) -> dict[str, Any]:
-        """Arguments of train.py that were not given and depend on the kind, by name.
+        """The defaults of train.py's arguments that depend on the kind, by name.
 
         Raises:
             UsageError: an argument is not for this kind.
@@ -110,9 +111,10 @@ class Kind(Protocol):
         ...
 
     def check_start(self, found: ModelConfig, args: argparse.Namespace, source: str) -> None:
-        """
+        """See that the arguments fit the model of the checkpoint that is continued.
+
         Raises:
-            UsageError: the arguments do not fit the model of the checkpoint that is continued.
+            UsageError: they do not.
         """
         ...
 
@@ -141,9 +143,10 @@ class Kind(Protocol):
         ...
 
     def check_sampling(self, args: argparse.Namespace, network: Network) -> None:
-        """
+        """See that the arguments of sample.py are for this kind.
+
         Raises:
-            UsageError: an argument of sample.py is of another kind.
+            UsageError: one is for another.
         """
         ...
 
@@ -160,11 +163,11 @@ class Kind(Protocol):
         ...
 
     def write_besides(self, args: argparse.Namespace, x: np.ndarray | Tensor, network: Network) -> None:
-        """Write what the arguments of sample.py ask for beside the picture, and say so."""
+        """Write the files that the arguments of sample.py ask for beside the picture, and print their names."""
         ...
 
     def files(self, network: Network) -> Files:
-        """How sample_ddp.py writes, checks and packs samples."""
+        """The way in which sample_ddp.py writes, checks and packs samples."""
         ...
 
     # ---- graded control ----
@@ -173,7 +176,7 @@ class Kind(Protocol):
         ...
 
     def load_control(self, args: argparse.Namespace, network: Network) -> Control:
-        """References, and what is kept of them.
+        """The references of graded control, and how much of them is kept.
 
         Raises:
             UsageError, DataError: a reference or a map cannot be used.

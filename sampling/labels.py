@@ -9,12 +9,12 @@ from runtime.errors import UsageError
 from sampling.arguments import NULL
 from sampling.network import Network
 
-IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]  # SiT's: golden retriever, otter, red panda, geyser, ...
+# The classes that SiT's sample.py shows: golden retriever, otter, red panda, geyser, ...
+IMAGENET_LABELS = [207, 360, 387, 974, 88, 979, 417, 279]
 
 
 def class_labels(words: Iterable[str], network: Network) -> list[int]:
-    """Labels as they are given on the command line: numbers, the names that the classes had in the data, or the word
-    for no class.
+    """The labels that words of the command line name: numbers, names of classes, or the word for no class.
 
     Raises:
         UsageError: the model has no such class.
@@ -42,7 +42,10 @@ def class_labels(words: Iterable[str], network: Network) -> list[int]:
 
 
 def default_labels(num_classes: int) -> list[int]:
-    """SiT's eight ImageNet classes; otherwise up to ten classes spread over all, four rows of them if they are few."""
+    """The labels of a grid when none are given.
+
+    SiT's eight ImageNet classes; otherwise up to ten classes spread over all, four times each.
+    """
     if num_classes == 1000:
         return IMAGENET_LABELS
     spread = sorted({round(k * (num_classes - 1) / 9) for k in range(10)})

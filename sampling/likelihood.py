@@ -19,10 +19,10 @@ from train_utils import build_sampler
 
 
 def check_arguments(args: argparse.Namespace, job: str) -> None:
-    """Arguments of a job that starts from images.
+    """See that the arguments fit a job that starts from images.
 
     Raises:
-        UsageError: no images, or guidance, which changes the field that is integrated.
+        UsageError: there are no images; or guidance is asked for, which changes the field that is integrated.
     """
     if not args.data_path:
         raise UsageError(f"{job} takes images: give --data-path FOLDER (or 'digits')")
@@ -36,7 +36,11 @@ def check_arguments(args: argparse.Namespace, job: str) -> None:
 
 
 def images_of(args: argparse.Namespace, network: Network) -> ImageDataset:
-    """The images of --data-path, with the class numbers that the model was trained with."""
+    """The images of --data-path, with the class numbers that the model was trained with.
+
+    Raises:
+        UsageError: their classes cannot be those of the model.
+    """
     space = network.images
     channels = space.channels if args.vae == "none" else 3
     dataset = load_dataset(args.data_path, network.image_size, channels, flat=True, class_names=network.class_names)
@@ -61,7 +65,7 @@ def load_batch(dataset: ImageDataset, indices: Sequence[int], network: Network) 
 
 
 def to_latents(images: Tensor, autoencoder: Autoencoder, noise: ImageNoise) -> tuple[Tensor, float]:
-    """What is scored, and the bits a dimension that its unit of density adds.
+    """The tensors that are scored, and a number of bits per dimension to add for their unit of density.
 
     In pixel space the 8-bit values are spread uniformly over their bins, which are 1 / 127.5 wide, so that bits per
     dimension bound those of the discrete picture from above. With an autoencoder the posterior mean is scored, in bits
@@ -73,7 +77,7 @@ def to_latents(images: Tensor, autoencoder: Autoencoder, noise: ImageNoise) -> t
 
 
 def bits_per_dim(logp: Tensor, dimensions: int, offset: float = 0.0) -> Tensor:
-    """-log2 p / dimensions + offset, of log p in nats."""
+    """Bits per dimension, -log2 p / dimensions + offset, of log p in nats."""
     return -logp / (math.log(2) * dimensions) + offset
 
 

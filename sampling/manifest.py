@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "timm", "torchdiffeq", "diffusers", "numpy",
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the packages that pictures depend on, and of this code where it is a git checkout."""
+    """The versions of Python, of the packages that pictures depend on, and of this code where it is a git checkout."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def runs_before(path: Path, digest: str) -> list[dict[str, object]]:
-    """The runs that an earlier manifest of the same settings records."""
+    """The runs that an earlier manifest of the checkpoint records."""
     try:
         earlier = json.loads(path.read_text())
         return earlier["runs"] if earlier["settings"]["checkpoint_sha256"] == digest else []
@@ -52,8 +52,8 @@ def write(
     """Write the manifest of an .npz beside it.
 
     Args:
-        run: what this run did: images, model evaluations, seconds. A run that was killed has left no record; then the
-            images of all runs are fewer than those of the file.
+        run: numbers of this run: images, model evaluations, seconds. A run that was killed has left no record; the
+            images of all recorded runs are then fewer than those of the file.
         settings: everything an image depends on.
     """
     path = npz.with_suffix(".json")

@@ -1,4 +1,4 @@
-"""The judge of samples during training, against a reference and on all processes: of any kind, and of images."""
+"""The judge of samples during training, against a reference and on all processes: its interface, and that of images."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ from sampling.network import ImageNoise, guided
 from transport import PUBLISHED_SDE, Sampler, Transport
 
 MAX_REFERENCE = 50_000  # training images that an evaluation during training looks at
-BATCH = 64  # images at a time for the network that sees them
+BATCH = 64  # images at a time for the network of features
 
 T = TypeVar("T")
 
@@ -42,21 +42,21 @@ T = TypeVar("T")
 
 
 class Evaluator(Protocol):
-    """What judges samples. All processes must call the same methods at the same time."""
+    """A judge of samples. All processes must call the same methods at the same time."""
 
     def prepare(self) -> list[str]:
-        """Look at the reference; returns lines to log."""
+        """Compute the statistics of the reference; returns lines to log."""
         ...
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
         """The numbers, in the first process; {} in the others, or if asked to stop.
 
         Args:
-            stop: asked between batches, in all processes at the same time, and answered alike in all.
+            stop: called between batches, in all processes at the same time, with one answer in all.
 
         Raises:
-            FloatingPointError: in all processes, if samples of any are not finite; in the first, if what becomes of
-                them cannot be judged.
+            FloatingPointError: in all processes, if samples of any are not finite; in the first, if the decoded
+                samples cannot be judged.
         """
         ...
 
@@ -74,7 +74,7 @@ def samples(
     """This process's share of the samples and their indices, until all processes are asked to stop.
 
     Args:
-        decode: what is to become of a batch of the model's outputs.
+        decode: makes of a batch of the model's outputs what is returned.
 
     Raises:
         FloatingPointError: in all processes, if samples of any are not finite.
@@ -108,7 +108,7 @@ def samples(
 
 
 class Monitor:
-    """Evaluates a model as `sample_ddp.py SDE --balanced-labels` and `evaluate.py` would.
+    """The judge of images: numbers as from `sample_ddp.py SDE --balanced-labels` and `evaluate.py`.
 
     Image i has the noise of (seed, i) every time, so that numbers of two steps differ by the model alone. All processes
     must call the same methods at the same time.
@@ -131,6 +131,7 @@ class Monitor:
         self.reference: Statistics | None = None  # in the first process
 
     def prepare(self) -> list[str]:
+        """Compute the statistics of the reference; returns lines to log, in the first process."""
         if self.source is None:
             count = min(len(self.data.dataset), MAX_REFERENCE)
             self.reference = statistics_of(self.training_images(), count, self.extractor)
@@ -147,7 +148,7 @@ class Monitor:
         return [f"Evaluating: {name} and others against {source}", *(f"Warning: {line}" for line in warnings)]
 
     def training_images(self) -> Iterator[Batch]:
-        """This process's share of the training images, or of evenly spaced ones."""
+        """This process's share of the training images, or of `MAX_REFERENCE` evenly spaced ones."""
         dataset = self.data.dataset
         chosen = evenly_spaced(len(dataset), MAX_REFERENCE)
         for part in shares(len(chosen), BATCH, self.process.rank, self.process.world_size):
@@ -177,12 +178,12 @@ class Monitor:
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """(N, 1 or 3, H, W) in [-1, 1] to (N, 3, H, W) uint8."""
+    """Images (N, 1 or 3, H, W) in [-1, 1] to (N, 3, H, W) uint8."""
     return torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2)
 
 
 def readable(dataset: Items, index: int) -> Tensor | None:
-    """An image as it is trained on, None if it cannot be read, which training says."""
+    """A training image (C, H, W) without flip, or None if it cannot be read, which training reports."""
     try:
         return dataset[index, False][0]
     except UnreadableImage:
