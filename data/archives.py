@@ -16,12 +16,12 @@ from runtime.errors import DataError, first_line
 from runtime.files import DAMAGE
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-ENCRYPTED = 1  # of an entry's flags
+ENCRYPTED = 1  # the bit of an entry's flags
 HEADER = 30  # bytes of an entry before its name
 
 
 class Places:
-    """Where entries are in an archive, in one array, which forked data workers share.
+    """The places of entries in an archive, in one array, which forked data workers share.
 
     Reading opens the file anew: a `zipfile.ZipFile` may be shared neither by threads nor by processes that forked, and
     would hold an object for each of a million entries in each of them.
@@ -29,9 +29,10 @@ class Places:
 
     def __init__(self, path: str | Path) -> None:
         self.path = os.fspath(path)
-        self.numbers = array("q")  # of each entry: where it begins, packed bytes, bytes, CRC-32, whether deflated
+        self.numbers = array("q")  # five for each entry: offset, packed bytes, bytes, CRC-32, whether deflated
 
     def append(self, info: zipfile.ZipInfo) -> None:
+        """Add the place of an entry."""
         is_deflated = info.compress_type == zipfile.ZIP_DEFLATED
         self.numbers.extend((info.header_offset, info.compress_size, info.file_size, info.CRC, is_deflated))
 
@@ -65,7 +66,7 @@ class Places:
 
 
 class Archive:
-    """A tree in a .zip. A folder that holds all else, as of `zip -r set.zip set`, is not part of the names.
+    """A tree in a .zip, see `data.listing.Tree`. A single folder that holds all else is left out of the names.
 
     Raises:
         DataError: it cannot be read, or entries are encrypted or packed by another method than deflate.
@@ -100,9 +101,10 @@ class Archive:
             self.tree[folder][1].append(last)
 
     def check(self, info: zipfile.ZipInfo) -> None:
-        """
+        """See that an entry can be read as it is.
+
         Raises:
-            DataError: an entry cannot be read as it is.
+            DataError: it is encrypted, packed by another method than deflate, or a link.
         """
         if info.flag_bits & ENCRYPTED:
             raise DataError(f"{self.root} is encrypted ({info.filename}): unpack it")
@@ -112,10 +114,12 @@ class Archive:
             raise DataError(f"{info.filename} in {self.root} is a symbolic link: pack the file itself (zip without -y)")
 
     def is_picture(self, name: str) -> bool:
+        """Whether an entry is a picture: by its suffix, or where that says nothing, by its first bytes."""
         named = named_as_picture(name)
         return PICTURE.match(self.content(name)[:16]) is not None if named is None else named
 
     def children(self, name: str = "") -> Children:
+        """The names of all that lies directly in a folder of the archive."""
         folders, files = self.tree[name]
         is_picture = [self.is_picture(posixpath.join(name, file)) for file in files]
         pictures = [file for file, is_one in zip(files, is_picture, strict=True) if is_one]
@@ -124,6 +128,7 @@ class Archive:
         )
 
     def pictures(self, name: str, others: Counter[str]) -> list[str]:
+        """Paths of the pictures in a folder and below, sorted; `others` counts all other files by their suffix."""
         found, pending = [], [name]
         while pending:
             folder = pending.pop()
@@ -138,6 +143,11 @@ class Archive:
         return sorted(found)
 
     def content(self, name: str) -> bytes:
+        """The bytes of an entry.
+
+        Raises:
+            DataError: it cannot be read.
+        """
         place = Places(self.root)
         place.append(self.infos[name])
         try:
@@ -146,7 +156,7 @@ class Archive:
             raise DataError(f"{name} in {self.root} cannot be read: {first_line(error)}") from None
 
     def places(self, paths: Paths) -> Places:
-        """Where the entries of paths are, which begin with the root."""
+        """The places of the entries that paths name; the paths begin with the root."""
         places = Places(self.root)
         for k in range(len(paths)):
             places.append(self.infos[os.fsdecode(paths.name(k))])

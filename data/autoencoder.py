@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from data.images import MAX_PIXELS
-from data.tokenizers import KINDS, Factor, Layout
+from data.tokenizers import AUTOENCODERS, Factor, LatentLayout
 from runtime import precision
 from runtime.errors import DataError, UsageError, first_line
 from runtime.files import other_than_weights
 
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
-SD_VAE = Layout(8, 4, 0.18215, 0.0)  # of `PUBLISHED`, known without fetching anything
+SD_VAE = LatentLayout(8, 4, 0.18215, 0.0)  # the layout of `PUBLISHED`, known without fetching anything
 
 
 def check_channels(name: str, channels: int, source: str) -> None:
-    """Make sure that `--vae` fits the channels of a model, before anything is fetched or drawn.
+    """See that `--vae` fits the channels of a model, before anything is fetched or drawn.
 
     Raises:
         UsageError: it does not.
@@ -39,7 +39,7 @@ def check_channels(name: str, channels: int, source: str) -> None:
 
 
 def latent_size(image_size: int, factor: int, model: str) -> int:
-    """Side of a model's input for an image size.
+    """The side of a model's input for an image size.
 
     Raises:
         UsageError: the autoencoder's factor and the patch do not divide it.
@@ -56,7 +56,7 @@ def latent_size(image_size: int, factor: int, model: str) -> int:
 
 
 class PixelSpace:
-    """No autoencoder: the model sees the pixels themselves, in the data's own channels, at scale 1."""
+    """The space without an autoencoder: the model sees the pixels themselves, in the data's channels, at scale 1."""
 
     factor = 1
 
@@ -64,27 +64,29 @@ class PixelSpace:
         self.channels = channels
 
     def encode(self, images: Tensor, sample: bool = True) -> Tensor:
+        """The images themselves."""
         return images
 
     def decode(self, latents: Tensor) -> Tensor:
+        """The latents themselves, which are images."""
         return latents
 
 
-DECODED = 32  # pictures at a time: the decoder's largest activation is 64 MiB for one of 256 x 256
+DECODED = 32  # pictures decoded at a time: the largest activation takes 64 MiB for one of 256 x 256
 
 
 class LatentSpace:
-    """An image autoencoder of diffusers, of a class of `KINDS`, in inference mode.
+    """An image autoencoder of diffusers, of a class of `AUTOENCODERS`, in inference mode.
 
     Attributes:
-        factor: pixels a latent position covers, in each direction.
-        channels: of the latent.
-        scale, shift: latent = (z - shift) scale of the autoencoder's own z, for all channels or each one; 0.18215 and 0
-            for SD-VAE. Training may have had others, see `data.scaling`.
-        size: of pictures in pixels, where it knows but one; else None.
-        is_scaled: whether configuration or class say how latents become of about unit variance.
+        factor: pixels that a latent position covers, in each direction.
+        channels: channels of the latent.
+        scale, shift: latent = (z - shift) scale, z being the autoencoder's own, for all channels or each one; 0.18215
+            and 0 for SD-VAE. Training may have had others, see `data.scaling`.
+        size: side in pixels of the only pictures that it takes; None where it takes all sizes.
+        is_scaled: whether the configuration or the class has a scale that gives latents about unit variance.
         has_posterior: whether it encodes to a distribution; else to a latent.
-        encode_precision: of the encoder's products, see `precision`.
+        encode_precision: precision of the encoder's matrix products, see `runtime.precision`.
     """
 
     def __init__(self, source: str | Path, device: torch.device) -> None:
@@ -94,7 +96,7 @@ class LatentSpace:
             DataError: it cannot be loaded.
         """
         self.class_name = class_of(Path(source))
-        kind = KINDS[self.class_name]
+        kind = AUTOENCODERS[self.class_name]
         self.encoded, self.decoded, self.has_posterior = kind.encode, kind.decode, kind.has_posterior
         try:
             self.vae = class_named(self.class_name).from_pretrained(source, **variant(Path(source)))
@@ -108,9 +110,10 @@ class LatentSpace:
         self.encode_precision = "tf32"
 
     def check_size(self, image_size: int) -> None:
-        """
+        """See that the autoencoder takes pictures of a size.
+
         Raises:
-            UsageError: it knows but another size of pictures.
+            UsageError: it takes another size only.
         """
         if self.size not in (None, image_size):
             raise UsageError(
@@ -119,8 +122,10 @@ class LatentSpace:
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> Tensor:
-        """Mean and standard deviation of the latents' posterior, (N, 3, H, W) -> (N, 2, channels, h, w) float32; of an
-        autoencoder without posteriors the latents alone, (N, 1, channels, h, w)."""
+        """Mean and standard deviation of the latents' posterior: (N, 3, H, W) -> (N, 2, channels, h, w) float32.
+
+        An autoencoder without posteriors gives the latents alone: (N, 1, channels, h, w).
+        """
         with precision.autocast(self.encode_precision, images.device):
             mean, *std = (part.float() for part in self.encoded(self.vae, images))
         scale, shift = broadcast(self.scale, mean), broadcast(self.shift, mean)
@@ -129,13 +134,13 @@ class LatentSpace:
         return moments.contiguous()
 
     def encode(self, images: Tensor, sample: bool = True) -> Tensor:
-        """(N, 3, H, W) -> (N, channels, h, w), a draw from the posterior or its mean."""
+        """Latents (N, channels, h, w) of images (N, 3, H, W): a draw from the posterior, or its mean."""
         moments = self.moments(images)
         return draw_posterior(moments) if sample else moments[:, 0]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """The inverse of `encode`, up to the autoencoder's loss."""
+        """Images (N, 3, H, W) of latents (N, channels, h, w): the inverse of `encode`, up to the autoencoder's loss."""
         scale, shift = broadcast(self.scale, latents), broadcast(self.shift, latents)
         parts = (latents / scale + shift).split(DECODED)
         return torch.cat([self.decoded(self.vae, part) for part in parts])
@@ -151,10 +156,10 @@ class LatentSpace:
 
 
 def class_named(name: str) -> Any:
-    """A class of `KINDS` in diffusers.
+    """A class of diffusers, by its name in `AUTOENCODERS`.
 
     Raises:
-        DataError: the one that is installed lacks it, or what it needs.
+        DataError: the installed diffusers lacks it, or a package that it needs is missing.
     """
     models = importlib.import_module("diffusers.models")
     if not hasattr(models, name):
@@ -166,7 +171,7 @@ def class_named(name: str) -> Any:
 
 
 def broadcast(factor: Factor, latents: Tensor) -> float | Tensor:
-    """A factor of latents (N, C, h, w): as it is, or as (C, 1, 1)."""
+    """A factor in a form that multiplies latents (N, C, h, w): a number, or a tensor (C, 1, 1)."""
     if isinstance(factor, list):
         return torch.tensor(factor, device=latents.device, dtype=latents.dtype).view(-1, 1, 1)
     return factor
@@ -176,7 +181,7 @@ Autoencoder = PixelSpace | LatentSpace
 
 
 def weights_that_are_none(folder: Path) -> str | None:
-    """What a diffusers folder has in place of weights, as a clone without Git LFS has; None where that is not it."""
+    """A sentence on a file that stands in place of weights, as in a clone without Git LFS; None if there is none."""
     for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin")):
         if what := other_than_weights(path):
             return f"{path.name} is {what}"
@@ -184,7 +189,7 @@ def weights_that_are_none(folder: Path) -> str | None:
 
 
 def variant(folder: Path) -> dict[str, str]:
-    """What diffusers has to be told of a folder that has its weights in half precision only."""
+    """The arguments by which diffusers loads a folder that has its weights in half precision only; {} for others."""
     stem = "diffusion_pytorch_model"
     has_full = any((folder / f"{stem}.{kind}").is_file() for kind in ("safetensors", "bin"))
     has_half = any((folder / f"{stem}.fp16.{kind}").is_file() for kind in ("safetensors", "bin"))
@@ -192,7 +197,7 @@ def variant(folder: Path) -> dict[str, str]:
 
 
 def class_of(folder: Path) -> str:
-    """The class that a diffusers folder says it is of; AutoencoderKL where it does not, and for a Hub repository."""
+    """The autoencoder class that a diffusers folder names; AutoencoderKL where it names none, or for the Hub."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -201,19 +206,21 @@ def class_of(folder: Path) -> str:
 
 
 def other_than_autoencoder(path: Path) -> str | None:
-    """Words for a path that is no diffusers folder of an image autoencoder; None where nothing speaks against it."""
+    """The reason, in words, why a path is no diffusers folder of an image autoencoder; None where it may be one."""
     if path.is_file():
         return f"is a file; give its folder, {path.parent}" if (path.parent / "config.json").is_file() else "is a file"
     if (path / "vae" / "config.json").is_file() and not (path / "config.json").is_file():
         return f"is the folder of a whole pipeline; give {path / 'vae'}"
-    if (kind := class_of(path)) in KINDS:
+    if (kind := class_of(path)) in AUTOENCODERS:
         return None
-    return f"is of the class {kind}; the image autoencoders of diffusers that are read are {', '.join(KINDS)}"
+    return f"is of the class {kind}; the image autoencoders of diffusers that are read are {', '.join(AUTOENCODERS)}"
 
 
 def draw_posterior(moments: Tensor) -> Tensor:
-    """A latent from its posterior's mean and standard deviation, (N, 2, C, h, w) -> (N, C, h, w); without a posterior,
-    (N, 1, C, h, w), it is there."""
+    """A latent from its posterior's mean and standard deviation: (N, 2, C, h, w) -> (N, C, h, w).
+
+    (N, 1, C, h, w), without a posterior, is the latent itself.
+    """
     if moments.shape[1] == 1:
         return moments[:, 0]
     mean, std = moments.unbind(1)
@@ -221,9 +228,10 @@ def draw_posterior(moments: Tensor) -> Tensor:
 
 
 def check_name(name: str) -> None:
-    """
+    """See that `--vae` names an autoencoder, as far as that shows without loading it.
+
     Raises:
-        DataError: `--vae` names no autoencoder, as far as that shows without loading it.
+        DataError: it does not.
     """
     if name == "none" or name in PUBLISHED:
         return
@@ -238,7 +246,7 @@ def load_autoencoder(name: str, device: torch.device, pixel_channels: int = 3) -
 
     Args:
         name: "ema" or "mse" (SD-VAE fine-tuned with an EMA or an MSE loss), "none", or a diffusers folder.
-        device: where it computes.
+        device: the device that it computes on.
         pixel_channels: channels of the data, for "none".
 
     Raises:

@@ -1,4 +1,4 @@
-"""Latents that are cached, of whichever format, by what a path holds."""
+"""Cached latents of all formats, found by the content of a path."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def open_latents(path: str | Path, *, labels: bool = True) -> Latents | None:
     """The cached latents of a path; None where it holds none.
 
     Args:
-        labels: whether to read those of another program, which takes a while.
+        labels: whether to read the labels of another program's latents, which takes a while.
 
     Raises:
         DataError: they are not finished, or damaged.

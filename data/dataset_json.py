@@ -16,14 +16,14 @@ from data.listing import Tree
 from runtime.errors import DataError, first_line
 
 NAME = "dataset.json"
-MOST = 1_000_000  # classes
+MAX_CLASSES = 1_000_000
 
 
 @dataclass
 class Labels:
-    """Labels by the names of pictures, relative to the folder; and how many classes there are."""
+    """Labels by the names of pictures, relative to the folder, and the number of classes."""
 
-    of: dict[str, int] | None  # None: none are given
+    of: dict[str, int] | None  # by name; None: no labels are given, all pictures are of one class
     classes: int
 
 
@@ -62,9 +62,10 @@ def read_labels(tree: Tree) -> Labels | None:
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """
+    """A JSON object as a dictionary.
+
     Raises:
-        ValueError: a name stands twice.
+        ValueError: a name stands twice in it.
     """
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -74,10 +75,10 @@ def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def class_number(label: Any, name: str, path: Any) -> tuple[int, int]:
-    """A label as a number, and how many classes there are at least.
+    """A label as a number, and the number of classes that there are at least.
 
     Raises:
-        DataError: it is none.
+        DataError: it is no label.
     """
     if isinstance(label, list):
         numbers = [k for k, value in enumerate(label) if type(value) in (int, float) and value == 1]
@@ -88,12 +89,13 @@ def class_number(label: Any, name: str, path: Any) -> tuple[int, int]:
         label = int(label)
     if type(label) is not int:
         raise DataError(f"{path}: the label of {name} is {shortened(label)}; whole numbers from 0 are needed")
-    if not 0 <= label < MOST:
-        raise DataError(f"{path}: the label of {name} is {label}; numbers from 0 to {MOST - 1:,} are needed")
+    if not 0 <= label < MAX_CLASSES:
+        raise DataError(f"{path}: the label of {name} is {label}; numbers from 0 to {MAX_CLASSES - 1:,} are needed")
     return label, label + 1
 
 
 def shortened(value: Any) -> str:
+    """A value in words, at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -23,7 +23,7 @@ FEATURES, LABELS = "_features", "_labels"
 
 
 def find(path: Path) -> Path | None:
-    """The folder of the features: the path itself, or the only one in it."""
+    """The folder of the features: the path itself, or the only one in it; None where there is none."""
     if not path.is_dir():
         return None
     candidates = [path] if path.resolve().name.endswith(FEATURES) else sorted(path.glob(f"*{FEATURES}"))
@@ -32,6 +32,7 @@ def find(path: Path) -> Path | None:
 
 
 def labels_beside(features: Path) -> Path:
+    """The folder of labels that belongs to a folder of features."""
     return features.resolve().with_name(features.resolve().name.removesuffix(FEATURES) + LABELS)
 
 
@@ -55,6 +56,11 @@ class FastDiT(ForeignLatents):
         super().__init__(features, shape[1:])
 
     def labelled(self) -> tuple[np.ndarray, Iterable[str]]:
+        """The labels, and the names of their files.
+
+        Raises:
+            DataError: features and labels have not the same names, or a label cannot be read.
+        """
         features, labels = self.folder, arrays_in(labels_beside(self.folder))
         names, others = ([paths.name(k) for k in range(len(paths))] for paths in (self.paths, labels))
         if names != others:
@@ -63,24 +69,27 @@ class FastDiT(ForeignLatents):
         return distributed.from_main(lambda: labels_in(labels)), (name.decode("utf-8", "replace") for name in names)
 
     def read(self, index: int, mirror: bool) -> Tensor:
+        """A latent (1, C, h, w); there are no mirror images."""
         name = self.paths[index]
         return as_latent(load_array(Path(name), name), self.parts, self.latent_shape, name)
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """See that this process's share of the files are as long as the first."""
         check_sizes(self.paths, rank, world_size, str(self.folder))
 
 
 def arrays_in(folder: Path) -> Paths:
+    """The paths of all .npy files in a folder and below."""
     paths = Paths(folder)
     paths.extend(files_below(folder, lambda entry: entry.name.endswith(".npy")))
     return paths
 
 
 def labels_in(paths: Paths) -> np.ndarray:
-    """The number in each file.
+    """The number in each file: (N,).
 
     Raises:
-        DataError: one holds none.
+        DataError: one holds no single whole number.
     """
 
     def label(path: str) -> int:

@@ -32,11 +32,15 @@ from runtime.errors import DataError, UsageError
 
 
 class Space(Protocol):
-    """The way from data to what the transformer sees, and back."""
+    """The way from data to the model's input, and back."""
 
-    def encode(self, x: Tensor, /, sample: bool = True) -> Tensor: ...
+    def encode(self, x: Tensor, /, sample: bool = True) -> Tensor:
+        """The model's inputs (N, ...) of data; `sample` draws from a posterior, where there is one."""
+        ...
 
-    def decode(self, x: Tensor, /) -> Tensor: ...
+    def decode(self, x: Tensor, /) -> Tensor:
+        """The data of inputs (N, ...), the inverse of `encode`."""
+        ...
 
 
 @dataclass
@@ -47,10 +51,10 @@ class Data:
     to_latents: Callable[[Tensor], Tensor]  # a batch of items, on the device
     input_shape: tuple[int, ...]  # of the model's input: (C, H, W), or (L, F) for shapes
     autoencoder: Space | None  # None where nothing needs it
-    about: dict[str, Any] = field(default_factory=dict)  # what a checkpoint has to know of it
-    lines: list[str] = field(default_factory=list)  # what the log says of it
-    settings: dict[str, Any] = field(default_factory=dict)  # arguments of the run that are known now, by name
-    attributes: tuple[int, ...] | None = None  # of shapes, see `Transport`
+    about: dict[str, Any] = field(default_factory=dict)  # entries for the checkpoint
+    lines: list[str] = field(default_factory=list)  # lines for the log
+    settings: dict[str, Any] = field(default_factory=dict)  # arguments of the run that the data decide, by name
+    attributes: tuple[int, ...] | None = None  # for shapes, see `Transport`
 
 
 def load_images(
@@ -63,8 +67,12 @@ def load_images(
     """Images, to be encoded in every step.
 
     Args:
-        trained: channels of the model that is continued. One of three goes on with them, also on grey pictures.
-        saved, source: the checkpoint's content, and its name.
+        trained: channels of the model that is continued; a model of three goes on with them, also on grey pictures.
+        saved, source: content and name of the checkpoint that is continued.
+
+    Raises:
+        UsageError: an argument is for an autoencoder, and there is none; or the sizes do not fit.
+        DataError: images or autoencoder cannot be loaded.
     """
     if args.latent_stats and args.vae == "none":
         raise UsageError(f"--latent-stats {args.latent_stats} is for latents; --vae none has none")
@@ -103,11 +111,17 @@ def load_latents(
     saved: dict[str, Any] | None = None,
     source: str = "",
 ) -> Data:
-    """Cached latents. The autoencoder only decodes samples, and is not loaded where there will be none; of latents of
-    another program a folder is, for its scale.
+    """Cached latents.
+
+    The autoencoder only decodes samples, and is not loaded for a run without any; but where latents of another program
+    are given with a folder, it is loaded for its scale.
 
     Args:
-        saved, source: the checkpoint's content that is continued, and its name.
+        saved, source: content and name of the checkpoint that is continued.
+
+    Raises:
+        UsageError: an argument is for images, or does not fit the latents.
+        DataError: the latents are damaged, or the autoencoder cannot be loaded.
     """
     if args.encode_bf16:
         raise UsageError(f"--encode-bf16 is for images; {args.data_path} holds latents that are encoded already")
@@ -150,10 +164,10 @@ def load_latents(
 def autoencoder_of_foreign(
     args: argparse.Namespace, process: distributed.Process, needs_pictures: bool
 ) -> Autoencoder | None:
-    """The autoencoder of latents that do not say it; a folder is loaded for its scale, too.
+    """The autoencoder of another program's latents, which do not name it; a folder is loaded for its scale, too.
 
     Raises:
-        UsageError: none is given, and pictures are to be made.
+        UsageError: no autoencoder is given, and pictures are to be made.
     """
     if args.vae == "none":
         if needs_pictures:
@@ -176,8 +190,8 @@ def load_batches(
     """Items and labels in the order given, loaded by workers, which start now and are stopped at the end.
 
     Args:
-        unreadable: gets, when a batch is taken, the reasons of images that could not be read, by their index; the next
-            readable ones are in their place.
+        unreadable: is filled, when a batch is taken, with the images that could not be read, by index, and the reasons;
+            the next readable ones are in their place.
 
     Raises:
         DataError: workers cannot be started, or one has died.
@@ -216,8 +230,8 @@ def feed(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Latents and labels of each batch, on the device.
 
-    On a GPU, copies and encoder run on a stream of their own. The host runs ahead of the GPU, so that they are at work
-    beside the step before, and the step that needs them finds them done.
+    On a GPU, copies and encoder run on a stream of their own. The host runs ahead of the GPU, so that they run beside
+    the step before, and the step that needs their results does not wait.
 
     Args:
         batches: pairs of tensors on the CPU, best in pinned memory.

@@ -17,7 +17,7 @@ from data.order import Key
 from data.scaling import PLAIN, Known, Scaling
 from runtime.errors import DataError, UsageError, first_line
 
-UNKNOWN = 16  # taken for the factor of an autoencoder that is not given
+UNKNOWN = 16  # the assumed factor, pixels per latent position, of an autoencoder that is not given
 
 
 class ForeignLatents(Dataset[tuple[Tensor, int]]):
@@ -26,8 +26,8 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
     An item is a tensor (2, C, h, w), mean and standard deviation, or (1, C, h, w), a latent, float32, and its label.
 
     Attributes:
-        stored: how the files' latents are scaled.
-        statistics: their mean and deviation for each channel, where they come with them.
+        stored: the scaling of the files' latents.
+        statistics: their mean and deviation for each channel, where the files have them.
         flip: whether there are mirror images.
     """
 
@@ -38,13 +38,13 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
     statistics: tuple[list[float], list[float]] | None = None
 
     def __init__(self, folder: Path, latent_shape: tuple[int, ...]) -> None:
-        """Without labels, which `load` reads.
+        """Prepare for latents of a shape, without labels, which `load` reads.
 
         Args:
             latent_shape: (C, h, w).
 
         Raises:
-            DataError: it is none.
+            DataError: it is no shape of square latents.
         """
         self.folder, self.latent_shape = folder, latent_shape
         self.notes: list[str] = []
@@ -55,7 +55,7 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         """Read the labels.
 
         Raises:
-            DataError: there are none, or one is no number from 0.
+            DataError: there are none, or one is no number from 0 on.
         """
         labels, names = self.labelled()
         if not len(labels):
@@ -70,10 +70,10 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         self.digest = listing.hexdigest()
 
     def labelled(self) -> tuple[np.ndarray, Iterable[str]]:
-        """The label of each latent, and names that say which latents they are.
+        """The label of each latent, and for each a name that identifies it.
 
         Raises:
-            DataError: labels cannot be read, or are not one for each.
+            DataError: labels cannot be read, or do not match the latents.
         """
         raise NotImplementedError
 
@@ -94,6 +94,7 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
 
     @property
     def labels(self) -> list[int]:
+        """The labels, one for each latent."""
         return self.label_array.tolist()
 
     def described(self) -> str:
@@ -105,16 +106,16 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         )
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
-        """Look whether this process's share of the files can be whole. Reads none of them.
+        """See that this process's share of the files can be whole, without reading them.
 
         Raises:
             DataError: names the first that cannot.
         """
 
     def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-        """Arguments that the latents know better than their defaults, by name, where they are others and not typed.
+        """The arguments that the latents know better than the defaults do, by name, unless they were typed.
 
-        Of four channels the latents are taken for SD-VAE's, of others no autoencoder is known.
+        Latents of four channels are taken for SD-VAE's; of others no autoencoder is known.
         """
         channels, side, _ = self.latent_shape
         vae = args.vae if "vae" in typed else args.vae if channels == SD_VAE.channels else "none"
@@ -127,7 +128,7 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         return {name: value for name, value in known.items() if name not in typed and getattr(args, name) != value}
 
     def image_size(self, args: argparse.Namespace, autoencoder: Autoencoder | None) -> int:
-        """The side of a run's images in pixels: --image-size, or where there is none yet, that of the latents.
+        """The side of a run's images in pixels: --image-size, or where none is given, the size that the latents imply.
 
         Raises:
             UsageError: the latents do not fit it, or the autoencoder.
@@ -150,7 +151,7 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
         return size
 
     def known(self, vae: str, autoencoder: Autoencoder | None) -> Known:
-        """How the latents are scaled, and how they might be."""
+        """The scaling of the latents, and those that a run may choose."""
         if isinstance(autoencoder, LatentSpace):
             of_config = Scaling(autoencoder.scale, autoencoder.shift)
             return Known(of_config, autoencoder.is_scaled, self.stored, self.statistics)
@@ -160,11 +161,12 @@ class ForeignLatents(Dataset[tuple[Tensor, int]]):
 
 
 def by(shape: tuple[int, ...]) -> str:
+    """A shape in words: 4 x 32 x 32."""
     return " x ".join(map(str, shape))
 
 
 def load_array(content: bytes | Path, name: str) -> np.ndarray:
-    """An .npy of numbers.
+    """An .npy as an array of numbers.
 
     Raises:
         DataError: it is none.
@@ -179,10 +181,10 @@ def load_array(content: bytes | Path, name: str) -> np.ndarray:
 
 
 def as_latent(array: np.ndarray, parts: int, latent_shape: tuple[int, ...], name: str) -> Tensor:
-    """(parts C, h, w), or (1, parts C, h, w), as (parts, C, h, w).
+    """An array (parts C, h, w) or (1, parts C, h, w) as a tensor (parts, C, h, w).
 
     Raises:
-        DataError: it is of another shape.
+        DataError: it has another shape.
     """
     if array.size != parts * int(np.prod(latent_shape)) or array.shape[-2:] != latent_shape[-2:]:
         raise DataError(

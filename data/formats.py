@@ -1,5 +1,7 @@
-"""Formats of others that are no folders of pictures: what a path holds, told by names, and by content where one file is
-asked for; in words for a message."""
+"""Formats of data that are no folders of pictures, named in error messages.
+
+A folder's format is told by the names in it, that of a single file also by its content.
+"""
 
 import re
 import zipfile
@@ -13,9 +15,9 @@ from runtime.errors import DataError, first_line
 from runtime.files import DAMAGE, describe
 
 HELP = "docs/training.md#data-of-other-kinds"
-LOOKED_AT = 200  # folders, of those that hold no pictures
+MAX_FOLDERS = 200  # to look at, in search of pictures
 
-# In this order; of paths from the folder that is given, its own name among them, in small letters.
+# Patterns of paths in small letters, from the given folder's own name on, in the order in which they are tried.
 FORMATS = {
     r"(^|/)vae-sd/.*\.npy$|/img-mean-std-\d+\.npy$": "latents that REPA cached (vae-sd)",
     r"/latents_rank\d+_shard\d+\.safetensors$|/latents_stats\.pt$": "latents that LightningDiT cached",
@@ -52,9 +54,10 @@ def open_tree(path: str | Path) -> Tree:
 
 
 def check_tree(path: str | Path) -> None:
-    """
+    """See that a path is a folder or a .zip.
+
     Raises:
-        DataError: a path is neither a folder nor a .zip.
+        DataError: it is neither.
     """
     path = Path(path)
     if not path.exists():
@@ -64,7 +67,7 @@ def check_tree(path: str | Path) -> None:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file is a .zip of files, by its content; an .npz and a checkpoint are others."""
+    """Whether a file is a .zip of files, by its content; an .npz or a checkpoint is not."""
     if not path.is_file():
         return False
     what = describe(path)
@@ -73,21 +76,21 @@ def is_zip(path: Path) -> bool:
 
 
 def named(path: Path) -> str:
-    """What a file is, after a comma; nothing where that is not known."""
+    """The format of a file in words, after a comma; "" where it is not known."""
     what = (describe(path) if path.is_file() else "no regular file") or format_of([f"/{path.name}"])
     return f", {what}" if what else ""
 
 
 def format_of(names: list[str]) -> str | None:
-    """The first of `FORMATS` that is among names."""
+    """The first of `FORMATS` that one of the names belongs to; None where none does."""
     text = "\n".join(names).lower()
     return next((what for pattern, what in FORMATS.items() if re.search(pattern, text, re.MULTILINE)), None)
 
 
 def files_without_pictures(tree: Tree) -> list[str]:
-    """Files in a tree that holds no pictures, as far as it is looked at; none of one that does."""
+    """The files of a tree without pictures, in its first `MAX_FOLDERS` folders; [] for a tree with pictures."""
     found, pending = [], [""]
-    for _ in range(LOOKED_AT):
+    for _ in range(MAX_FOLDERS):
         if not pending:
             break
         folder = pending.pop(0)
@@ -101,9 +104,10 @@ def files_without_pictures(tree: Tree) -> list[str]:
 
 
 def check_no_other(tree: Tree) -> None:
-    """
+    """See that a tree without pictures is not of a known other format.
+
     Raises:
-        DataError: a tree holds no pictures, but the files of a format that is known; it is named.
+        DataError: it is; names the format.
     """
     names = files_without_pictures(tree)
     if what := format_of([f"{tree.root.resolve().name}/{name}" for name in names]):
@@ -114,7 +118,7 @@ def check_no_other(tree: Tree) -> None:
 
 
 def array_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each array of an .npz.
+    """The shape and dtype of each array of an .npz, read from the headers alone.
 
     Raises:
         DataError: it is damaged.

@@ -1,4 +1,4 @@
-"""Picture files as they are found: decoded to what a viewer shows, or refused by name."""
+"""Picture files as users have them: decoded as a viewer shows them, or refused by name."""
 
 import errno
 import io
@@ -17,32 +17,32 @@ from torch import Tensor
 from runtime.errors import DataError, first_line
 from runtime.files import describe
 
-# By content, whatever the name says. Nothing that Pillow would hand to another program, as it does EPS.
+# Told by content, not by name. Without those that Pillow hands to another program, as it does EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
-GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # of Pillow's modes
-MAX_PIXELS = 178_956_970  # what Pillow takes for a decompression bomb: half a GiB as RGB
+GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow's modes without colours
+MAX_PIXELS = 178_956_970  # Pillow's limit, above which it suspects a decompression bomb: half a GiB as RGB
 MAX_BYTES = 2**31
-# Colour profile, comments and metadata of a PNG, decompressed: as much as the pixels may be. Pillow's own limit, a MiB
-# each, is less than printers' profiles and the histories that editors keep.
+# Bytes of a PNG's colour profile, comments and metadata, decompressed: as many as the pixels may have. Pillow's own
+# limit, a MiB each, is less than printers' profiles and the histories that editors keep.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**29
-# These speak of the machine, not of the picture.
+# Errors whose cause is the machine, not the picture.
 TROUBLE = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT, errno.ENOTCONN}
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # it says what is wrong with a file a second time
 
 
 class UnreadableImage(DataError):
-    """A file that is no picture, or not one that is understood."""
+    """The error of a file that is no picture, or of a kind that is not read."""
 
 
 def read_image(path: str, mode: str, background: str = "white", read: Callable[[], bytes] | None = None) -> Image.Image:
-    """A picture upright as its EXIF orientation says, in 8 bits, transparent parts on white or black.
+    """A picture, upright as its EXIF orientation says, in 8 bits, with transparent parts on white or black.
 
     Args:
-        path: of the file, or what it is called.
+        path: path of the file, or a name for messages.
         mode: "RGB" or "L".
         background: "white" or "black".
-        read: gives the bytes of what is no file of its own.
+        read: returns the bytes of a picture that is no file of its own.
 
     Raises:
         UnreadableImage: the file is at fault.
@@ -70,9 +70,10 @@ def read_image(path: str, mode: str, background: str = "white", read: Callable[[
 
 
 def check_file(path: str) -> None:
-    """
+    """See that a path is a regular file of at most `MAX_BYTES`.
+
     Raises:
-        ValueError: it is no regular file, or larger than `MAX_BYTES`.
+        ValueError: it is not.
         OSError: it is not there.
     """
     status = os.stat(path)
@@ -82,16 +83,17 @@ def check_file(path: str) -> None:
 
 
 def check_size(size: int) -> None:
-    """
+    """See that a number of bytes is at most `MAX_BYTES`.
+
     Raises:
-        ValueError: a file of so many bytes is larger than `MAX_BYTES`.
+        ValueError: it is more.
     """
     if size > MAX_BYTES:
         raise ValueError(f"it has {size:,} bytes, more than {MAX_BYTES:,}")
 
 
 def turn_upright(image: Image.Image) -> None:
-    """Rotate or mirror a picture as its EXIF orientation says; EXIF that cannot be read says nothing."""
+    """Rotate or mirror a picture, in place, as its EXIF orientation says; EXIF that cannot be read is ignored."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # struct.error, SyntaxError, KeyError, ...: the picture itself has been decoded
@@ -99,7 +101,7 @@ def turn_upright(image: Image.Image) -> None:
 
 
 def match_transparency(image: Image.Image) -> None:
-    """A PNG's transparent colour in the 8 bits that its pixels will have; Pillow leaves it in those of the file."""
+    """Bring a PNG's transparent colour to 8 bits, as its pixels will be; Pillow leaves it in those of the file."""
     colour = image.info.get("transparency")
     tiles = getattr(image, "tile", []) if image.format == "PNG" else []
     stored = tiles[0][3] if tiles else None  # as "L;4", grey in 4 bits
@@ -110,7 +112,11 @@ def match_transparency(image: Image.Image) -> None:
 
 
 def flatten(image: Image.Image, mode: str, background: str = "white") -> Image.Image:
-    """Any of Pillow's modes to "RGB" or "L", transparent parts on a background."""
+    """A picture of any of Pillow's modes as "RGB" or "L", with transparent parts on a background.
+
+    Raises:
+        ValueError: its pixels are floats, or integers beyond 16 bits, whose range is not known.
+    """
     if image.mode.startswith("I"):
         pixels, behind = np.asarray(image), 255 if background == "white" else 0
         image = Image.fromarray(np.where(pixels == image.info.get("transparency", -1), behind, to_8_bits(pixels)))
@@ -123,14 +129,18 @@ def flatten(image: Image.Image, mode: str, background: str = "white") -> Image.I
 
 
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Integers of 16 bits to the nearest of 8; Pillow would cut off all above 255."""
+    """Integers of 16 bits rounded to 8. (Pillow would cut off all above 255.)
+
+    Raises:
+        ValueError: they are beyond 16 bits.
+    """
     if pixels.min() < 0 or pixels.max() >= 2**16:
         raise ValueError("integer pixels beyond 16 bits have no known range")
     return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)
 
 
 def is_grey(path: str, read: Callable[[], bytes] | None = None) -> bool | None:
-    """Whether a picture is stored as grey, by its header alone; None where that cannot be read.
+    """Whether a picture is stored as grey, by its header alone; None where the header cannot be read.
 
     Args:
         path, read: see `read_image`.
@@ -147,7 +157,14 @@ def is_grey(path: str, read: Callable[[], bytes] | None = None) -> bool | None:
 
 
 def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
-    """ADM's crop: halve with a box filter while twice too large, resize the short side with bicubic, cut the centre."""
+    """A picture cropped to a square as in ADM.
+
+    It is halved with a box filter while twice too large, then its short side is resized with bicubic, then the centre
+    is cut out.
+
+    Raises:
+        ValueError: it is so long that resizing would take too much memory.
+    """
     while min(pil_image.size) >= 2 * image_size:
         pil_image = pil_image.resize((pil_image.width // 2, pil_image.height // 2), Image.Resampling.BOX)
     scale = image_size / min(pil_image.size)
@@ -160,7 +177,7 @@ def center_crop_arr(pil_image: Image.Image, image_size: int) -> Image.Image:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """(C, H, W) in [-1, 1]; C is 1 for a grey image, else 3."""
+    """A picture as a tensor (C, H, W) in [-1, 1]; C is 1 for a grey picture, else 3."""
     array = np.asarray(image if image.mode == "L" else image.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
 
@@ -178,7 +195,11 @@ def load_image(path: str, mode: str, image_size: int, read: Callable[[], bytes] 
 
 
 def square(image: Image.Image, path: str, image_size: int) -> Tensor:
-    """A picture that was read, as `load_image` returns it."""
+    """A picture that has been read, as `load_image` returns it: (1 or 3, image_size, image_size) in [-1, 1].
+
+    Raises:
+        UnreadableImage: it is too long to be cropped.
+    """
     try:
         return to_tensor(center_crop_arr(image, image_size))
     except ValueError as error:

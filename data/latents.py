@@ -1,11 +1,11 @@
-"""Cached latents: what `extract_latents.py` writes and `train.py` reads.
+"""Cached latents, which `extract_latents.py` writes and `train.py` reads: a folder of
 
     manifest.json    the autoencoder, sizes, class names, mean and deviation of each channel, and for each shard its
                      bytes, SHA-256 and labels; written last
     00000.npy ...    float32 (images, 2, 2, C, h, w): image and mirror image, each as mean and standard deviation;
                      (images, 1, 2, C, h, w) without mirror images (extract_latents.py --no-flip), and
                      (images, 2 or 1, 1, C, h, w) of an autoencoder that has no posterior
-    extraction.json, records/   what an extraction that is continued goes by; written first
+    extraction.json, records/   the state from which an extraction is continued; written first
 
 The moments are those of the scaled latent's posterior, so that every visit of an image draws anew, as encoding would.
 """
@@ -33,8 +33,8 @@ from runtime.files import sha256
 
 MANIFEST, SETTINGS = "manifest.json", "extraction.json"
 ENCODER = ("encoder_sha256", "scale", "shift")
-UNSCALED = {"is_scaled": False}  # of an autoencoder whose configuration has no scale
-OF_OLDER_VERSIONS = {"flip": True, "posterior": True}  # what their settings do not say
+UNSCALED = {"is_scaled": False}  # the entry for an autoencoder whose configuration has no scale
+OF_OLDER_VERSIONS = {"flip": True, "posterior": True}  # settings that older manifests do not have
 REDO = "delete it and run extract_latents.py again, which makes what is missing"
 
 
@@ -44,9 +44,10 @@ def is_latents(folder: str | Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
+    """The JSON object in a file.
+
     Raises:
-        DataError: the file is no JSON object.
+        DataError: it holds none.
     """
     try:
         content = json.loads(path.read_text())
@@ -65,9 +66,10 @@ def signed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_kinds(manifest: dict[str, Any], path: Path) -> None:
-    """
+    """See that the values of a manifest have the right types.
+
     Raises:
-        DataError: a value of a manifest is not of its kind; it is named.
+        DataError: one has not; it is named.
     """
     classes = manifest.get("class_names")
     num_classes = len(classes) if isinstance(classes, list) else 0
@@ -119,7 +121,7 @@ def check_kinds(manifest: dict[str, Any], path: Path) -> None:
 
 
 def encoder_of(autoencoder: LatentSpace) -> dict[str, Any]:
-    """All that latents depend on."""
+    """The properties of an autoencoder that latents depend on, by name."""
     values = autoencoder.encoder_digest(), autoencoder.scale, autoencoder.shift
     return dict(zip(ENCODER, values, strict=True))
 
@@ -131,7 +133,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
     `data.autoencoder.draw_posterior` makes a latent of it.
 
     Args:
-        folder: what `extract_latents.py` wrote.
+        folder: the folder that `extract_latents.py` wrote.
 
     Raises:
         DataError: the extraction is not finished, or a shard is missing or not of its size.
@@ -150,7 +152,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         check_kinds(self.manifest, path)
         self.class_names: list[str] = self.manifest["class_names"]
         self.notes: list[str] = []
-        # Of all but the statistics, which a second run of extract_latents.py adds to what an older version made.
+        # Without the statistics, which a second run of extract_latents.py adds to a folder of an older version.
         self.digest: str = signed({k: v for k, v in self.manifest.items() if k != "statistics"})["sha256"]
         self.image_size: int = self.manifest["image_size"]
         self.flip: bool = self.manifest.get("flip", OF_OLDER_VERSIONS["flip"])  # whether there are mirror images
@@ -165,10 +167,10 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             found = shard.stat().st_size if shard.is_file() else 0
             if found != size:
                 raise DataError(f"shard {shard} has {found:,} bytes, {MANIFEST} says {size:,}: {REDO}")
-        self.maps: dict[int, Tensor] = {}  # of the shards, made where they are used, in the data workers
+        self.maps: dict[int, Tensor] = {}  # shards in memory, mapped where they are used, in the data workers
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"maps": {}}  # a map would be sent to a worker as what it maps
+        return self.__dict__ | {"maps": {}}  # a worker would be sent a map's whole content
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
         """Compare the checksums of this process's share of the shards. Reads all of them.
@@ -188,7 +190,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
                 pass
 
     def check_known(self, image_size: int, vae: str) -> None:
-        """Compare with what a program is asked for, before an autoencoder is loaded or fetched.
+        """Compare the latents with a program's arguments, before an autoencoder is loaded or fetched.
 
         Raises:
             UsageError: the latents are of another image size, or certainly of another encoder.
@@ -201,7 +203,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
             raise self.other_autoencoder(vae)
 
     def check_fits(self, image_size: int, vae: str, autoencoder: Autoencoder | None) -> None:
-        """Compare the latents with a run's settings and its autoencoder; without it, by its name.
+        """Compare the latents with a run's settings and its autoencoder; without an autoencoder, with its name.
 
         Raises:
             UsageError: the latents are of another image size or another encoder.
@@ -216,13 +218,14 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
 
     @property
     def known(self) -> Known:
-        """How the latents are scaled, and how they might be."""
+        """The scaling of the latents, and those that a run may choose."""
         stored = Scaling(self.made_by["scale"], self.made_by["shift"])
         found = self.manifest.get("statistics")
         is_scaled = self.manifest["autoencoder"].get("is_scaled", True) is True
         return Known(stored, is_scaled, stored, (found["mean"], found["std"]) if found else None)
 
     def other_autoencoder(self, vae: str) -> UsageError:
+        """The error of a --vae that did not make the latents."""
         scale = self.made_by["scale"]
         return UsageError(
             f"--vae {vae} is not the autoencoder of the latents in {self.folder}, which are of "
@@ -230,7 +233,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         )
 
     def supply(self, args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-        """Arguments that the latents know better than their defaults, by name, where they are others and not typed."""
+        """The arguments that the latents know better than the defaults do, by name, unless they were typed."""
         known = {"vae": self.made_by["name"], "image_size": self.image_size}
         if not self.flip:
             known["flip"] = False
@@ -238,6 +241,7 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
 
     @property
     def labels(self) -> list[int]:
+        """The labels, one for each image."""
         return self.label_array.tolist()
 
     def __len__(self) -> int:
@@ -260,7 +264,7 @@ def map_shard(path: Path, expected: tuple[int, ...]) -> Tensor:
     Unlike numpy's maps it keeps no file open: there may be more shards than a process may have open files.
 
     Raises:
-        DataError: it is no such array of float32, or gone.
+        DataError: it is no such array of float32, or is not there.
     """
     try:
         with open(path, "rb") as file:
@@ -279,11 +283,13 @@ def map_shard(path: Path, expected: tuple[int, ...]) -> Tensor:
 
 
 def shard_ranges(num_images: int, shard_size: int) -> list[range]:
-    """The images of each shard."""
+    """The indices of the images in each shard."""
     return [range(k, min(k + shard_size, num_images)) for k in range(0, num_images, shard_size)]
 
 
 def shard_batches(shards: Sequence[range], batch_size: int) -> list[list[int]]:
-    """Batches of images that no shard's end divides, so that a latent's bytes do not depend on which process made it
-    or when."""
+    """Batches of images that no shard's end divides.
+
+    A latent's bytes so do not depend on which process made it, or when.
+    """
     return [list(images[k : k + batch_size]) for images in shards for k in range(0, len(images), batch_size)]

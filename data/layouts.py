@@ -1,4 +1,4 @@
-"""Folders that are no classes: parts of a data set, wrappers around it, and labels that lie in a file beside them."""
+"""Folders that are no classes: splits of a data set, wrappers around it, and labels that lie in a file beside them."""
 
 import csv
 import io
@@ -19,14 +19,14 @@ WRAPPERS = {
     *("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "data", "dataset", "datasets"),
     *("ilsvrc", "ilsvrc2012", "imagenet", "cls-loc", "cls_loc", "imagefolder"),
 }
-COMPANIONS = {  # of wrappers and splits
+COMPANIONS = {  # folders that lie beside wrappers and splits
     *("annotations", "annotation", "anno", "labels", "label", "masks", "mask", "meta", "metadata", "captions"),
     *("imagesets", "devkit", "ground_truth", "gt", "segmentation", "segmentationclass", "segmentationobject"),
     *("attributes", "bboxes", "boxes", "lists", "splits", "vae-sd", "latents", "features"),
 }
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".mat", ".pkl")
 OF_LABELS = re.compile(r"label|annot|attr|metadata|identity", re.IGNORECASE)
-IMAGEFOLDER = re.compile(r"metadata\.(jsonl|csv|parquet)", re.IGNORECASE)  # Hugging Face's
+IMAGEFOLDER = re.compile(r"metadata\.(jsonl|csv|parquet)", re.IGNORECASE)  # the table of Hugging Face's ImageFolder
 LABEL_COLUMNS = {"label", "labels", "class", "classes", "category", "categories", "target", "class_name", "class_id"}
 NUMBERED = re.compile(r"\d{5}")
 
@@ -35,14 +35,14 @@ def check(tree: Tree) -> list[str]:
     """Warnings about sub-folders that may be no classes.
 
     Raises:
-        DataError: they are none; what to give in place of it is said.
+        DataError: they certainly are none; says what to give instead.
     """
     top = tree.children()
     folders, root = top.folders, tree.root
     if not folders:
         return []
     first = tree.children(folders[0])
-    if parts := parts_of(top):
+    if parts := splits_of(top):
         if len(folders) > 1 or first.folders:
             shown = ", ".join(folders[:4]) + ", ..." * (len(folders) > 4)
             meant = advice(tree, deepest(tree, ""))
@@ -79,10 +79,10 @@ def is_data_set(tree: Tree, name: str, children: Children) -> bool:
     """Whether a folder holds labels, or splits and wrappers with classes in them."""
     if DATASET_JSON in children.files:
         return True
-    return bool(parts_of(children)) and bool(tree.children(deepest(tree, name)).folders)
+    return bool(splits_of(children)) and bool(tree.children(deepest(tree, name)).folders)
 
 
-def parts_of(children: Children) -> list[str]:
+def splits_of(children: Children) -> list[str]:
     """The splits and wrappers among folders, where nothing else but what belongs to them is there."""
     parts = [f for f in children.folders if SPLIT.fullmatch(f) or f.lower() in WRAPPERS]
     others = {f.lower() for f in children.folders if f not in parts}
@@ -90,9 +90,9 @@ def parts_of(children: Children) -> list[str]:
 
 
 def deepest(tree: Tree, name: str) -> str:
-    """The folder in which classes are, as far as splits and wrappers lead to one: that for training."""
+    """The folder of classes that splits and wrappers lead to, the training split before others."""
     children = tree.children(name)
-    parts = [] if children.pictures or DATASET_JSON in children.files else parts_of(children)
+    parts = [] if children.pictures or DATASET_JSON in children.files else splits_of(children)
     if not parts:
         return name
     best = min(parts, key=lambda part: (not part.lower().startswith("train"), part.lower() not in WRAPPERS))
@@ -100,7 +100,7 @@ def deepest(tree: Tree, name: str) -> str:
 
 
 def advice(tree: Tree, name: str) -> str:
-    """What to give as --data-path for a folder of a tree to be taken."""
+    """The --data-path to give so that a folder of a tree is used, as advice in words."""
     meant = tree.root / name if isinstance(tree, Folder) else f"a .zip of {name} alone"
     children = tree.children(name)
     needed = (
@@ -113,7 +113,7 @@ def check_tables(tree: Tree, top: Children, first: Children) -> list[str]:
     """Warnings about files that may hold the labels.
 
     Raises:
-        DataError: they do, or there is but one folder beside them.
+        DataError: they do, or there is only one folder beside them.
     """
     root, folders = tree.root, top.folders
     for name in filter(IMAGEFOLDER.fullmatch, top.files):
@@ -144,7 +144,7 @@ def is_table(name: str) -> bool:
 
 
 def columns(tree: Tree, name: str) -> set[str]:
-    """Names of the columns of a table, in small letters; none where its first line cannot be read."""
+    """The names of a table's columns, in small letters; an empty set where its first line cannot be read."""
     if name.lower().endswith(".parquet"):
         return {"label"}  # as far as one knows
     line = next(iter(tree.content(name).decode("utf-8-sig", "replace").splitlines()), "")

@@ -23,7 +23,7 @@ LATENTS, MIRRORED, LABELS = "latents", "latents_flip", "labels"
 
 
 def find(path: Path) -> list[Path] | None:
-    """The shards; None where the first file of that kind, if there is one, is none."""
+    """The shards of such a folder; None where the path is none."""
     shards = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     if not shards:
         return None
@@ -36,9 +36,10 @@ def find(path: Path) -> list[Path] | None:
 
 
 def opened(path: Path) -> Any:
-    """
+    """A shard, open for reading.
+
     Raises:
-        DataError: it is no such file, or not whole.
+        DataError: it is no .safetensors file, or not whole.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -87,6 +88,7 @@ class LightningDiT(ForeignLatents):
         self.statistics = read_statistics(self.folder / STATISTICS, shape[0])
 
     def labelled(self) -> tuple[np.ndarray, Iterable[str]]:
+        """The labels, and a line for each shard with its name and its number of latents."""
         counts = (f"{path.name} {len(part)}" for path, part in zip(self.shards, self.labels_of_shards, strict=True))
         return np.concatenate(self.labels_of_shards), counts
 
@@ -94,6 +96,7 @@ class LightningDiT(ForeignLatents):
         return self.__dict__ | {"maps": {}}
 
     def read(self, index: int, mirror: bool) -> Tensor:
+        """A latent, or its mirror image: (1, C, h, w)."""
         k = int(np.searchsorted(self.starts, index, side="right")) - 1
         if k not in self.maps:
             self.maps[k] = opened(self.shards[k])
@@ -102,7 +105,7 @@ class LightningDiT(ForeignLatents):
 
 
 def read_statistics(path: Path, channels: int) -> tuple[list[float], list[float]] | None:
-    """Mean and deviation of each channel; None where there is no such file.
+    """The mean and deviation of each channel; None where there is no file of them.
 
     Raises:
         DataError: it holds something else.

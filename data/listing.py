@@ -1,4 +1,4 @@
-"""What of a folder is data: its pictures, without what systems and editors leave behind; many paths in one array."""
+"""Lists of a folder's data: its pictures, without files of systems and editors; and many paths in one array."""
 
 import os
 import re
@@ -10,12 +10,13 @@ from typing import NamedTuple, Protocol
 
 from runtime.errors import DataError
 
-# Taken by their name: a million files are not opened to list them. Reading them goes by content.
+# Files with these suffixes are listed as pictures without being opened: there may be a million. Reading goes by
+# content.
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif"),
     *(".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
 }
-# Left out by their name: labels, captions and tables, which there may be as many of as of images.
+# Files with these suffixes are left out without being opened: there may be as many captions as images.
 OTHER_SUFFIXES = {
     *(".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".md", ".rst", ".html", ".htm", ".yaml", ".yml", ".toml"),
     *(".caption", ".log", ".ini", ".url", ".py", ".ipynb", ".sh", ".mat", ".npy", ".npz", ".pt", ".pth", ".pkl"),
@@ -24,11 +25,12 @@ OTHER_SUFFIXES = {
     *(".part", ".partial", ".crdownload", ".download", ".tmp", ".bak", ".orig", ".swp"),
 }
 MESH_SUFFIXES = {".obj", ".gltf", ".glb", ".ply"}
-# All else is told by its first bytes.
+# Files with other suffixes are pictures if they begin with these bytes.
 PICTURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-6]\s", re.DOTALL
 )
-# Of macOS, Windows, Synology, QNAP, NetApp and file systems, in small letters; beside names that begin with a dot.
+# Files and folders that macOS, Windows, Synology, QNAP, NetApp and file systems leave, in small letters. Names that
+# begin with a dot are left out, too.
 LEFT_BEHIND = {
     *("__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information"),
@@ -42,7 +44,7 @@ def is_left_behind(name: str) -> bool:
 
 
 def entries(folder: str | Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder, less what a system or an editor has left behind, sorted by name.
+    """The entries of a folder, sorted by name, without those that a system or an editor has left behind.
 
     Raises:
         DataError: it cannot be listed.
@@ -56,13 +58,15 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def suffix_of(entry: os.DirEntry[str]) -> str:
+    """The suffix of an entry's name, with its dot, in small letters."""
     return os.path.splitext(entry.name)[1].lower()
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """
+    """Whether an entry is a folder, or a link to one.
+
     Raises:
-        DataError: nobody can tell, because it cannot be followed; it may be a folder of images, or of meshes.
+        DataError: it is a link that cannot be followed, and may be a folder of images or of meshes.
     """
     try:
         if entry.is_dir():
@@ -77,7 +81,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def named_as_picture(name: str) -> bool | None:
-    """Whether a file is a picture by its suffix; None where that says nothing."""
+    """Whether a file is a picture by its suffix; None where the suffix does not tell."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return True
@@ -85,7 +89,7 @@ def named_as_picture(name: str) -> bool | None:
 
 
 def is_picture(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is taken for a picture: by its suffix, or if that says nothing, by its first bytes.
+    """Whether a file is a picture: by its suffix, or where that does not tell, by its first bytes.
 
     Raises:
         DataError: it cannot be read.
@@ -102,7 +106,7 @@ def is_picture(entry: os.DirEntry[str]) -> bool:
 
 
 def is_mesh(entry: os.DirEntry[str]) -> bool:
-    """Whether a file is taken for a mesh, by its suffix."""
+    """Whether a file is a mesh, by its suffix."""
     return suffix_of(entry) in MESH_SUFFIXES
 
 
@@ -114,7 +118,7 @@ def image_files(folder: str | Path, others: Counter[str] | None = None) -> list[
 def files_below(
     folder: str | Path, wanted: Callable[[os.DirEntry[str]], bool], others: Counter[str] | None = None
 ) -> list[str]:
-    """Paths of the wanted files in a folder and below, sorted; symbolic links are followed, loops are not.
+    """The paths of the wanted files in a folder and below, sorted; symbolic links are followed, loops are not.
 
     Args:
         others: counts the other files, by their suffix.
@@ -143,14 +147,14 @@ def files_below(
 
 
 def summary(others: Counter[str]) -> str:
-    """Files that are left out, in a few words: '12 .json, 3 .txt'."""
+    """The files that are left out, in a few words: '12 .json, 3 .txt'."""
     most = others.most_common(5)
     rest = sum(others.values()) - sum(count for _, count in most)
     return ", ".join([*(f"{count:,} {suffix}" for suffix, count in most), *([f"{rest:,} others"] if rest else [])])
 
 
 class Children(NamedTuple):
-    """Names of what is directly in a folder, each sorted."""
+    """The names of all that lies directly in a folder, each sorted."""
 
     folders: list[str]
     pictures: list[str]
@@ -162,13 +166,20 @@ class Tree(Protocol):
 
     root: Path
 
-    def children(self, name: str = "") -> Children: ...
+    def children(self, name: str = "") -> Children:
+        """The names of all that lies directly in a folder."""
+        ...
+
     def pictures(self, name: str, others: Counter[str]) -> list[str]:
-        """Paths, which begin with the root, of the pictures in a folder and below, sorted; others by their suffix."""
+        """Paths of the pictures in a folder and below, sorted; they begin with the root.
+
+        Args:
+            others: counts the other files, by their suffix.
+        """
         ...
 
     def content(self, name: str) -> bytes:
-        """A whole file.
+        """The bytes of a file.
 
         Raises:
             DataError: it cannot be read.
@@ -180,13 +191,14 @@ class Folder:
     """A tree on disk.
 
     Raises:
-        DataError: in all methods: something cannot be listed, followed or read; it is named.
+        DataError: in all methods, where something cannot be listed, followed or read; it is named.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def children(self, name: str = "") -> Children:
+        """The names of all that lies directly in a folder."""
         found = Children([], [], [])
         for entry in entries(self.root / name):
             kind = 0 if is_folder(entry) else 1 if is_picture(entry) else 2
@@ -194,9 +206,15 @@ class Folder:
         return found
 
     def pictures(self, name: str, others: Counter[str]) -> list[str]:
+        """Paths of the pictures in a folder and below, sorted; `others` counts the other files by their suffix."""
         return image_files(self.root / name, others)
 
     def content(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
@@ -204,10 +222,10 @@ class Folder:
 
 
 class Paths:
-    """Paths below a folder, in one array.
+    """Paths below a folder, in one array, which forked data workers share.
 
-    Forked data workers share it. The strings of a list would be copied into each of them, one by one as they are used:
-    using a Python object writes to its count of references.
+    The strings of a list would be copied into each worker, one by one as they are used: using a Python object writes to
+    its reference count.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -223,7 +241,7 @@ class Paths:
             self.ends.append(len(self.names))
 
     def name(self, index: int) -> bytes:
-        """A path as seen from the root."""
+        """A path relative to the root."""
         return bytes(self.names[self.ends[index] : self.ends[index + 1]])
 
     def __len__(self) -> int:

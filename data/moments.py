@@ -9,14 +9,14 @@ import numpy as np
 
 
 class Moments(NamedTuple):
-    """Of so many numbers a channel: their mean, and the sum of squared differences from it."""
+    """The number of values in a channel, their mean, and the sum of squared differences from it."""
 
     numbers: int
     mean: list[float]
     squares: list[float]
 
     def with_others(self, other: "Moments") -> "Moments":
-        """Of both together (Chan, Golub, LeVeque)."""
+        """The moments of both sets together (Chan, Golub, LeVeque)."""
         total, change = self.numbers + other.numbers, np.subtract(other.mean, self.mean)
         return Moments(
             total,
@@ -26,11 +26,12 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> list[float]:
+        """The standard deviation of each channel."""
         return [math.sqrt(s / self.numbers) for s in self.squares]
 
 
 def moments_of(latents: np.ndarray) -> Moments:
-    """Of latents that are drawn from posteriors, (..., 2, C, h, w), or of those that are there, (..., 1, C, h, w).
+    """The moments of latents: of draws from posteriors (..., 2, C, h, w), or of latents themselves (..., 1, C, h, w).
 
     A draw varies with its mean and by its own variance, so that the squares of both add up.
     """
@@ -44,5 +45,5 @@ def moments_of(latents: np.ndarray) -> Moments:
 
 
 def joined(parts: Iterable[Moments]) -> Moments:
-    """Of all parts together; in their order, so that the bits do not depend on who computed which."""
+    """The moments of all sets together, added in their order, so that the bits do not depend on who computed which."""
     return reduce(Moments.with_others, parts)

@@ -15,18 +15,19 @@ class BatchOrder(Sampler[list[Key]]):
     """This process's share of every global batch, without end, from any step on.
 
     The order of an epoch is a function of (seed, epoch) alone, so that a continued run sees what an uninterrupted one
-    would, on any number of processes. Images that do not fill a last batch wait for the next epoch's order. Where a run
-    is in all this is one number, the images that it is past, those that waited included: epoch * length + how many of
-    the epoch's order. It keeps its meaning when the batch size changes. A set smaller than a batch fills it by several
-    epochs, one behind the other, and the next batch goes on from there.
+    would, on any number of processes. Images that do not fill a last batch are left out of the epoch. The position of a
+    run is one number, the images that it is past, those left out included: epoch * length + images past in the epoch's
+    order. It keeps its meaning when the batch size changes. A set smaller than a batch fills it by several epochs, one
+    behind the other, and the next batch goes on from there.
 
     Args:
         length: images in the data set, at least 1.
-        global_batch_size: images a step, over all processes.
+        global_batch_size: images per step, over all processes.
         rank, world_size: this process among them.
-        seed: of the run.
+        seed: seed of the run.
         start_step: first step to yield.
-        start: images that the run is past then; by default, as many as so many steps of this batch size take.
+        start: images that the run is past at start_step; by default, those that start_step steps of this batch size
+            take.
         flip: mirror half of the images.
     """
 
@@ -55,14 +56,14 @@ class BatchOrder(Sampler[list[Key]]):
 
     @property
     def pace(self) -> str:
-        """How many steps an epoch takes, or epochs a step, to be logged."""
+        """The steps in an epoch, or epochs in a step, in words for the log."""
         if self.steps_per_epoch:
             return f"{self.steps_per_epoch} steps an epoch"
         epochs = self.global_batch_size / self.length
         return f"fewer than a batch of {self.global_batch_size}: {epochs:.1f} epochs a step"
 
     def images(self, step: int) -> int:
-        """Images that the run is past before a step, from the first one on."""
+        """The images that the run is past before a step, counted from the run's beginning."""
         steps = step - self.start_step
         if steps < self.steps_left or not self.steps_per_epoch:
             return self.start + steps * self.global_batch_size
@@ -70,7 +71,7 @@ class BatchOrder(Sampler[list[Key]]):
         return (self.epoch + 1) * self.length + later
 
     def last_step(self, epochs: int) -> int:
-        """The step at which so many passes over the data are done; before the first one where they have been."""
+        """The step at which `epochs` passes over the data are done; it lies before start_step if they are done then."""
         if not self.steps_per_epoch:
             return self.start_step - (self.start - epochs * self.length) // self.global_batch_size  # rounded up
         return self.start_step + self.steps_left + (epochs - self.epoch - 1) * self.steps_per_epoch
@@ -93,7 +94,7 @@ class BatchOrder(Sampler[list[Key]]):
 
 
 def steps_to_images(steps: int, length: int, global_batch_size: int) -> int:
-    """Images that so many steps from the beginning of an epoch take a run past, see `BatchOrder`."""
+    """The images that a run is past after `steps` steps from the beginning of an epoch, see `BatchOrder`."""
     if length < global_batch_size:
         return steps * global_batch_size
     epochs, rest = divmod(steps, length // global_batch_size)

@@ -26,7 +26,9 @@ SYSTEM_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbac
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """(N, 1 or 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8, clamp(127.5 x + 128, 0, 255); grey becomes three channels.
+    """Images (N, 1 or 3, H, W) in [-1, 1] -> pictures (N, H, W, 3) uint8, clamp(127.5 x + 128, 0, 255).
+
+    Grey becomes three channels.
 
     Raises:
         FloatingPointError: a picture is not finite; as bytes it would be black.
@@ -35,7 +37,11 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
-    """`to_uint8` without waiting for a GPU now: the function returned waits, and may do so in another thread."""
+    """`to_uint8` in two halves: the copy from the GPU starts now, the function returned waits for it, in any thread.
+
+    Raises:
+        FloatingPointError: from the function returned, if a picture is not finite.
+    """
     pixels = torch.clamp(127.5 * images + 128.0, 0, 255).permute(0, 2, 3, 1).to(torch.uint8)
     pixels = pixels.to("cpu", non_blocking=images.is_cuda)
     finite = images.isfinite().flatten(1).all(1).to("cpu", non_blocking=images.is_cuda)
@@ -59,7 +65,7 @@ def to_uint8_later(images: Tensor) -> Callable[[], np.ndarray]:
 
 @cache
 def fonts() -> list[ImageFont.FreeTypeFont]:
-    """Pillow's, which has little more than ASCII, then those with more letters."""
+    """The fonts for captions: Pillow's, which has little more than ASCII, then others with more letters."""
     files = [*SYSTEM_FONTS]
     with suppress(ImportError):
         import matplotlib
@@ -74,20 +80,21 @@ def fonts() -> list[ImageFont.FreeTypeFont]:
 
 @cache
 def pillows_font() -> ImageFont.FreeTypeFont:
+    """Pillow's own font, in the size of captions."""
     font = ImageFont.load_default(FONT_SIZE)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
 
 
 def can_write(font: ImageFont.FreeTypeFont, text: str) -> bool:
-    """Whether a font has all letters of a text. The box that it draws for others is what it draws for no letter."""
+    """Whether a font has all letters of a text; for one that it lacks it draws the box that it draws for no letter."""
     glyph = font.font_variant(layout_engine=ImageFont.Layout.BASIC).getmask  # of a letter by itself
     box = bytes(glyph("\U0010ffff"))
     return all(c == " " or (c.isprintable() and bytes(glyph(c)) != box) for c in text)
 
 
 def legible(text: str) -> tuple[str, ImageFont.FreeTypeFont]:
-    """A text and the font to write it in; what no font has is written as in a Python string, such as \\u72ac."""
+    """A text and the font to write it in; letters that no font has are escaped as in Python, such as \\u72ac."""
     text = unicodedata.normalize("NFC", text)  # file systems may take letters and their accents apart
     if can_write(pillows_font(), text):
         return text, pillows_font()
@@ -99,7 +106,7 @@ def legible(text: str) -> tuple[str, ImageFont.FreeTypeFont]:
 
 
 def in_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """A caption broken between words, and within those that are too long; what `MAX_LINES` do not hold ends in …"""
+    """A caption broken into at most `MAX_LINES` lines, between words and within long ones; a longer one ends in …."""
 
     def fits(line: str) -> bool:
         return font.getlength(line) <= width
@@ -124,14 +131,17 @@ def in_lines(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]
 
 
 def columns_for(labels: Sequence[int]) -> int | None:
-    """A column a class for labels that repeat in cycles, the last of which may be cut short; None for others."""
+    """The number of columns that gives each class one, for labels that repeat in cycles; None for others.
+
+    The last cycle may be cut short.
+    """
     cycle = len(set(labels))
     repeats = all(label == labels[k % cycle] for k, label in enumerate(labels))
     return cycle if repeats and 1 < cycle < len(labels) else None
 
 
 def grid(images: np.ndarray, captions: Sequence[str] | None = None, columns: int | None = None) -> Image.Image:
-    """Pictures (N, H, W, 3) side by side, each with its caption below, in as many lines as it takes, up to three.
+    """Pictures (N, H, W, 3) side by side, each with its caption below, in up to three lines.
 
     Args:
         images: uint8 pictures.
@@ -166,7 +176,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def fault_of(picture: Path, size: int) -> str | None:
-    """Why a file is not the PNG of size x size colour pixels that `save_image` has written; None where it is."""
+    """The reason why a file is not a PNG of size x size colour pixels as `save_image` writes; None where it is one."""
     try:
         with Image.open(picture, formats=["PNG"]) as image:
             if image.size != (size, size) or image.mode != "RGB":

@@ -14,13 +14,13 @@ from runtime.errors import DataError, UsageError
 
 
 class Scaling(NamedTuple):
-    """What a model sees of an autoencoder's own z: (z - shift) scale, for all channels or each one."""
+    """The scaling from an autoencoder's own z to a model's input: (z - shift) scale, for all channels or each one."""
 
     scale: Factor
     shift: Factor
 
     def standardising(self, mean: Sequence[float], std: Sequence[float]) -> "Scaling":
-        """The scaling that in addition brings latents of this mean and deviation for each channel to 0 and 1."""
+        """This scaling followed by one that brings latents of this mean and deviation per channel to 0 and 1."""
         scale, shift = each(self.scale, len(mean)), each(self.shift, len(mean))
         return Scaling(
             [k / (s or 1.0) for k, s in zip(scale, std, strict=True)],  # a channel that is constant stays one
@@ -29,10 +29,10 @@ class Scaling(NamedTuple):
 
     @classmethod
     def load(cls, content: Any, channels: int, source: str) -> "Scaling":
-        """From a checkpoint.
+        """The scaling in a checkpoint.
 
         Raises:
-            DataError: it is none of so many channels.
+            DataError: it is no scaling of this number of channels.
         """
 
         def is_factor(value: Any, accepts: Callable[[float], bool]) -> bool:
@@ -53,7 +53,7 @@ class Scaling(NamedTuple):
 
 
 PLAIN = Scaling(1.0, 0.0)
-KEY = "latent_scale"  # of a checkpoint
+KEY = "latent_scale"  # the name of a scaling in a checkpoint
 
 
 def each(factor: Factor, channels: int) -> list[float]:
@@ -62,7 +62,7 @@ def each(factor: Factor, channels: int) -> list[float]:
 
 
 def rescaling(stored: Scaling, wanted: Scaling, channels: int) -> Callable[[Tensor], Tensor]:
-    """From latents (N, C, h, w) of one scaling to those of another; the same numbers where they are one."""
+    """A function that takes latents (N, C, h, w) from one scaling to another; it changes nothing between equal ones."""
     if stored == wanted:
         return lambda latents: latents
     old, new = (torch.tensor([each(f, channels) for f in scaling], dtype=torch.float64) for scaling in (stored, wanted))
@@ -82,22 +82,22 @@ class Known(NamedTuple):
 
     of_config: Scaling | None  # of the autoencoder's configuration; None without an autoencoder
     is_scaled: bool  # whether that is more than a placeholder
-    stored: Scaling = PLAIN  # of the latents that are kept
-    statistics: tuple[list[float], list[float]] | None = None  # mean and deviation of those, for each channel
+    stored: Scaling = PLAIN  # of cached latents
+    statistics: tuple[list[float], list[float]] | None = None  # mean and deviation of cached latents in each channel
 
 
 def choose(
     args: argparse.Namespace, known: Known, saved: dict[str, Any], source: str, channels: int
 ) -> tuple[str, Scaling]:
-    """Where the scaling of a run is from, which --latent-stats says from here on, and the scaling.
+    """The scaling of a run, and the value of --latent-stats that stands for it.
 
     Args:
-        saved: a checkpoint's content, {} where nothing is continued; its own scaling is the run's, unless another is
+        saved: content of the checkpoint that is continued, {} without one; its scaling is the run's, unless another is
             asked for.
-        source: of it.
+        source: its name.
 
     Raises:
-        UsageError: there is none of the kind that is asked for.
+        UsageError: there is no scaling of the kind that is asked for.
         DataError: the checkpoint's cannot be.
     """
     typed = args.latent_stats
@@ -119,15 +119,15 @@ def choose(
 
 
 def about(stats: str, scaling: Scaling) -> dict[str, Any]:
-    """What a checkpoint has to know of it: nothing where it is the configuration's."""
+    """The scaling as an entry of a checkpoint; {} where it is the configuration's."""
     return {} if stats == "config" else {KEY: scaling._asdict()}
 
 
 def described(stats: str, scaling: Scaling, known: Known) -> list[str]:
-    """Lines of the log, where there is something to say.
+    """Lines for the log about a scaling that is not the usual one.
 
     Args:
-        stats: where the scaling is from, see `choose`.
+        stats: source of the scaling, see `choose`.
     """
     if stats == "data":
         return [f"Latents: (z - shift) scale, shift {shown(scaling.shift)}, scale {shown(scaling.scale)}, of the data"]
@@ -142,6 +142,6 @@ def described(stats: str, scaling: Scaling, known: Known) -> list[str]:
 
 
 def shown(factor: Factor) -> str:
-    """A factor in words, a few channels of many."""
+    """A factor in words; of many channels, the first eight."""
     values = factor if isinstance(factor, list) else [factor]
     return " ".join(f"{v:.4g}" for v in values[:8]) + (f" ... ({len(values)} channels)" if len(values) > 8 else "")

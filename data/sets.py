@@ -24,8 +24,8 @@ from runtime import distributed, progress
 from runtime.errors import DataError
 
 DIGITS = "digits"
-SHOWN = 10  # classes
-LOOKED_AT = 1000  # pictures of a folder, of which one in colour makes it one of colours
+SHOWN = 10  # classes in a line of the log
+LOOKED_AT = 1000  # pictures that are looked at to tell whether a folder is grey; one in colour makes it coloured
 
 
 class Items(Protocol):
@@ -37,10 +37,13 @@ class Items(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, key: Key) -> tuple[Tensor, int]: ...
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Sequence[int]:
+        """The labels, one for each item."""
+        ...
+
     @property
     def digest(self) -> str:
-        """Of what is trained on, and in which order: the same where the data are the same."""
+        """A digest of the items and their order, equal where the data are equal."""
         ...
 
 
@@ -69,8 +72,9 @@ class Digits(Dataset[tuple[Tensor, int]]):
 
 
 class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """Images of a folder or a .zip, cropped to squares. The sub-folders, sorted by name, are the classes; with a
-    `dataset.json` its numbers are.
+    """Images of a folder or a .zip, cropped to squares, with labels.
+
+    The sub-folders, sorted by name, are the classes; with a `dataset.json`, its labels are.
 
     Args:
         root: the folder, or the .zip.
@@ -185,6 +189,7 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def digest(self) -> str:
+        """SHA-256 of the images' names and labels."""
         listing = hashlib.sha256()
         for k, label in enumerate(self.labels):
             listing.update(b"%b\0%d\0" % (self.paths.name(k), label))
@@ -203,7 +208,7 @@ ImageDataset = Digits | ImageFolder
 
 
 def check_path(data_path: str) -> None:
-    """See quickly that `--data-path` is something to train on, before anything is fetched or loaded.
+    """See quickly that `--data-path` can be trained on, before anything is fetched or loaded.
 
     Raises:
         DataError: it does not exist, or is a file of something else.
@@ -213,7 +218,7 @@ def check_path(data_path: str) -> None:
 
 
 def class_counts(dataset: Items) -> str:
-    """The first classes and how many items each has, in a line: 'cat 4, dog 4'."""
+    """The first classes and the number of items in each, in a line: 'cat 4, dog 4'."""
     counts, names = Counter(dataset.labels), dataset.class_names
     shown = ", ".join(f"{name} {counts[k]:,}" for k, name in enumerate(names[:SHOWN])) + ", ..." * (len(names) > SHOWN)
     file = dataset.labels_file if isinstance(dataset, ImageFolder) else None
@@ -228,7 +233,7 @@ def load_dataset(
     Args:
         data_path: an image folder or .zip, or "digits".
         image_size: side in pixels.
-        channels: 1 or 3; grey data are repeated to 3, colours made grey for 1. None is for the data's own.
+        channels: 1 or 3; grey data are repeated to 3, colours made grey for 1. None: the data's own.
         flat, class_names: see `ImageFolder`.
     """
     if data_path == DIGITS:
@@ -237,10 +242,10 @@ def load_dataset(
 
 
 def check_same_everywhere(dataset: Items, data_path: str) -> None:
-    """Make sure that all processes have been given the same data.
+    """See that all processes have been given the same data.
 
     Raises:
-        DataError: one has others than the first; it is named, and what differs.
+        DataError: a process has others than the first; names it, and the difference.
     """
     first, *others = distributed.gather((dataset.class_names, len(dataset), dataset.digest))
     for rank, other in enumerate(others, 1):
@@ -252,7 +257,7 @@ def check_same_everywhere(dataset: Items, data_path: str) -> None:
 
 
 def difference(first: tuple[list[str], int, str], other: tuple[list[str], int, str]) -> str:
-    """What the data of two processes differ in: class names, number of images, digest."""
+    """The first difference between the data of two processes, in words: class names, number of images, or digest."""
     names, images, _ = first
     other_names, other_images, _ = other
     if len(names) != len(other_names):

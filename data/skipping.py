@@ -1,4 +1,4 @@
-"""Images that cannot be read: the next one takes their place, and how many there may be."""
+"""Images that cannot be read: the next readable one takes their place, up to an allowed number."""
 
 from collections.abc import Collection
 
@@ -45,7 +45,10 @@ def collate(items: list[tuple[Tensor, int, dict[int, str]]]) -> tuple[Tensor, Te
 
 
 def allowed_bad_images(total: int, max_bad_images: float) -> int:
-    """How many of so many images may be unreadable: the share, but one in a small set, unless the share is 0."""
+    """The number of images in a set of `total` that may be unreadable.
+
+    That share of it; but one in a small set, unless the share is 0.
+    """
     return max(int(max_bad_images * total), int(max_bad_images > 0))
 
 
@@ -56,9 +59,10 @@ def check_readable(
     what: str = "images",
     flag: str = "--max-bad-images",
 ) -> None:
-    """
+    """See that no more than the allowed share of images, or of what `what` names, are unreadable.
+
     Raises:
-        DataError: more images, or what it is, than the share allowed cannot be read.
+        DataError: more are.
     """
     if len(reasons) > allowed_bad_images(total, max_bad_images):
         *_, last = reasons

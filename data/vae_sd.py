@@ -25,7 +25,7 @@ FOLDER, FIRST = "vae-sd", "img-mean-std-"
 
 
 def find(path: Path) -> Tree | None:
-    """The tree that holds such latents, told by the name of its first file."""
+    """The tree that holds such latents, told by the name of its first file; None where there is none."""
     trees: list[Tree] = [Folder(p) for p in (path, path / FOLDER) if p.is_dir()]
     if is_zip(path):
         trees.append(Archive(path))
@@ -33,6 +33,7 @@ def find(path: Path) -> Tree | None:
 
 
 def is_one(tree: Tree) -> bool:
+    """Whether a tree holds such latents, by the name of its first file."""
     top = tree.children()
     below = tree.children(top.folders[0]) if top.folders else top
     names = [name for name in below.files + top.files if name != dataset_json.NAME]
@@ -65,6 +66,11 @@ class VaeSd(ForeignLatents):
         super().__init__(tree.root, (shape[0] // 2, *shape[1:]))
 
     def labelled(self) -> tuple[np.ndarray, Iterable[str]]:
+        """The labels of `dataset.json`, and the names of the latents.
+
+        Raises:
+            DataError: there is no such file, or it does not label each latent.
+        """
         path = self.folder / dataset_json.NAME
         labels = dataset_json.read_labels(self.tree)
         if labels is None:
@@ -77,24 +83,32 @@ class VaeSd(ForeignLatents):
         return numbers, names
 
     def content(self, index: int) -> bytes:
+        """The bytes of a latent's file.
+
+        Raises:
+            DataError: it cannot be read.
+        """
         try:
             return self.places.read(index) if self.places is not None else Path(self.paths[index]).read_bytes()
         except (ValueError, OSError) as error:
             raise DataError(f"{self.paths[index]} cannot be read: {first_line(error)}") from None
 
     def read(self, index: int, mirror: bool) -> Tensor:
+        """The mean and standard deviation of a latent's posterior: (2, C, h, w). There are no mirror images."""
         name = self.paths[index]
         return as_latent(load_array(self.content(index), name), self.parts, self.latent_shape, name)
 
     def verify(self, rank: int = 0, world_size: int = 1) -> None:
+        """See that this process's share of the files are as long as the first; a .zip has checksums instead."""
         if self.places is None:
             check_sizes(self.paths, rank, world_size, str(self.folder))
 
 
 def check_sizes(paths: Paths, rank: int, world_size: int, what: str) -> None:
-    """
+    """See that this process's share of files are as long as the first of all.
+
     Raises:
-        DataError: one of this process's share of files is not as long as the first of all.
+        DataError: one is not.
     """
     expected = os.path.getsize(paths[0])
     for k in progress.bar(range(rank, len(paths), world_size), desc=f"checking {what}"):

@@ -1,4 +1,4 @@
-"""Data workers: what is said when they cannot start, or when one of them dies."""
+"""Data workers: their start, and errors that say why they cannot start or why one has died."""
 
 import errno
 import signal
@@ -15,7 +15,7 @@ from runtime.errors import MORE_OPEN_FILES, MORE_SHARED_MEMORY, DataError
 
 
 def start(loader: DataLoader[Any]) -> Any:
-    """Begin to load: a loader's iterator, whose workers are at work.
+    """A loader's iterator, whose workers have begun to load.
 
     Raises:
         DataError: they cannot be started.
@@ -31,18 +31,18 @@ def start(loader: DataLoader[Any]) -> Any:
 
 
 def begin(worker: int) -> None:
-    """What a worker does first: see to it that it has nothing to say where the process it loads for was killed."""
+    """Keep a worker silent where the process that it loads for has been killed; it calls this first."""
     sys.excepthook = tell
 
 
 def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """What the thread that hands on tensors calls where it fails; a broken connection is of a process that is gone."""
+    """Report an error of the thread that hands on tensors, unless the process at the other end is gone."""
     if not isinstance(error, EOFError | ConnectionError):
         sys.__excepthook__(kind, error, traceback)
 
 
 def loaded_by(iterator: Any) -> Iterator[Any]:
-    """What the workers load.
+    """The batches that the workers load.
 
     Raises:
         DataError: one has died.
@@ -62,9 +62,9 @@ def loaded_by(iterator: Any) -> Iterator[Any]:
 
 
 def cause_of_death(workers: Sequence[BaseProcess], timeout: float = 5.0) -> str:
-    """How the first of the workers that have ended did; "" if none does within the timeout, in seconds.
+    """A sentence on how the first of the workers that have ended did; "" if none ends within the timeout, in seconds.
 
-    What a worker has left behind is missed before the system says that it has ended.
+    A batch that a worker owes may be missed before the system says that the worker has ended.
     """
     wait([worker.sentinel for worker in workers], timeout)
     for worker in workers:

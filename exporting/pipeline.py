@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from data.tokenizers import KINDS
+from data.tokenizers import AUTOENCODERS
 from sampling.guidance import guided
 from transport.graded import Graded, Grading, Synchronous, preservation_map
 from transport.path import PATHS, PLANS
@@ -31,9 +31,9 @@ class ComboStocPipeline(DiffusionPipeline):
         transformer: SiTTransformer or ComboStocTransformer.
         vae: an autoencoder of diffusers; None for a model of pixels.
         id2label: names of classes by their numbers, which are strings, as JSON has them.
-        path_type, prediction, time_shift: what the model was trained with.
+        path_type, prediction, time_shift: the settings that the model was trained with.
         times: the first and the last time of each method.
-        latents: scale and shift, latent = (z - shift) scale of the autoencoder's own z.
+        latents: scale and shift: latent = (z - shift) scale, z being the autoencoder's own.
     """
 
     model_cpu_offload_seq = "transformer->vae"
@@ -60,7 +60,7 @@ class ComboStocPipeline(DiffusionPipeline):
         )
         self.register_to_config(latents=latents)
         self.labels = {name: int(k) for k, name in (id2label or {}).items()}
-        self.factor = 1 if vae is None else KINDS[type(vae).__name__].layout(vae).factor
+        self.factor = 1 if vae is None else AUTOENCODERS[type(vae).__name__].layout(vae).factor
         self.image_size = transformer.config.input_size * self.factor
         grey = vae is None and transformer.config.in_channels == 1
         self.image_processor = VaeImageProcessor(
@@ -91,20 +91,20 @@ class ComboStocPipeline(DiffusionPipeline):
 
         Args:
             class_labels: one or several classes by number or name; None is no class.
-            num_inference_steps: of the method; sample.py's --num-sampling-steps counts points, one more.
-            guidance_scale: of classifier-free guidance, 1 for none, 0 for samples without a class.
-            guidance_interval: guide while t, from 0 (noise) to 1 (data), is in it.
-            guidance_channels: the first so many channels, None for all; "usual" is 3 of four, else all.
-            method: "heun" (2 evaluations a step) or "euler" (1).
+            num_inference_steps: steps of the method; sample.py's --num-sampling-steps counts points, one more.
+            guidance_scale: scale of classifier-free guidance, 1 for none, 0 for samples without a class.
+            guidance_interval: (low, high): guide while t, from 0 (noise) to 1 (data), is in it.
+            guidance_channels: guide the first K channels; None for all, "usual" for 3 of four, else all.
+            method: "heun" (2 evaluations per step) or "euler" (1).
             image: graded control: a picture to keep something of, as PIL, array or tensor in [0, 1], or one for each
                 label; of the size of the model, else resized.
-            mask: how much of it is kept, from 0 to 1: a number, a grey picture (white keeps), or (H, W) numbers.
-            num_images_per_label: of each label.
-            generator: of the noise; or one for each picture.
+            mask: how much of the image is kept, from 0 to 1: a number, a grey picture (white keeps), or (H, W) numbers.
+            num_images_per_label: pictures to draw for each label.
+            generator: generator of the noise; or one for each picture.
             latents: the noise itself, (N, C, h, w).
             output_type: "pil", "np", "pt" or "latent".
-            callback_on_step_end: called as f(pipeline, step, t, {"latents": x}) after each step; "latents" of what it
-                returns replace them. Setting pipeline._interrupt ends the sampling.
+            callback_on_step_end: called as f(pipeline, step, t, {"latents": x}) after each step; "latents" in the dict
+                that it returns replace x. Setting pipeline._interrupt ends the sampling.
 
         Raises:
             ValueError: an argument is not accepted.
@@ -181,7 +181,7 @@ class ComboStocPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def class_number(self, label: Label) -> int:
-        """The number of a class; that of none is the one after the last.
+        """The number of a class; None is the null class, one after the last.
 
         Raises:
             ValueError: there is no such class.
@@ -198,28 +198,28 @@ class ComboStocPipeline(DiffusionPipeline):
         return number
 
     def encode(self, image: Any) -> Tensor:
-        """Pictures as the transformer sees them: (N, C, h, w) float32."""
+        """Pictures as inputs of the transformer: (N, C, h, w) float32."""
         pictures = self.image_processor.preprocess(image, self.image_size, self.image_size, resize_mode="default")
         pictures = pictures.to(self._execution_device, torch.float32)
         if self.vae is None:
             return pictures
-        kind = KINDS[type(self.vae).__name__]
+        kind = AUTOENCODERS[type(self.vae).__name__]
         z = kind.encode(self.vae, pictures.to(self.vae.dtype))[0].float()
         return (z - self.latent_factor("shift", z)) * self.latent_factor("scale", z)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Pictures (N, C, H, W) in [-1, 1] of samples."""
+        """Pictures (N, C, H, W) in [-1, 1] of samples (N, C, h, w)."""
         if self.vae is None:
             return x
         z = x / self.latent_factor("scale", x) + self.latent_factor("shift", x)
-        return KINDS[type(self.vae).__name__].decode(self.vae, z.to(self.vae.dtype)).float()
+        return AUTOENCODERS[type(self.vae).__name__].decode(self.vae, z.to(self.vae.dtype)).float()
 
     def latent_factor(self, name: str, x: Tensor) -> Tensor:
-        """Scale or shift, for all channels or each one."""
+        """Scale or shift of latents, as a tensor (1 or C, 1, 1)."""
         return torch.tensor(self.config.latents[name], device=x.device, dtype=x.dtype).view(-1, 1, 1)
 
     def preserved(self, mask: Any, device: torch.device) -> Tensor:
-        """How much is kept: (1, 1, 1, 1), or of every position (N or 1, 1, h, w).
+        """The preservation map of a mask: (1, 1, 1, 1), or for every position (N or 1, 1, h, w).
 
         Raises:
             ValueError: the mask is not of the size of the pictures.

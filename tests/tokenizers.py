@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from data.tokenizers import KINDS
+from data.tokenizers import AUTOENCODERS
 
 BLOCKS = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
 DOWN, UP = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
@@ -140,7 +140,7 @@ def save(name: str, folder, **values) -> str:
     import diffusers.models
 
     kind, config, *_ = SMALL[name]
-    assert kind in KINDS
+    assert kind in AUTOENCODERS
     torch.manual_seed(0)
     vae = getattr(diffusers.models, kind)(**config | values)
     if kind == "AutoencoderKLFlux2":

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.layouts import parts_of
+from data.layouts import splits_of
 from data.listing import Children, Folder
 from data.sets import ImageFolder, class_counts, load_dataset
 from runtime.errors import DataError
@@ -72,8 +72,8 @@ def test_classes_that_may_be_meant_go_on(tmp_path, folders, said):
 
 
 def test_companions_do_not_make_a_wrapper():
-    assert parts_of(Children(["images", "masks"], [], [])) == ["images"]
-    assert parts_of(Children(["images", "cat"], [], [])) == parts_of(Children(["masks", "labels"], [], [])) == []
+    assert splits_of(Children(["images", "masks"], [], [])) == ["images"]
+    assert splits_of(Children(["images", "cat"], [], [])) == splits_of(Children(["masks", "labels"], [], [])) == []
 
 
 # ---- tables --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.autoencoder import class_of, draw_posterior, load_autoencoder
-from data.tokenizers import KINDS
+from data.tokenizers import AUTOENCODERS
 from runtime.errors import DataError
 from tests import tokenizers
 from tests.tokenizers import SIZE, SMALL
@@ -26,7 +26,7 @@ def images(seeded):
 
 
 def test_every_class_is_among_them():
-    assert {kind for kind, *_ in SMALL.values()} == KINDS.keys()
+    assert {kind for kind, *_ in SMALL.values()} == AUTOENCODERS.keys()
 
 
 def test_sizes_and_kinds(space, images, request):
@@ -138,7 +138,7 @@ def test_what_the_installed_packages_lack_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match="AutoencoderRAE needs the package transformers"):
         load_autoencoder(str(tmp_path), CPU)
-    monkeypatch.setitem(KINDS, "AutoencoderNew", KINDS["AutoencoderDC"])
+    monkeypatch.setitem(AUTOENCODERS, "AutoencoderNew", AUTOENCODERS["AutoencoderDC"])
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderNew"}))
     with pytest.raises(DataError, match=f"diffusers {diffusers.__version__} has no AutoencoderNew"):
         load_autoencoder(str(tmp_path), CPU)
