@@ -22,7 +22,7 @@ EXTRACTORS = tuple(DIMENSIONS)
 
 
 class Features(NamedTuple):
-    """What a network says of images."""
+    """The features of N images."""
 
     pooled: Tensor  # (N, D), for FID, KID, precision and recall
     spatial: Tensor | None  # (N, D'), for sFID
@@ -30,20 +30,21 @@ class Features(NamedTuple):
 
 
 class Extractor(NamedTuple):
-    """A network ready to use: images (N, 3, H, W) uint8 -> Features; in float32 whatever training uses."""
+    """A network of features: images (N, 3, H, W) uint8 -> Features, in float32 whatever training uses."""
 
     name: str
-    extract: Callable[[Tensor], Features]  # of images anywhere
+    extract: Callable[[Tensor], Features]  # takes images on any device
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """
+    """A network of features, with its weights.
+
     Args:
         name: one of `EXTRACTORS`.
         weights: a file of weights, only for inception; None fetches them.
 
     Raises:
-        UsageError: weights for a network that brings its own.
+        UsageError: weights for a network that brings its own, or a package is missing.
         DataError: the weights cannot be fetched or are those of another network.
     """
     if name == "inception":
@@ -54,7 +55,12 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
 
 
 def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], Features]:
-    """The FID network; sFID's features are the first 7 channels of `mixed_6/conv` (arXiv 2103.03841), 7 x 17 x 17."""
+    """The FID network; sFID's features are the first 7 channels of `mixed_6/conv` (arXiv 2103.03841), 7 x 17 x 17.
+
+    Raises:
+        UsageError: torch-fidelity is not installed.
+        DataError: the weights cannot be fetched or are those of another network.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError:
@@ -94,7 +100,11 @@ def inception(weights: Path | None, device: torch.device) -> Callable[[Tensor], 
 
 
 def efficientnet_lite0(device: torch.device) -> Callable[[Tensor], Features]:
-    """1280 features of an EfficientNet-Lite0 with ImageNet's weights, on images of 224 x 224."""
+    """1280 features of an EfficientNet-Lite0 with ImageNet's weights, on images of 224 x 224.
+
+    Raises:
+        UsageError: the package of its weights is not installed.
+    """
     import timm
 
     try:

@@ -21,16 +21,19 @@ from runtime.errors import DataError
 from runtime.files import DAMAGE, describe
 
 IMAGES = "arr_0"
-SKIPPED = 1 << 24  # bytes at a time
+SKIPPED = 1 << 24  # bytes that are read at a time to pass over them
 
 Batch = tuple[Sequence[int], Tensor]  # indices of images in their set, and the images, (n, 3, H, W) uint8
 
 
 class ImageSet(Protocol):
-    """Images of one size, which is (width, height)."""
+    """A set of images of one size."""
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        ...
+
     def __len__(self) -> int: ...
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """A process's share of the set, in batches of at most `size`, in order."""
@@ -38,14 +41,14 @@ class ImageSet(Protocol):
 
 
 def shares(count: int, size: int, rank: int, world_size: int) -> Iterator[range]:
-    """Indices of the batches of a process."""
+    """The indices of the batches of a process: every world_size-th batch of `size`."""
     for start in range(rank * size, count, world_size * size):
         yield range(start, min(start + size, count))
 
 
 @dataclass
 class NpzImages:
-    """`arr_0` of an .npz, (N, H, W, 3) uint8, of which a batch at a time is in memory.
+    """The images in `arr_0` of an .npz, (N, H, W, 3) uint8, of which a batch at a time is in memory.
 
     Raises:
         DataError: the file cannot be read, or holds no such array.
@@ -66,12 +69,14 @@ class NpzImages:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
         return self.shape[2], self.shape[1]
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A process's share of the set, in batches of at most `size`, in order."""
         n, *shape = self.shape
         image_bytes = int(np.prod(shape))
         with open_array(self.path, IMAGES) as array:
@@ -86,10 +91,10 @@ class NpzImages:
 
 
 class FolderImages:
-    """Pictures of a folder and below, sorted by path, as RGB.
+    """The pictures of a folder and below, sorted by path, as RGB.
 
     Args:
-        image_size: crop them to squares, as training does. None takes them as they are, all of one size.
+        image_size: crop them to squares of this side, as training does. None takes them as they are, all of one size.
 
     Raises:
         DataError: there are none, or not all can be listed; when read: one cannot be read, or has another size than
@@ -104,6 +109,7 @@ class FolderImages:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the first picture, and so of all."""
         _, height, width = self.read(self.paths[0]).shape
         return width, height
 
@@ -111,6 +117,11 @@ class FolderImages:
         return len(self.paths)
 
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A process's share of the set, in batches of at most `size`, in order.
+
+        Raises:
+            DataError: a picture cannot be read, or has another size than the first.
+        """
         first = self.read(self.paths[0]).shape
         for indices in shares(len(self), size, rank, world_size):
             images = []
@@ -124,6 +135,7 @@ class FolderImages:
             yield indices, torch.stack(images)
 
     def read(self, path: str) -> Tensor:
+        """A picture: (3, H, W) uint8."""
         if self.image_size:
             tensor = load_image(path, "RGB", self.image_size)
             return ((tensor + 1) * 127.5).round().to(torch.uint8)
@@ -138,12 +150,14 @@ class DigitImages:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
         return self.images.shape[3], self.images.shape[2]
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """A process's share of the set, in batches of at most `size`, in order."""
         for indices in shares(len(self), size, rank, world_size):
             yield indices, self.images[indices.start : indices.stop]
 
@@ -152,7 +166,7 @@ def open_images(source: str, image_size: int | None = None) -> ImageSet:
     """The images of a file, a folder, or 'digits'.
 
     Raises:
-        DataError: there is no such thing, or it holds no images.
+        DataError: it does not exist, or holds no images.
     """
     path = Path(source)
     if source == DIGITS and not path.exists():
@@ -166,10 +180,10 @@ def open_images(source: str, image_size: int | None = None) -> ImageSet:
 
 
 def array_names(path: Path) -> set[str]:
-    """Names of the arrays of an .npz.
+    """The names of the arrays in an .npz.
 
     Raises:
-        DataError: it is none.
+        DataError: it is no .npz.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist; an .npz, a folder of images or '{DIGITS}' is needed")
@@ -201,10 +215,10 @@ def open_array(path: Path, name: str) -> IO[bytes]:
 
 
 def read_header(array: IO[bytes], path: Path) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype, which stand before an array's bytes.
+    """The shape of an array, whether it is in Fortran order, and its dtype, read from the beginning of its file.
 
     Raises:
-        DataError: they do not.
+        DataError: they are not there.
     """
     try:
         version = np.lib.format.read_magic(array)
@@ -230,6 +244,6 @@ def read(array: IO[bytes], count: int, path: Path) -> bytes:
 
 
 def skip(array: IO[bytes], count: int, path: Path) -> None:
-    """Read past so many bytes."""
+    """Read past the next `count` bytes of an array."""
     for start in range(0, count, SKIPPED):
         read(array, min(SKIPPED, count - start), path)

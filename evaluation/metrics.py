@@ -34,17 +34,18 @@ class RunningMoments:
         self.scatter = torch.zeros(dimensions, dimensions, dtype=torch.float64)  # sum of (x - mean)(x - mean)^T
 
     def add(self, features: Tensor) -> None:
-        """See more features, (N, D)."""
+        """Add features (N, D)."""
         features = features.to(float64(features.device)).double()
         mean = features.mean(0)
         self._join(len(features), mean, (features - mean).T @ (features - mean))
 
     def merge(self, other: "RunningMoments") -> None:
-        """See what another one has seen."""
+        """Add all features that another one has seen."""
         if other.count:
             self._join(other.count, other.mean, other.scatter)
 
     def to(self, device: torch.device) -> None:
+        """Move the sums to a device."""
         self.mean, self.scatter = self.mean.to(device), self.scatter.to(device)
 
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
@@ -56,14 +57,22 @@ class RunningMoments:
         self.count = total
 
     def moments(self) -> Moments:
-        """Mean and unbiased covariance of what has been seen."""
+        """The mean and the unbiased covariance of all features so far.
+
+        Raises:
+            ValueError: they are of fewer than two images.
+        """
         if self.count < 2:
             raise ValueError(f"a covariance takes two images or more, not {self.count}")
         return Moments(self.mean, self.scatter / (self.count - 1))
 
 
 def moments(features: Tensor) -> Moments:
-    """Mean and unbiased covariance of (N, D), N of at least 2."""
+    """The mean and the unbiased covariance of features (N, D).
+
+    Raises:
+        ValueError: N is less than 2.
+    """
     running = RunningMoments(features.shape[1])
     for part in features.split(CHUNK):
         running.add(part)
@@ -82,15 +91,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def square_root(cov: Tensor) -> Tensor:
-    """Of a symmetric matrix without negative eigenvalues, up to rounding."""
+    """The root of a symmetric matrix without negative eigenvalues, up to rounding."""
     values, vectors = torch.linalg.eigh(cov)
     return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp E KL(p(y|x) || p(y)), its mean over parts of the shuffled set, and their standard deviation.
+    """exp E KL(p(y|x) || p(y)): its mean over splits of the shuffled set, and their standard deviation.
 
-    Salimans et al., arXiv 1606.03498. Fewer images than parts make a part of each.
+    Salimans et al., arXiv 1606.03498. A set of fewer images than splits has a split for each image.
 
     Args:
         logits: (N, K) of a classifier.
@@ -110,6 +119,9 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000) 
     """Unbiased squared MMD under the kernel (x . y / D + 1)^3: mean over random subsets, and standard deviation.
 
     KID of Binkowski et al., arXiv 1801.01401. Sets of fewer images than `size` are taken whole.
+
+    Raises:
+        ValueError: a set has fewer than two images.
     """
     size = min(size, len(a), len(b))
     if size == len(a) == len(b):
@@ -135,8 +147,11 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000) 
 def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[float, float]:
     """The share of samples among the references, and of references among the samples.
 
-    A point is among a set when it is no farther from one of its points than that one's k-th nearest neighbour in the
-    set. Kynkaanniemi et al., arXiv 1904.06991.
+    A point is among a set when its distance to some point of the set is at most that point's distance to its k-th
+    nearest neighbour in the set. Kynkaanniemi et al., arXiv 1904.06991.
+
+    Raises:
+        ValueError: a set has no more than k images.
     """
     if min(len(samples), len(reference)) <= k:
         raise ValueError(f"precision and recall take {k + 1} images or more of each set")
@@ -144,10 +159,10 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = 3) -> tuple[fl
 
 
 def share_among(points: Tensor, members: Tensor, k: int) -> float:
-    """The share of points (N, D) that are among members (M, D)."""
+    """The share of points (N, D) that are among members (M, D), see `precision_recall`."""
     members = members.double()
     rows = max(1, CHUNK * 8192 // len(members))  # at a time: 256 MB of distances
-    # The nearest of a set to one of its own is itself.
+    # The first nearest neighbour of a member is itself.
     radii = torch.cat([torch.cdist(part, members).kthvalue(k + 1).values for part in members.split(rows)])
     inside = [(torch.cdist(part.double(), members) <= radii).any(1) for part in points.split(rows)]
     return torch.cat(inside).double().mean().item()

@@ -1,4 +1,4 @@
-"""Two sets of images compared: what evaluate.py prints and writes."""
+"""The comparison of two sets of images that evaluate.py prints and writes."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ def evaluate(args: argparse.Namespace, process: Process) -> None:
     """Save the statistics of SAMPLES, compare them with REFERENCE, or both.
 
     Raises:
-        UsageError: the arguments do not fit what the sources hold.
+        UsageError: the arguments do not fit the content of the sources.
         DataError: a source cannot be read.
     """
     sources = [open_source(s, args.features, args.image_size) for s in (args.samples, args.reference) if s]
@@ -42,9 +42,10 @@ def evaluate(args: argparse.Namespace, process: Process) -> None:
 
 
 def check_image_size(image_size: int | None, sources: Sequence[Source]) -> None:
-    """
+    """See that --image-size fits the sources. It crops pictures of folders; the images of a file must have it.
+
     Raises:
-        UsageError: the images of a file have another size, or nothing has images. Pictures of folders are cropped.
+        UsageError: the images of a file have another size, or no source has images.
     """
     if image_size is None:
         return
@@ -60,7 +61,7 @@ def check_image_size(image_size: int | None, sources: Sequence[Source]) -> None:
 
 
 def warnings_about_sources(sources: Sequence[Source]) -> Iterator[str]:
-    """What seems to be amiss with samples and reference before they are looked at."""
+    """Warnings about samples and reference that can be given before their images are looked at."""
     if len(sources) < 2:
         return
     samples = sources[0]
@@ -73,6 +74,7 @@ def warnings_about_sources(sources: Sequence[Source]) -> Iterator[str]:
 
 
 def report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:
+    """Print the numbers of samples against a reference, and write them to --out, if it is given."""
     results = {report_name(k, samples.extractor): v for k, v in compare(samples, reference, device).items()}
     for line in warnings_about(samples, reference):
         print(f"Warning: {line}", file=sys.stderr)

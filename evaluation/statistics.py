@@ -25,7 +25,7 @@ MAX_FEATURES = 10_000  # of these in a file of statistics, as many as ADM's refe
 
 @dataclass
 class Seen:
-    """What a process has seen of a set of images."""
+    """The features that one process has computed of a set of images."""
 
     pooled: RunningMoments
     spatial: RunningMoments | None = None
@@ -35,12 +35,12 @@ class Seen:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most so many of `count` indices: folders are in the order of their classes."""
+    """Evenly spaced indices below `count`, at most `most`: folders are in the order of their classes."""
     return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
 
 
 def look(batches: Iterable[Batch], count: int, extractor: Extractor) -> Seen:
-    """See a process's share of a set of so many images."""
+    """The features of a process's share of a set of `count` images."""
     seen = Seen(RunningMoments(DIMENSIONS[extractor.name]))
     kept = set(evenly_spaced(count, MAX_KEPT))
     for indices, images in batches:
@@ -60,7 +60,7 @@ def look(batches: Iterable[Batch], count: int, extractor: Extractor) -> Seen:
 
 
 def statistics_of(batches: Iterable[Batch], count: int, extractor: Extractor) -> Statistics | None:
-    """Statistics of a set of which every process gives its share, in the first process; None in the others.
+    """The statistics of a set of which every process gives its share, in the first process; None in the others.
 
     They do not depend on the number of processes, up to rounding.
 
@@ -71,7 +71,7 @@ def statistics_of(batches: Iterable[Batch], count: int, extractor: Extractor) ->
 
 
 def joined(parts: list[Seen], extractor: Extractor) -> Statistics | None:
-    """What all processes have seen together; None of no parts."""
+    """The statistics of all processes' features together; None for no parts."""
     if not parts:
         return None
     pooled, spatial = RunningMoments(DIMENSIONS[extractor.name]), None
@@ -96,20 +96,20 @@ def joined(parts: list[Seen], extractor: Extractor) -> Statistics | None:
 
 @dataclass
 class Source:
-    """Something to evaluate, opened: statistics, images, or, as ADM's reference batches have, both."""
+    """A source to evaluate, opened: statistics, images, or, as ADM's reference batches have, both."""
 
     name: str
     saved: Statistics | None
     images: ImageSet | None
-    has_moments: bool = False  # beside the images, of whichever network
+    has_moments: bool = False  # whether there are moments of some network beside the images
 
     def statistics(
         self, extractor: Extractor | None, process: distributed.Process, batch_size: int
     ) -> Statistics | None:
-        """Its statistics, for which all processes look at the images, in the first process; None in the others.
+        """The source's statistics, in the first process; None in the others. All processes look at the images.
 
         Args:
-            extractor: the network that looks; None will do where there are no images.
+            extractor: the network of features; None will do where there are no images.
         """
         if self.images is None or extractor is None:
             return self.saved
@@ -123,11 +123,12 @@ class Source:
 
 
 def open_source(name: str, extractor: str, image_size: int | None = None) -> Source:
-    """Open a file, a folder, or 'digits', before anything takes time.
+    """A file, a folder, or 'digits', opened before anything takes time.
 
     Args:
-        extractor: the network that is going to look. ADM's moments are of inception; another one looks at the images.
-        image_size: crop pictures of folders.
+        extractor: the network of features that is wanted. ADM's moments are of inception; for another, its images
+            count.
+        image_size: crop pictures of folders to this.
 
     Raises:
         DataError: it is missing, is not what it should be, or has fewer than two images.
@@ -164,10 +165,10 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
 
 
 def load_statistics(path: Path, extractor: str) -> Statistics:
-    """Read what `save_statistics` or ADM wrote; ADM's files are of the inception network.
+    """The statistics that `save_statistics` or ADM wrote; ADM's files are of the inception network.
 
     Raises:
-        DataError: it is damaged, or of another network.
+        DataError: the file is damaged, or of another network.
     """
 
     def moments_from(mean: str, cov: str) -> Moments:
@@ -201,7 +202,7 @@ def load_statistics(path: Path, extractor: str) -> Statistics:
 
 
 def warnings_about(samples: Statistics, reference: Statistics) -> Iterator[str]:
-    """What makes the numbers hard to compare with others'."""
+    """Warnings about sets whose numbers cannot be compared with those of others."""
     d = len(reference.pooled.mean)
     yield from warnings_about_counts(d, samples=samples.count, reference=reference.count)
     for what, statistics in (("samples", samples), ("reference", reference)):
@@ -221,7 +222,7 @@ def warnings_about_sizes(samples: tuple[int, int] | None, reference: tuple[int, 
 
 
 def warnings_about_counts(dimensions: int, **counts: int) -> Iterator[str]:
-    """Warnings about sets of few images, by the numbers of them; 0 is unknown."""
+    """Warnings about sets of few images, by the number in each; 0 is unknown."""
     for what, count in counts.items():
         if 0 < count <= dimensions:
             yield (

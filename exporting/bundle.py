@@ -10,9 +10,9 @@ def bundle(first_line: str, modules: Collection[ModuleType], instead: Collection
     """The text of modules one after the other, without their imports of each other.
 
     Args:
-        first_line: of the file, which says what it is.
-        modules: each after those that it imports.
-        instead: names of other modules whose imports are left out, too, for one of `modules` has what they bring.
+        first_line: the file's docstring.
+        modules: the modules, each after those that it imports.
+        instead: names of other modules whose imports are left out, too, because one of `modules` defines their names.
 
     Raises:
         ValueError: two modules have a name in common.
@@ -33,7 +33,7 @@ def bundle(first_line: str, modules: Collection[ModuleType], instead: Collection
 
 
 def names(tree: ast.Module) -> Iterator[str]:
-    """What a module defines."""
+    """The names that a module defines at its top level."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.name

@@ -15,7 +15,7 @@ from transport.shift import shift_for
 
 INDEX = "model_index.json"
 TRANSFORMER = "combostoc_transformer"  # the module in the transformer's folder
-# Of each file: what it is, its modules, and what those import from elsewhere and find in them.
+# For each file: its docstring, its modules, and modules from elsewhere whose names these define, see `bundle`.
 PIPELINE_FILE = (
     "A pipeline of diffusers for a SiT or ComboStoc model of images; written by export.py.",
     (
@@ -38,9 +38,11 @@ def text_of(file: tuple[str, tuple[str, ...], tuple[str, ...]]) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """
+    """See that a pipeline can be written to a folder.
+
     Raises:
-        UsageError: there is something else than a pipeline of before, or nothing that it could be in.
+        UsageError: it is there and holds no earlier pipeline.
+        DataError: the folder that it would be in does not exist.
     """
     if not folder.parent.is_dir():
         raise DataError(f"--diffusers {folder}: folder {folder.parent} does not exist")
@@ -49,7 +51,7 @@ def check_folder(folder: Path) -> None:
 
 
 def write(network: Network, trained: dict[str, Any], folder: Path) -> None:
-    """Write a network of images as a pipeline, all of it or nothing.
+    """Write a network of images as a pipeline, whole or not at all.
 
     Args:
         trained: the arguments that it was trained with, {} where they are not known.
@@ -76,7 +78,7 @@ def write(network: Network, trained: dict[str, Any], folder: Path) -> None:
 
 
 def index_of(network: Network, transformer: str) -> dict[str, Any]:
-    """What the pipeline is made of and with."""
+    """The content of the pipeline's index: its components and settings."""
     import diffusers
 
     transport, space = network.transport, network.images
@@ -102,7 +104,7 @@ def index_of(network: Network, transformer: str) -> dict[str, Any]:
 
 
 def card(network: Network, trained: dict[str, Any]) -> str:
-    """The model card: how it is used, and how it was trained. Of a path only the last part is told."""
+    """The model card: how to use the model, and how it was trained. Of a path only the last part is told."""
     told = {k: Path(v).name if isinstance(v, str) and "/" in v else v for k, v in sorted(trained.items())}
     rows = "\n".join(f"| {name} | {value} |" for name, value in told.items() if value not in (None, ""))
     settings = f"| setting | value |\n| --- | --- |\n{rows}" if rows else "The checkpoint does not say."
@@ -136,9 +138,10 @@ control of a picture by a mask.
 
 
 def check_token(repository: str) -> None:
-    """
+    """See that there is a token of the Hub.
+
     Raises:
-        UsageError: there is no token of the Hub.
+        UsageError: there is none.
     """
     from huggingface_hub import get_token
 
@@ -147,7 +150,7 @@ def check_token(repository: str) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a pipeline to a repository of the Hub, made if it is not there. Returns its address.
+    """Upload a pipeline to a repository of the Hub, which is made if it is not there. Returns its address.
 
     Raises:
         DataError: the Hub does not take it.

@@ -1,4 +1,4 @@
-"""The three layers of timm that the transformers are made of, for where timm is not: equal parameters and results."""
+"""The three layers of timm in the transformers, for machines without timm: equal parameters and results."""
 
 from collections.abc import Callable
 
@@ -14,6 +14,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> tokens (N, T, D)."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
@@ -27,6 +28,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (N, T, D) -> tokens (N, T, D)."""
         n, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
@@ -42,4 +44,5 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_features, in_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens (N, T, D) -> tokens (N, T, D)."""
         return self.fc2(self.act(self.fc1(x)))

@@ -9,7 +9,7 @@ from models import ComboStoc, SiT
 
 
 class SiTTransformer(ModelMixin, SiT, ConfigMixin):
-    """`SiT` with a configuration. Arguments as there."""
+    """`SiT` with a configuration. Takes the same arguments."""
 
     @register_to_config
     def __init__(
@@ -41,7 +41,7 @@ class ComboStocTransformer(SiTTransformer, ComboStoc):
 
 
 def transformer_of(model: SiT) -> Any:
-    """A model of `models.py` as one of diffusers, of the same weights."""
+    """A model of `models.py` as one of diffusers, with the same weights."""
     of_diffusers = ComboStocTransformer if isinstance(model, ComboStoc) else SiTTransformer
     transformer = of_diffusers(
         input_size=model.input_size,

@@ -1,4 +1,4 @@
-"""Which requests a page on this machine answers: those of its own pages, under the names that it is known by.
+"""The guard of a page on this machine: it answers requests of its own pages, under the names that it is known by.
 
 A site that its visitor's browser has open can send requests to 127.0.0.1, and, where it points its own name there (DNS
 rebinding), read the answers. What gives it away are the headers Host, which is the name in the browser's address line,
@@ -17,11 +17,11 @@ App = Callable[[Scope, Callable[[], Awaitable[Scope]], Send], Awaitable[None]]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/?#@\[\]\\]+)(?::(\d+))?", re.IGNORECASE)  # a host, perhaps with a port
-PORTS = {"http": "80", "https": "443"}  # that are left out
+PORTS = {"http": "80", "https": "443"}  # default ports, which browsers leave out
 
 
 def host_name(text: str) -> str:
-    """A host's name as it is compared: small letters, without brackets and a dot at the end."""
+    """A host's name in the form in which names are compared: small letters, without brackets and a dot at the end."""
     name = text.strip("[]").lower().removesuffix(".")
     try:
         return str(ipaddress.ip_address(name))
@@ -30,7 +30,11 @@ def host_name(text: str) -> str:
 
 
 def allowed_host(text: str) -> str:
-    """The value of --allow-host."""
+    """A host's name as an argument, of --allow-host.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no host's name.
+    """
     found = ADDRESS.fullmatch(f"[{text}]" if text.count(":") > 1 and text[0] != "[" else text)
     if not found or found[2] or "*" in text:
         raise argparse.ArgumentTypeError(
@@ -44,11 +48,11 @@ def allowed_host(text: str) -> str:
 
 
 class OwnPages:
-    """An ASGI application that answers only its own pages; others get 403, on every route.
+    """An ASGI application that answers requests of its own pages; others get 403, on every route.
 
     Args:
-        app: what answers.
-        names: of hosts, as `host_name` makes them. Pages of these are its own if their port is the request's.
+        app: the application that answers.
+        names: names of hosts, as `host_name` makes them. Pages of these are its own if their port is the request's.
         added: further names, of proxies that may have another port, or may put another name into Host.
     """
 
@@ -67,7 +71,7 @@ class OwnPages:
             await send({"type": "http.response.body", "body": f"403: {fault}\n".encode()})
 
     def fault(self, scope: Scope) -> str | None:
-        """Why a request is not answered, if it is not."""
+        """The reason why a request is not answered; None where it is."""
         headers: dict[bytes, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.lower(), []).append(value.decode("latin-1").strip())
@@ -94,5 +98,5 @@ class OwnPages:
 
 
 def followed_link(scope: Scope, headers: dict[bytes, list[str]]) -> bool:
-    """Whether a visitor opens the page by a link of another, or in a frame of a notebook."""
+    """Whether a visitor opens the page by a link on another page, or in a frame of a notebook."""
     return scope.get("method") in ("GET", "HEAD") and headers.get(b"sec-fetch-mode") == ["navigate"]

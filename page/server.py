@@ -1,4 +1,4 @@
-"""What both pages of app.py need of Gradio: boxes, handlers that cannot end the server, and one application."""
+"""Both pages' use of Gradio: boxes, handlers that cannot end the server, and one application."""
 
 import argparse
 import functools
@@ -14,12 +14,12 @@ from page.visits import Visits
 from runtime.errors import DataError, UsageError, first_line
 
 MAX_UPLOAD = "10mb"
-MAX_SESSIONS = 100  # whose state is kept; each holds a copy of the page's settings
-MAX_STROKES = 60  # sets of what was painted and sent, and not yet generated from
+MAX_SESSIONS = 100  # sessions whose state is kept; each holds a copy of the page's settings
+MAX_STROKES = 60  # paintings that were sent and not yet generated from
 
 
 def as_typed(box: Any) -> Any:
-    """A box whose value arrives as it was sent, for `page.studio.whole` and `real` to speak about it in words."""
+    """A box whose value arrives unchanged, so that `page.studio.whole` and `real` can refuse it in words."""
     box.preprocess = lambda value: value
     return box
 
@@ -42,7 +42,7 @@ def sampler_boxes(default: argparse.Namespace) -> dict[str, Any]:
 
 
 class Latest(OrderedDict[str, Any]):
-    """A dictionary of so many items, less the oldest where one is added."""
+    """A dictionary of at most `size` items: adding one drops the oldest."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -55,7 +55,11 @@ class Latest(OrderedDict[str, Any]):
 
 
 def guarded(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler whose every error is a line on the page: SystemExit in a worker would end the server's loop."""
+    """A handler whose every error is a line on the page: SystemExit in a worker would end the server's loop.
+
+    Raises:
+        gr.Error: from the handler returned, in place of any other error.
+    """
     import gradio as gr
 
     @functools.wraps(handler)
@@ -87,13 +91,13 @@ def guard(page: Any) -> Any:
 def application(
     page: Any, css: str, folder: Path, names: Iterable[str] | None, added: Iterable[str] = ()
 ) -> tuple[Any, AbstractContextManager[Visits]]:
-    """A page as an ASGI application, and what sweeps its folder while it is entered.
+    """A page as an ASGI application, and a context in which its folder is swept.
 
     Args:
         page: Gradio's Blocks.
         css: its style.
-        folder: of its files, Gradio's GRADIO_TEMP_DIR.
-        names, added: of hosts that are answered, see `OwnPages`; None for any.
+        folder: folder of its files, Gradio's GRADIO_TEMP_DIR.
+        names, added: names of hosts that are answered, see `OwnPages`; None for any.
     """
     import gradio as gr
     from starlette.applications import Starlette

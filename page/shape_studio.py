@@ -1,4 +1,4 @@
-"""What the page of shapes does, without the page: references of a set, ticked parts and attributes, samples of them."""
+"""The page of shapes without Gradio: references of a set, ticked parts and attributes, samples of them."""
 
 import math
 import shutil
@@ -23,11 +23,11 @@ from shapes.meshes import write_glb
 from shapes.rendering import View, render
 from shapes.sets import SHAPES, Shape, ShapeSet, open_shapes
 
-PICTURE = 320  # side in pixels of the reference's
-OPEN_SETS = 4  # at a time
-KEPT_FOLDERS = 200  # of scenes: what many visitors look at together
-ANGLE = 0.8  # of view, of a camera in 3D
-COLOURS = ("blue", "orange", "green", "red", "purple", "ochre", "teal", "pink", "brown", "olive")  # of the palette
+PICTURE = 320  # side in pixels of a reference's picture
+OPEN_SETS = 4  # sets that are kept open
+KEPT_FOLDERS = 200  # folders of scenes that are kept, for all visitors together
+ANGLE = 0.8  # angle of view of a camera in 3D, in radians
+COLOURS = ("blue", "orange", "green", "red", "purple", "ochre", "teal", "pink", "brown", "olive")  # names of `PALETTE`
 MEANINGS = {
     "exists": "whether a part is there",
     "box.center": "where it is",
@@ -38,24 +38,24 @@ MEANINGS = {
 
 
 def part_name(number: int) -> str:
-    """A part as the page calls it."""
+    """The name of a part on the page."""
     return f"{number} {COLOURS[number % len(COLOURS)]}"
 
 
 def attribute_name(attribute: str) -> str:
-    """An attribute as the page calls it."""
+    """The name of an attribute on the page."""
     return f"{attribute}: {MEANINGS[attribute]}" if attribute in MEANINGS else attribute
 
 
 @dataclass
 class ShapeChoices:
-    """What the page is set to."""
+    """The settings of the page of shapes."""
 
-    path: str  # of the reference's set, or "shapes"
-    number: int  # of the reference in it
-    parts: Sequence[int]  # that are ticked
-    attributes: Sequence[str]  # that are ticked
-    kept: float  # of what is ticked both as a part and as an attribute
+    path: str  # path of the reference's set, or "shapes"
+    number: int  # number of the reference in it
+    parts: Sequence[int]  # ticked parts
+    attributes: Sequence[str]  # ticked attributes
+    kept: float  # how much is kept, from 0 to 1, of ticked attributes of ticked parts
     label: int | None
     sampler: str  # mode and method
     points: int
@@ -67,7 +67,7 @@ class ShapeChoices:
         """These choices as arguments of sample.py, without the ticks.
 
         Raises:
-            UsageError: a box holds what it cannot.
+            UsageError: a box holds an invalid value.
         """
         return as_arguments(
             self.sampler,
@@ -82,7 +82,7 @@ class ShapeChoices:
 
 @dataclass
 class Reference:
-    """A shape as the page shows it."""
+    """A reference shape, with the texts that the page shows."""
 
     shape: Shape
     name: str  # of its class and number, for a file
@@ -90,16 +90,16 @@ class Reference:
 
     @property
     def parts(self) -> list[int]:
-        """Their numbers."""
+        """The numbers of its parts."""
         return list(range(len(self.shape["box.center"])))
 
     def picture(self, ticked: Sequence[int]) -> np.ndarray:
-        """(S, S, 3) uint8, with the parts that are not ticked pale."""
+        """A picture (S, S, 3) uint8, in which parts that are not ticked are pale."""
         return render(self.shape, PICTURE, View.of([self.shape]), ~np.isin(self.parts, ticked))
 
 
 class ShapeStudio(Service):
-    """What the page of shapes does."""
+    """The page of shapes without Gradio."""
 
     def __init__(self, network: Network, device: torch.device, precision: str, folder: Path) -> None:
         super().__init__(network, device, precision)
@@ -118,7 +118,7 @@ class ShapeStudio(Service):
         return {name: np.flatnonzero(test & (shapes.labels == k)) for k, name in enumerate(shapes.class_names)}
 
     def reference(self, path: str, number: int) -> Reference:
-        """A shape of a set, to look at.
+        """The shape of a number in a set.
 
         Raises:
             DataError: the set cannot be read, has no such shape, or the model cannot know it.
@@ -131,19 +131,24 @@ class ShapeStudio(Service):
         return Reference(shape, f"{name}-{number}".replace("/", "-"), said)
 
     def pick(self, path: str, number: int) -> tuple[ShapeSet, Shape]:
+        """A set, and the shape of a number in it.
+
+        Raises:
+            DataError: see `reference`.
+        """
         shapes = self.open(path)
         shape = parts.pick(shapes, number, path)
         self.layout.encode(shape)  # complains about one that is not of the model's kind
         return shapes, shape
 
     def scene(self, reference: Reference) -> Path:
-        """A shape as a .glb, to look at from all sides."""
+        """A .glb of a shape, to look at from all sides."""
         path = self.new_folder() / f"{reference.name}.glb"
         write_glb([reference.shape], path, names=[reference.name.rpartition("-")[0]])
         return path
 
     def new_folder(self) -> Path:
-        """A folder for what a visitor looks at next, in the place of the one that was made longest ago."""
+        """A new folder for a visitor's scenes; of more than `KEPT_FOLDERS`, the oldest is deleted."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         with self.making:
             self.folders.append(folder)
@@ -155,8 +160,10 @@ class ShapeStudio(Service):
     def generate(
         self, choices: ShapeChoices, tell: Callable[[int, int | None], None]
     ) -> tuple[Image.Image, list[Path], list[str]]:
-        """One picture of reference, what is kept, and samples; scenes (.glb) of all samples and of each; and what there
-        is to say: the work it took, and any warning.
+        """A picture, scenes, and lines to show.
+
+        The picture has the reference, its map and samples. The scenes (.glb) are of all samples, and of each. The lines
+        tell the work it took, and any warning.
 
         Args:
             choices: what the page is set to.
@@ -185,7 +192,7 @@ class ShapeStudio(Service):
 
     @staticmethod
     def distance(scene: Path) -> float:
-        """From where a camera sees all of a .glb, whichever way it is turned, at Babylon's angle of view."""
+        """The distance from which a camera sees all of a .glb, however it is turned, at Babylon's angle of view."""
         import trimesh
 
         return float(np.linalg.norm(trimesh.load_scene(scene).extents)) / 2 / math.sin(ANGLE / 2)

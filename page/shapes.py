@@ -1,4 +1,4 @@
-"""The page of app.py for a model of shapes, in Gradio; what it does is in page/shape_studio.py."""
+"""The page of app.py for a model of shapes, in Gradio, upon page/shape_studio.py."""
 
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,18 @@ CSS = "\n".join(
         ),
     ]
 )
-BACKGROUND = (0.97, 0.97, 0.98, 1.0)  # of what is seen in 3D, as of pictures
-CAMERA = (58, 66)  # in degrees: to the right of the front, above the ground, as in pictures
+BACKGROUND = (0.97, 0.97, 0.98, 1.0)  # of scenes in 3D, as of pictures
+CAMERA = (58, 66)  # degrees to the right of the front and above the ground, as in pictures
 
 
 def build_page(studio: ShapeStudio) -> Any:
-    """The page, as Gradio's Blocks."""
+    """The page of shapes, as Gradio's Blocks.
+
+    Its handlers turn the errors of a user's choices into a line on the page.
+
+    Raises:
+        UsageError: within its handlers only.
+    """
     import gradio as gr
 
     network = studio.network

@@ -1,6 +1,6 @@
-"""What the page of app.py does, without the page: painted maps, choices as sample.py's arguments, samples of them.
+"""The page of images without Gradio: painted maps, choices as sample.py's arguments, samples of them.
 
-The page of shapes shares `Service` and what is chosen for the sampler, see page/shape_studio.py.
+The page of shapes shares `Service` and the choices of the sampler, see page/shape_studio.py.
 """
 
 import argparse
@@ -26,40 +26,40 @@ from sampling.network import Network, guided_by, with_progress
 from train_utils import build_graded_sampler
 from transport import ODE_METHODS, SDE_METHODS
 
-CANVAS = 384  # to paint on, pictures are enlarged by a whole factor to at least so many pixels
-TILE = 112  # beside the samples, to so many
-OPACITY = 0.6  # of what is painted; the reference shows through
+CANVAS = 384  # side in pixels to which pictures are enlarged at least, by a whole factor, to be painted on
+TILE = 112  # side in pixels to which pictures on the sheet are enlarged at least
+OPACITY = 0.6  # of paint, so that the reference shows through
 
 MAX_VARIATIONS = 8  # so that a click cannot ask for more memory than there is
 MAX_POINTS = 1000
 MAX_GUIDANCE = 15
-MAX_WHOLE = 2**53  # of what a browser tells apart
+MAX_WHOLE = 2**53  # the largest whole number that a browser tells from the next one
 SAMPLERS = (*(f"ODE {method}" for method in ODE_METHODS), *(f"SDE {method}" for method in SDE_METHODS))
 ANY_CLASS = -1
 SCHEDULE_NAMES = [("same number everywhere", "number"), ("same size (Euler)", "size")]
 
 
-# ---- what any page says --------------------------------------------------------------------------------------------
+# ---- messages ------------------------------------------------------------------------------------------------------
 
 
 def in_words(error: Exception, path: str | None) -> str:
-    """A mistake as a page shows it, with the name of the file that the user knows."""
+    """A mistake as a page shows it, with the file's name alone in place of its path."""
     return f"**{str(error).replace(str(path), Path(str(path)).name)}**"
 
 
 def note(text: str, side: int) -> Image.Image:
-    """A square that says why it is empty."""
+    """A grey square with a text on it, in place of a picture."""
     picture = Image.new("RGB", (side, side), "gainsboro")
     font = ImageFont.load_default(size=side / 20)
     ImageDraw.Draw(picture).text((side / 2, side / 2), text, fill="dimgrey", font=font, anchor="mm")
     return picture
 
 
-# ---- what is typed -------------------------------------------------------------------------------------------------
+# ---- typed values --------------------------------------------------------------------------------------------------
 
 
 def real(name: str, value: Any, low: float, high: float) -> float:
-    """What a box holds that wants a number; browsers and programs send anything.
+    """The number in a box; browsers and programs send anything.
 
     Raises:
         UsageError: it is none, or out of bounds.
@@ -72,7 +72,7 @@ def real(name: str, value: Any, low: float, high: float) -> float:
 
 
 def whole(name: str, value: Any, low: int = -MAX_WHOLE, high: int = MAX_WHOLE) -> int:
-    """What a box holds that wants a whole number; 3.0 is one.
+    """The whole number in a box; 3.0 is one.
 
     Raises:
         UsageError: it is none, or out of bounds.
@@ -88,11 +88,14 @@ def short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:36]} ..."
 
 
-# ---- what is painted -----------------------------------------------------------------------------------------------
+# ---- paint ---------------------------------------------------------------------------------------------------------
 
 
 def brush_colour(strength: float) -> str:
-    """In CSS, from violet for 0 to yellow for 1. Red alone says which hundredth it is; the rest is for the eye."""
+    """A brush's colour in CSS, from violet for 0 to yellow for 1.
+
+    Its red alone tells the strength in hundredths; green and blue are for the eye.
+    """
     s = round(100 * strength) / 100
     return f"rgba({round(255 * s)}, {round(215 * s**2)}, {round(170 * (1 - s))}, {OPACITY})"
 
@@ -101,7 +104,7 @@ def paint_over(base: Tensor, layers: Sequence[Image.Image]) -> Tensor:
     """A map with what was painted over it, averaged over the area of each of its pixels: (S, S).
 
     Args:
-        base: (S, S), what is kept where nothing is painted.
+        base: (S, S), the map where nothing is painted.
         layers: painted with `brush_colour`, transparent elsewhere, of any size.
     """
     m = base.double()
@@ -115,17 +118,17 @@ def paint_over(base: Tensor, layers: Sequence[Image.Image]) -> Tensor:
 
 
 def enlarged(images: Tensor, at_least: int) -> Tensor:
-    """Pictures (..., S, S) by a whole factor, so that a pixel stays a square."""
+    """Pictures (..., S, S) enlarged by a whole factor, so that a pixel stays a square."""
     zoom = math.ceil(at_least / images.shape[-1])
     return images.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
 
 
-# ---- what is generated ---------------------------------------------------------------------------------------------
+# ---- samples -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Choices:
-    """What the page is set to."""
+    """The settings of the page of images."""
 
     reference: str  # a picture's path
     layers: Sequence[Image.Image]
@@ -143,7 +146,7 @@ class Choices:
         """These choices as arguments of sample.py, without the painting.
 
         Raises:
-            UsageError: a box holds what it cannot.
+            UsageError: a box holds an invalid value.
         """
         factors = [real(f"Channel {k}", factor, 0, 1) for k, factor in enumerate(self.factors, start=1)]
         return as_arguments(
@@ -159,10 +162,10 @@ class Choices:
 
 
 def sampler_settings(points: Any, variations: Any, seed: Any) -> dict[str, int]:
-    """Typed settings of any sampler, by the names of sample.py.
+    """The typed settings of any sampler, under the names of sample.py.
 
     Raises:
-        UsageError: a box holds what it cannot.
+        UsageError: a box holds an invalid value.
     """
     return {
         "num_sampling_steps": whole("Time points", points, 2, MAX_POINTS),
@@ -172,7 +175,10 @@ def sampler_settings(points: Any, variations: Any, seed: Any) -> dict[str, int]:
 
 
 def as_arguments(sampler: str, **values: Any) -> list[str]:
-    """Choices for sample.py, less those that are None; the sampler is mode and method.
+    """Choices as arguments of sample.py, without those that are None.
+
+    Args:
+        sampler: mode and method, one of `SAMPLERS`.
 
     Raises:
         UsageError: there is no such sampler.
@@ -186,13 +192,14 @@ def as_arguments(sampler: str, **values: Any) -> list[str]:
 
 @dataclass
 class Counter:
-    """A progress bar, as `with_progress` needs one, that tells another."""
+    """A progress bar for `with_progress` that calls a function."""
 
     tell: Callable[[int, int | None], None]
     total: int | None
     n: int = 0
 
     def update(self) -> None:
+        """Count an evaluation, and tell it."""
         self.n += 1
         self.tell(self.n, self.total)
 
@@ -205,16 +212,16 @@ class Service:
         self.busy, self.closed = threading.Lock(), False
 
     def close(self) -> None:
-        """End what is being generated: Python cannot end well while another thread is in the midst of a model."""
+        """End what is being generated. (Python cannot end well while another thread is in the midst of a model.)"""
         self.closed = True
         self.busy.acquire()
 
     def parser(self) -> Parser:
-        """The one of sample.py, for its checks and defaults."""
+        """The parser of sample.py, for its checks and defaults."""
         return pictures_parser(None)
 
     def settings(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """What sample.py makes of arguments, in this service's precision.
+        """The settings that sample.py makes of arguments, in this service's precision.
 
         Raises:
             UsageError: it does not take them.
@@ -222,7 +229,8 @@ class Service:
         return self.parser().understand([*arguments, f"--precision={self.precision}"])
 
     def known_class(self, label: Any) -> int | None:
-        """
+        """The number of a class that a box holds; None for any class.
+
         Raises:
             UsageError: the model has no such class.
         """
@@ -235,11 +243,11 @@ class Service:
         label: int | None,
         tell: Callable[[int, int | None], None],
     ) -> tuple[np.ndarray, str, list[str]]:
-        """Samples of one reference, their caption, and what there is to say: the work it took, and any warning.
+        """Samples of one reference, their caption, and lines that tell the work it took and any warning.
 
         Args:
             args: sample.py's arguments.
-            keep: the reference, and what is kept of it.
+            keep: the reference, and how much of it is kept.
             label: the class; None is no class.
             tell: is called with how often the model has been evaluated, and how often it will be if that is known.
 
@@ -267,7 +275,7 @@ class Service:
 
 
 class Studio(Service):
-    """What the page of images does."""
+    """The page of images without Gradio."""
 
     def canvas(self, reference: str) -> Image.Image:
         """A reference as the model gets it, large enough to paint on.
@@ -279,7 +287,7 @@ class Studio(Service):
         return Image.fromarray(to_uint8(enlarged(images, CANVAS))[0])
 
     def generate(self, choices: Choices, tell: Callable[[int, int | None], None]) -> tuple[Image.Image, list[str]]:
-        """One picture of reference, map and samples, and what there is to say: the work it took, and any warning.
+        """A picture of reference, map and samples, and lines that tell the work it took and any warning.
 
         Args:
             choices: what the page is set to.

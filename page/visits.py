@@ -1,4 +1,4 @@
-"""Files of a page live as long as its visitors: what was uploaded, generated and drawn for those who have left goes."""
+"""Files of a page live as long as its visits: uploads, samples and drawings of visitors who have left are deleted."""
 
 import math
 import threading
@@ -11,12 +11,12 @@ from page.hosts import App, Scope, Send
 
 # Requests that stay open: as long as a tab is, and as long as something is generated for it.
 LASTING = ("/heartbeat/", "/queue/data")
-GRACE = 60.0  # seconds, for those who are on their way: an upload that nothing has been made of, a tab that is reloaded
-MOST = 86400.0  # seconds, for tabs that are left open
+GRACE = 60.0  # seconds that a file outlives its visit: for uploads on their way, and tabs that are reloaded
+MAX_AGE = 86400.0  # seconds that a file lives at most, where a tab is left open
 
 
 def last_touched(path: Path) -> float:
-    """When a file was written or handed out, in seconds; inf if it is gone."""
+    """The time at which a file was written or handed out, in seconds; inf if it is gone."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -24,13 +24,14 @@ def last_touched(path: Path) -> float:
 
 
 class Visits:
-    """An ASGI application whose open requests say which files are still of use, and a sweeper of the others.
+    """An ASGI application whose open requests tell which files are still of use, and a sweeper of the others.
 
-    A file that is older than every open visit is nobody's: what a visit shows was made, or touched, in its time.
+    A file that is older than every open visit is nobody's: all files that a visit shows were made, or touched, during
+    it.
 
     Args:
-        app: what answers.
-        folder: of the files. Those that are in it already stay.
+        app: the application that answers.
+        folder: folder of the files. Those that are in it already stay.
     """
 
     def __init__(self, app: App, folder: Path) -> None:
@@ -50,8 +51,8 @@ class Visits:
             del self.open[id(scope)]
 
     def sweep(self, now: float) -> None:
-        """Delete what is of no use at this time, and folders that are empty."""
-        before = max(min([now, *self.open.copy().values()]) - GRACE, now - MOST)
+        """Delete files that are of no use at a time, in seconds, and folders that are empty."""
+        before = max(min([now, *self.open.copy().values()]) - GRACE, now - MAX_AGE)
         old = [path for path in self.folder.rglob("*") if path not in self.lasting and last_touched(path) < before]
         for path in sorted(old, reverse=True):  # what is in a folder before the folder
             with suppress(OSError):  # the folder is not empty, or another was faster

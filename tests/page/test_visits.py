@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from page.visits import GRACE, MOST, Visits
+from page.visits import GRACE, MAX_AGE, Visits
 
 NOW = 1_000_000.0
 
@@ -39,8 +39,8 @@ def test_what_a_visitor_has_made_stays_for_a_day(tmp_path):
     file(tmp_path, "a/before", 5 * GRACE)
     file(tmp_path, "b/theirs", 2 * GRACE)
     assert left(visits) == {"b", "theirs"}
-    visits.open = {1: NOW - 2 * MOST}
-    file(tmp_path, "c/long-ago", MOST + 1)
+    visits.open = {1: NOW - 2 * MAX_AGE}
+    file(tmp_path, "c/long-ago", MAX_AGE + 1)
     assert left(visits) == {"b", "theirs"}
 
 
