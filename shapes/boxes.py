@@ -1,4 +1,4 @@
-"""The oriented box of a part: exact where the part is a box, small where it is not, and always the same way round."""
+"""The oriented box of a part: exact where the part is a box, small where it is not, its axes in one order."""
 
 import itertools
 from typing import NamedTuple
@@ -6,16 +6,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
-FLAT = 1e-6  # of the longest side: what is thinner lies in a plane, or in a line
-FULL = 0.99  # a part that fills so much of its box is a box
-SLACK = 0.5  # how much larger another box of it may be, as a share of what is empty in the smallest
-MOST_SLACK = 0.08  # of the smallest box
-NORMALS = 32  # faces of the hull that are tried, the largest
-EDGES = 256  # and edges, the longest
-ALIKE = 1 - 1e-6  # cosine of directions that are one
-TIE = 1e-7  # relative difference of volumes that is rounding
+FLAT = 1e-6  # share of the longest side below which a part is a plane, or a line
+FULL = 0.99  # share of its box that a part fills if it is a box
+SLACK = 0.5  # by how much another box may be larger than the smallest, as a share of the empty part of the smallest
+MOST_SLACK = 0.08  # by how much at most, as a share of the smallest box
+NORMALS = 32  # the largest faces of the hull are tried, this many
+EDGES = 256  # and the longest edges, this many
+ALIKE = 1 - 1e-6  # cosine from which directions count as equal
+TIE = 1e-7  # relative difference up to which volumes count as equal
 
-# The 24 ways to name the axes of a box: which one is first, second, third, and their signs.
+# The 24 orders and signs in which the axes of a box can be named.
 TURNS = np.array(
     [
         turn
@@ -27,6 +27,8 @@ TURNS = np.array(
 
 
 class Box(NamedTuple):
+    """An oriented box."""
+
     center: np.ndarray  # (3,)
     size: np.ndarray  # (3,) along its own axes
     axes: np.ndarray  # (3, 3), the rows of a rotation
@@ -35,8 +37,8 @@ class Box(NamedTuple):
 def oriented_box(points: np.ndarray) -> Box:
     """A box that contains the points, of nearly the smallest volume.
 
-    Of all boxes of about that volume it is the one nearest to the world's axes. What fills its box has this box only;
-    what is round has many, so it gets the upright, aligned one. The axes are named after the nearest of the world's:
+    Of all boxes of about that volume it is the one nearest to the world's axes. A part that fills its box has this box
+    only; a round part has many, and gets the upright, aligned one. The axes are named after the nearest of the world's:
     an aligned box has the identity.
 
     Args:
@@ -55,7 +57,7 @@ def oriented_box(points: np.ndarray) -> Box:
 
 
 def best_frame(points: np.ndarray) -> np.ndarray:
-    """The axes of the box, in any order and with any signs, (3, 3)."""
+    """The axes of the box, in any order and with any signs: (3, 3)."""
     directions = np.linalg.svd(points - points.mean(0), full_matrices=False)[2]
     if len(directions) < 3:  # two points
         return frame_with(directions[0])
@@ -78,7 +80,7 @@ def best_frame(points: np.ndarray) -> np.ndarray:
 
 
 def choose(frames: np.ndarray, volumes: np.ndarray, filled: float) -> np.ndarray:
-    """Of the frames whose boxes are small enough, the one nearest to the world's axes."""
+    """The frame nearest to the world's axes, of those whose boxes are small enough."""
     least = volumes.min()
     slack = min(MOST_SLACK, SLACK * max(0.0, FULL - filled / least))
     frames, volumes = (values[volumes <= least * (1 + slack + TIE)] for values in (frames, volumes))
@@ -90,7 +92,7 @@ def choose(frames: np.ndarray, volumes: np.ndarray, filled: float) -> np.ndarray
 
 
 def named(frame: np.ndarray) -> np.ndarray:
-    """Axes in the order and with the signs that are nearest to the world's."""
+    """The axes of a frame in the order and with the signs that are nearest to the world's: (3, 3)."""
     turned = TURNS @ frame + 0.0  # no -0
     nearness = np.trace(turned, axis1=1, axis2=2).round(6)
     nearest = turned[nearness == nearness.max()]
@@ -98,7 +100,7 @@ def named(frame: np.ndarray) -> np.ndarray:
 
 
 def frame_with(axis: np.ndarray) -> np.ndarray:
-    """The rotation nearest to the identity that has this axis, which comes last here, (3, 3)."""
+    """The rotation (3, 3) that is nearest to the identity and has this axis as its last row."""
     axis = np.where(np.abs(axis) < 1e-12, 0, axis)
     size = np.abs(axis).round(6)
     k = int(size.argmax())
@@ -113,10 +115,10 @@ def frame_with(axis: np.ndarray) -> np.ndarray:
 
 
 def rectangles(points: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Frames with a normal, flush with an edge as it is seen along it, or nearest to the world; and the areas across.
+    """Frames with a normal, flush with an edge of the projection or nearest to the world's axes, and areas.
 
     Returns:
-        (E, 3, 3), the normal last, and (E,).
+        Frames (E, 3, 3), the normal last, and the areas (E,) of the rectangles around the projection.
     """
     u, v, normal = frame_with(normal)
     seen = points @ np.stack([u, v]).T
@@ -136,7 +138,7 @@ def rectangles(points: np.ndarray, normal: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def face_normals(hull: ConvexHull) -> list[np.ndarray]:
-    """The directions of the largest faces of a hull; triangles of one plane, and planes opposite, are one face."""
+    """The directions of the largest faces of a hull; all triangles in one plane, or in opposite ones, are one face."""
     a, b, c = (hull.points[hull.simplices[:, k]] for k in range(3))
     areas = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     order = np.argsort(-areas, kind="stable")
@@ -154,5 +156,5 @@ def face_normals(hull: ConvexHull) -> list[np.ndarray]:
 
 
 def plane_area(points: np.ndarray) -> float:
-    """The area of the hull of points in a plane, (P, 2)."""
+    """The area of the hull of points (P, 2) in a plane."""
     return float(ConvexHull(points).volume)

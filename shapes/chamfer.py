@@ -1,8 +1,9 @@
-"""The Chamfer distance of point clouds, and what the distances between two sets of shapes say of them.
+"""The Chamfer distance of point clouds, and measures of two sets of shapes by their distances.
 
 The distance of two clouds is the mean squared distance from a point of one to the nearest of the other, and back, both
 means added: that of PointFlow (arXiv 1906.12320) and of most tables of MMD and coverage since. It is in squared units
-of the coordinates. Two clouds drawn from one surface are not at 0 but at twice what the spacing of the points makes.
+of the coordinates. Two clouds drawn from one surface are not at distance 0, but at twice the mean squared distance that
+the spacing of points makes.
 """
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from runtime import precision, progress
 from runtime.errors import DataError
 
-CELLS = 2**18  # distances between points at a time: 1 MB, which stays in a core's cache
-CUDA_CELLS = 2**27
-TIE = 1e-5  # shapes whose distances differ by less, relatively, are as near
+CELLS = 2**18  # distances between points that are computed at a time: 1 MB, which stays in a core's cache
+CUDA_CELLS = 2**27  # on a GPU
+TIE = 1e-5  # relative difference up to which distances count as equal
 
 
 # ---- distances -----------------------------------------------------------------------------------------------------
@@ -21,14 +22,14 @@ TIE = 1e-5  # shapes whose distances differ by less, relatively, are as near
 
 @torch.no_grad()
 def chamfer_distances(a: Tensor, b: Tensor | None = None, desc: str | None = None) -> Tensor:
-    """Between all pairs of two sets of clouds: (N, P, 3) and (M, P, 3) -> (N, M), in their dtype and on their device.
+    """Distances of all pairs of two sets of clouds: (N, P, 3) and (M, P, 3) -> (N, M), of their dtype and device.
 
-    Squared distances of points are |x|^2 - 2 x y + |y|^2, by one matrix product. It loses what is below rounding;
-    so pairs that are nearly the same are computed again from differences, and the same cloud is at 0.
+    Squared distances of points are |x|^2 - 2 x y + |y|^2, by one matrix product, in which small distances are lost to
+    rounding. So pairs of nearly equal clouds are computed again from differences, and equal clouds are at 0.
 
     Args:
         b: the other set; by default a itself, of which half the pairs are computed.
-        desc: of a progress bar.
+        desc: label of a progress bar.
 
     Raises:
         DataError: a set is empty, is not of this shape, has another number of points, or is not finite.
@@ -65,7 +66,10 @@ def chamfer_distances(a: Tensor, b: Tensor | None = None, desc: str | None = Non
 
 
 def to_each(cloud: Tensor, others: Tensor, points: int, space: Tensor) -> Tensor:
-    """From one cloud (P, 5) to each of a group, (5, group P) -> (group,), as many points at a time as have space."""
+    """The distances from one cloud (P, 5) to each of a group: (5, group P) -> (group,).
+
+    As many points at a time are computed as have space.
+    """
     there, back = [], []
     for part in cloud.split(len(space)):
         squares = torch.mm(part, others, out=space[: len(part), : others.shape[1]]).unflatten(1, (-1, points))
@@ -75,7 +79,7 @@ def to_each(cloud: Tensor, others: Tensor, points: int, space: Tensor) -> Tensor
 
 
 def by_differences(x: Tensor, y: Tensor) -> Tensor:
-    """Of two clouds (P, 3), to the last digit."""
+    """The distance of two clouds (P, 3), to the last digit."""
     there, back = [], []
     for part in x.split(256):
         squares = (part[:, None] - y).square().sum(2)
@@ -85,9 +89,10 @@ def by_differences(x: Tensor, y: Tensor) -> Tensor:
 
 
 def check_clouds(*sets: Tensor) -> None:
-    """
+    """See that sets of clouds can be compared.
+
     Raises:
-        DataError: a set of clouds is empty, not (N, P, 3), not finite, or the sets differ in P.
+        DataError: one is empty, not (N, P, 3), not finite, or the sets differ in P.
     """
     for clouds in sets:
         if clouds.ndim != 3 or clouds.shape[2] != 3 or not clouds.is_floating_point():
@@ -106,8 +111,8 @@ def check_clouds(*sets: Tensor) -> None:
 def nearest_means(between: Tensor) -> tuple[float, float]:
     """The mean distance from a test shape to the nearest sample, and from a sample to the nearest test shape.
 
-    The first is MMD in most tables, and by public notes what ComboStoc's Table 4 calls COV; it grows where samples miss
-    test shapes. The second grows with samples that look like no test shape.
+    The first is MMD in most tables; public notes suggest that it is called COV in ComboStoc's Table 4. It grows where
+    samples miss test shapes. The second grows with samples that look like no test shape.
 
     Args:
         between: distances, (samples, test shapes).
@@ -118,20 +123,20 @@ def nearest_means(between: Tensor) -> tuple[float, float]:
 def coverage(between: Tensor) -> float:
     """The share of test shapes that are the nearest to some sample, in percent (Achlioptas et al., arXiv 1707.02392).
 
-    Where several are as near, as copies are, a sample covers them all. It depends on the number of samples.
+    Where several are equally near, as copies are, a sample covers them all. The share depends on the number of samples.
     """
     return 100 * (between <= between.amin(1, keepdim=True) * (1 + TIE)).any(0).double().mean().item()
 
 
 def nearest_neighbour_accuracy(samples: Tensor, between: Tensor, test: Tensor) -> float:
-    """How often the nearest other shape tells to which set one belongs, in percent; 50 is best.
+    """The share of shapes whose nearest other shape is of their own set, in percent; 50 is best.
 
     Leave-one-out over the union (Lopez-Paz and Oquab, arXiv 1610.06545). Near 100 the sets are apart; near 0 each
     shape has a copy in the other set, as when samples are the test shapes. A tie counts half.
 
     Args:
-        samples, between, test: distances within the samples, (N, N), from samples to test shapes, (N, N), and
-            within these, (N, N).
+        samples, between, test: distances within the samples, (N, N), from samples to test shapes, (N, N), and within
+            the test shapes, (N, N).
 
     Raises:
         ValueError: the sets differ in size, with which 50 would not be best, or have fewer than two shapes.

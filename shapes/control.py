@@ -1,12 +1,13 @@
-"""Graded control of shapes: references, and what is kept of them, by part and by attribute.
+"""Graded control of shapes: references, and how much of them is kept, by part and by attribute.
 
-A spec says how much is kept, from 0 (regenerate) to 1 (keep); what it does not name is 0. Later items go over earlier:
+A spec says how much is kept, from 0 (regenerate) to 1 (keep); numbers that it does not name are 0. Later items override
+earlier ones:
 
     0.9                          everything, and so the number of parts
     parts:0,2:0.9                parts, by their number in the picture of the reference: completion
-    box.size:0.9,code:0.9        an attribute of all parts there are, or several that begin so: assembly
+    box.size:0.9,code:0.9        an attribute of all parts there are, or all attributes that begin so: assembly
     parts:0:1,box.center:0.5     both
-    exists:1,box.size:0.9        with 1 of existence there are these parts and no others
+    exists:1,box.size:0.9        with existence kept at 1 there are these parts and no others
 """
 
 import argparse
@@ -34,7 +35,7 @@ ITEM = rf"(?:parts:(\d+(?:,\d+)*)|([A-Za-z_][\w.]*)):({NUMBER})"
 
 @dataclass
 class ShapeControl:
-    """Reference shapes, and what is kept of them."""
+    """Reference shapes, and how much of each number is kept."""
 
     shapes: list[Shape]
     numbers: Tensor  # (R, L, F)
@@ -42,19 +43,23 @@ class ShapeControl:
     layout: Layout
 
     def latents(self, network: Network, device: torch.device) -> Tensor:
-        """The references' numbers: (R, L, F)."""
+        """The numbers of the references: (R, L, F)."""
         return self.numbers.to(device)
 
     def untrained_times(self, network: Network) -> str | None:
-        """A sentence on times of the map that the model was not trained for, if there are any."""
+        """A sentence that names times of the map which the model was not trained with; None where there are none."""
         return untrained_times(self.keep, network)
 
     def finish(self, x: Tensor, rows: Tensor) -> Callable[[], np.ndarray]:
-        """The samples' numbers: (N, L, F) float32."""
+        """The numbers of samples: (N, L, F) float32.
+
+        Raises:
+            FloatingPointError: from the function returned, if a sample is not finite.
+        """
         return finite_numbers(x)
 
     def sheet(self, samples: np.ndarray, captions: Sequence[str], size: int) -> Image.Image:
-        """A row for each reference: itself, with what is kept in colour, and its samples.
+        """A picture with a row for each reference: itself, with kept parts in colour, and its samples.
 
         Parts of samples have the colours of those of the reference, and new ones are pale.
         """
@@ -74,7 +79,7 @@ class ShapeControl:
 
 
 def load_control(args: argparse.Namespace, network: Network) -> ShapeControl:
-    """References and maps of --reference and --preserve.
+    """Graded control by --reference and --preserve.
 
     Raises:
         UsageError, DataError: a reference or a map cannot be used.
@@ -88,7 +93,7 @@ def load_control(args: argparse.Namespace, network: Network) -> ShapeControl:
 
 
 def make_control(shapes: Sequence[Shape], maps: Sequence[Tensor], layout: Layout) -> ShapeControl:
-    """Shapes, with how much is kept of each number.
+    """Graded control by shapes, and a map of how much is kept of each number.
 
     Raises:
         DataError: a shape is not of the layout.
@@ -104,7 +109,12 @@ def layout_of(network: Network) -> Layout:
 
 
 def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
-    """One of a set of this name.
+    """The shape of a number in a set.
+
+    Args:
+        shapes: the set.
+        index: the number.
+        name: the set's name, for messages.
 
     Raises:
         DataError: there is none.
@@ -115,7 +125,7 @@ def pick(shapes: ShapeSet, index: int, name: str) -> Shape:
 
 
 def reference(word: str, layout: Layout, opened: Callable[[str], ShapeSet]) -> Shape:
-    """A shape of a set that is opened by name: FILE.npz:3 or shapes:3; without a number the first.
+    """The shape that a word names, in a set that is opened by name: FILE.npz:3 or shapes:3; without a number the first.
 
     Raises:
         UsageError, DataError: there is none, or it is not of the layout.
@@ -132,16 +142,16 @@ def reference(word: str, layout: Layout, opened: Callable[[str], ShapeSet]) -> S
 
 
 def place(word: str) -> tuple[str, int]:
-    """The set and the number in FILE.npz:3; without one it is 0."""
+    """The set and the number in FILE.npz:3; without a number, it is 0."""
     name, _, index = word.rpartition(":") if re.search(r":\d+$", word) else (word, "", "0")
     return name, int(index)
 
 
 def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:
-    """How much of each number is kept: (L, F).
+    """The map of a spec, how much of each number is kept: (L, F).
 
     Raises:
-        UsageError: the spec is none, or names what there is not.
+        UsageError: it is no spec, or names a part or attribute that there is not.
     """
     m = torch.zeros(layout.shape)
     parts = len(shape["box.center"])
@@ -165,9 +175,9 @@ def keep_map(spec: str, shape: Shape, layout: Layout) -> Tensor:
 
 
 def ticked_map(parts: Sequence[int], count: int, attributes: Sequence[str], kept: float, layout: Layout) -> Tensor:
-    """How much of each number is kept, (L, F), where it is so much of these attributes of these of `count` parts.
+    """The map (L, F) that keeps these attributes of these parts, of `count`, at `kept`.
 
-    Where the existence of all parts is kept, it is kept, too, that there are no others.
+    Where the existence of all parts is kept, the absence of others is kept, too.
     """
     m = torch.zeros(layout.shape)
     for attribute in attributes:
@@ -177,13 +187,18 @@ def ticked_map(parts: Sequence[int], count: int, attributes: Sequence[str], kept
 
 
 def checked(value: str, spec: str) -> float:
+    """The value of an item of a spec, in [0, 1].
+
+    Raises:
+        UsageError: it is not.
+    """
     if not 0 <= float(value) <= 1:
         raise UsageError(f"--preserve {spec}: {value} is not between 0 and 1")
     return float(value)
 
 
 def untrained_times(keep: Tensor, network: Network) -> str | None:
-    """What a model was not trained for in these maps, if anything, as a sentence."""
+    """A sentence that names times of these maps which the model was not trained with; None where there are none."""
     _, parts, numbers = preservation_map(keep, keep).shape
     trained = network.transport.combostoc_type.name.removeprefix("UNSYNC_")
     over_parts = parts > 1 and trained in ("NONE", "ATT", "VEC")
@@ -195,7 +210,7 @@ def untrained_times(keep: Tensor, network: Network) -> str | None:
 
 
 def new_parts(keep: Tensor, numbers: np.ndarray) -> np.ndarray | None:
-    """Which parts of a sample keep nothing of a reference, by their numbers; None where no part does."""
+    """A mask of a sample's parts, by their numbers, that keep nothing of a reference; None where no part keeps any."""
     kept = (keep.amax(1) > 0).numpy()
     return ~kept[numbers] if kept.any() else None
 

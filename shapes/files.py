@@ -1,4 +1,4 @@
-"""The files of samples of shapes: the numbers of each, (L, F), and a set of all shapes."""
+"""The files of samples of shapes: one of numbers (L, F) for each sample, and a set of all shapes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from shapes.sets import Layout, fault_of_numbers, from_shapes, save_shapes
 
 
 def finite_numbers(x: Tensor) -> Callable[[], np.ndarray]:
-    """Samples as an array, copied and checked once, when it is first asked for; threads may ask.
+    """A function that returns samples as an array, copied and checked at the first call; threads may call it.
 
     Raises:
         FloatingPointError: from the function returned, if a sample is not finite.
@@ -31,7 +31,8 @@ def finite_numbers(x: Tensor) -> Callable[[], np.ndarray]:
 
 
 def checked(numbers: np.ndarray) -> np.ndarray:
-    """
+    """The numbers themselves, which are finite.
+
     Raises:
         FloatingPointError: a sample is not finite.
     """
@@ -44,6 +45,7 @@ def checked(numbers: np.ndarray) -> np.ndarray:
 
 
 def write_numbers(numbers: np.ndarray, path: Path) -> None:
+    """Write the numbers of a sample as an .npy."""
     with replacing(path) as beside, open(beside, "wb") as file:
         np.save(file, numbers)
 
@@ -51,7 +53,7 @@ def write_numbers(numbers: np.ndarray, path: Path) -> None:
 def pack_shapes(
     paths: Sequence[Path], labels: Sequence[int], npz: Path, *, layout: Layout, class_names: Sequence[str]
 ) -> None:
-    """A set of shapes, as shapes/sets.py has them.
+    """Pack files of numbers into a set of shapes, see shapes/sets.py.
 
     Raises:
         DataError: a file is damaged.

@@ -19,14 +19,14 @@ from shapes.boxes import oriented_box
 from shapes.mesh_files import Piece, UnreadableMesh, read_mesh
 from shapes.sets import Shape
 
-SAME = 1e-6  # of the longest side: points that are nearer to each other are one
-NEIGHBOURS = 8  # that are looked for of each point
-LEAST = 1e-18  # the extent of a part; what is smaller is a point
+SAME = 1e-6  # share of the longest side below which points count as one
+NEIGHBOURS = 8  # nearest points that are looked for at each point
+LEAST = 1e-18  # the least extent of a part; a smaller one is a point
 SPLITS = ("train", "val", "test")
 
 
 class TooManyParts(Exception):
-    """A mesh of more parts than are wanted."""
+    """The error of a mesh with more parts than are wanted."""
 
 
 # ---- a folder ------------------------------------------------------------------------------------------------------
@@ -34,17 +34,17 @@ class TooManyParts(Exception):
 
 @dataclass
 class Meshes:
-    """The mesh files of a folder."""
+    """The mesh files of a folder, with their classes."""
 
     paths: list[str]
     labels: list[int]
     class_names: list[str]
     others: Counter[str]  # files that are no meshes, by suffix
-    notes: list[str]  # lines about what else was left out
+    notes: list[str]  # lines about other things that were left out
 
 
 def find_meshes(folder: Path) -> Meshes:
-    """The meshes of a folder: of its sub-folders, a class each, or of itself, one class that is called like it.
+    """The meshes of a folder: of its sub-folders, a class each; or of the folder itself, one class of its name.
 
     Raises:
         DataError: the folder is missing, or something in it cannot be listed; there are no meshes.
@@ -87,12 +87,12 @@ def printable(name: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of a list that may be long."""
+    """The first names of a list, which may be long, in words."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
 
 def draw_split(labels: Sequence[int], shares: Sequence[float], seed: int) -> list[str]:
-    """Train, val or test for each shape: the shares of all shapes, and nearly of each class."""
+    """The split of each shape, train, val or test, by shares of all shapes, and nearly of each class."""
     rng = np.random.default_rng(seed)
     place = np.empty(len(labels))
     for label in np.unique(labels):
@@ -112,9 +112,10 @@ def shape_of(path: str, *, z_up: bool = False, keep_scale: bool = False, max_par
     """The boxes of a mesh's parts.
 
     Args:
-        path: of the file.
+        path: path of the file.
         z_up: its third coordinate points up, not its second; its front is -y then, which becomes z.
         keep_scale: leave it as it is; else it is centred over the origin, stands on y = 0, and its longest side is 1.
+        max_parts: the largest number of parts; None is any.
 
     Raises:
         UnreadableMesh: the file is at fault.
@@ -139,7 +140,7 @@ def shape_of(path: str, *, z_up: bool = False, keep_scale: bool = False, max_par
 
 
 def parts_of(pieces: list[Piece]) -> list[np.ndarray]:
-    """The points of each part: of each piece of a mesh, or of the connected components of its only one."""
+    """The points of each part: of each piece of a mesh, or of each connected component of its only piece."""
     if len(pieces) == 1:
         return components(*pieces[0])
     return [points[np.unique(faces)] for points, faces in pieces]
@@ -148,9 +149,9 @@ def parts_of(pieces: list[Piece]) -> list[np.ndarray]:
 def components(points: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
     """The points of each connected component of a mesh, in the order of their first faces.
 
-    Faces that share a point are connected. A component that is closed is complete: it is left alone even where it
-    touches another, as the cuboids of a chair do. What is open, a side of a box with points of its own, is connected to
-    what is open and has points in the same places.
+    Faces that share a point are connected. A closed component is complete: it is left alone even where it touches
+    another, as the cuboids of a chair do. Open components, a side of a box with points of its own for instance, are
+    connected to each other where they have points in the same places.
     """
     used, faces = np.unique(faces, return_inverse=True)
     points, faces = points[used], faces.reshape(-1, 3)
@@ -171,8 +172,8 @@ def components(points: np.ndarray, faces: np.ndarray) -> list[np.ndarray]:
 def touching(points: np.ndarray, chosen: np.ndarray, apart: float) -> np.ndarray:
     """Pairs (n, 2) of chosen points that are in one place, or nearer to each other than `apart`.
 
-    They connect all such points, and are not all pairs of them, of which a stray point far away can make billions: each
-    is paired with those NEIGHBOURS that are the nearest.
+    Each point is paired with its NEIGHBOURS nearest ones, which connects all. All pairs could be billions, where a
+    stray point far away makes `apart` large.
     """
     places, first, place = np.unique(points[chosen], axis=0, return_index=True, return_inverse=True)
     distances, others = cKDTree(places).query(places, k=NEIGHBOURS + 1, distance_upper_bound=apart)
@@ -182,13 +183,13 @@ def touching(points: np.ndarray, chosen: np.ndarray, apart: float) -> np.ndarray
 
 
 def connected(edges: np.ndarray, count: int) -> np.ndarray:
-    """A number for each of so many points, the same where edges (E, 2) connect them."""
+    """A number for each of `count` points, equal for points that edges (E, 2) connect."""
     graph = coo_array((np.ones(len(edges), np.int8), edges.T), shape=(count, count))
     return connected_components(graph, directed=False)[1]
 
 
 def open_components(faces: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Those that have a border: an edge of one face, or of three. A face that is there twice counts once."""
+    """The labels of components that have a border: an edge of one face, or of three. Equal faces count once."""
     single = np.unique(np.sort(faces, axis=1), axis=0)
     edges = single[:, [[0, 1], [1, 2], [0, 2]]].reshape(-1, 2)
     edges = edges[edges[:, 0] != edges[:, 1]]

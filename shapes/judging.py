@@ -1,4 +1,4 @@
-"""How a set of shapes compares with another: Chamfer distances, a point network, and whether the shapes could be."""
+"""Measures of a set of shapes against another: Chamfer distances, a point network, and whether shapes could be made."""
 
 import argparse
 import json
@@ -19,22 +19,23 @@ from shapes.point_network import PointNetwork
 from shapes.sets import BOX, ShapeSet, open_shapes
 from shapes.validity import ground_level, validity
 
-POINTS = 2048  # of a shape
-COMPARED = 500  # shapes of each set, at most, between which distances are taken
-OFTEN_POINTS, OFTEN_COMPARED = 1024, 200  # where sets are judged often: half a minute of a core
-MAX_SHAPES = 10_000  # of each set, for all else
-LARGEST = 1e15  # of a box's numbers: squares of distances are float32
-SAMPLES, REFERENCE, TRAINING = range(3)  # have points of their own
-NUMBERS = (  # of a set, in their order
+POINTS = 2048  # points drawn on each shape
+COMPARED = 500  # shapes of each set, at most, between which distances are computed
+OFTEN_POINTS, OFTEN_COMPARED = 1024, 200  # during training, where sets are judged often: half a minute of a core
+MAX_SHAPES = 10_000  # shapes of each set, at most, for all other measures
+LARGEST = 1e15  # a box's numbers may not be larger: squares of distances are float32
+SAMPLES, REFERENCE, TRAINING = range(3)  # seeds by which each set gets points of its own
+NUMBERS = (  # names of the measures, in their order
     *("test_to_samples", "samples_to_test", "coverage_percent", "1NN_accuracy_percent", "FD-points"),
     *("connected_percent", "standing_percent", "valid_percent", "compared"),
 )
 
 
 def held_out(shapes: ShapeSet) -> tuple[ShapeSet, ShapeSet | None]:
-    """What samples are compared with, and what the point network is trained on: reference and training of a ShapeJudge.
+    """The reference and the training of a ShapeJudge, from the splits of a set.
 
-    The first is the test split, or where there is none that of validation, or all; then there is no second.
+    The reference is the test split, or where there is none the validation split, or else the whole set; without a split
+    there is no training.
     """
     reference = next((part for name in ("test", "val") if len(part := shapes.of_split(name))), shapes)
     training = shapes.of_split("train")
@@ -42,15 +43,15 @@ def held_out(shapes: ShapeSet) -> tuple[ShapeSet, ShapeSet | None]:
 
 
 class ShapeJudge:
-    """What samples are compared with, prepared once for any number of sets of them.
+    """A judge of sets of shapes: a reference, prepared once for any number of sets of samples.
 
     Args:
         reference: real shapes, as a rule of the test split.
-        training: what the point network is trained on; by default the reference. Many shapes are better than few.
-        points: of each shape. Distances take time with their square, and shrink with their number.
-        compared: shapes of each set, at most, between which distances are taken; as many of both. Time grows with its
-            square; coverage depends on it.
-        seed: of the points, the choice of shapes and the network.
+        training: shapes that the point network is trained on; by default the reference. Many are better than few.
+        points: points drawn on each shape. Distances shrink with their number, and take time with its square.
+        compared: shapes of each set, at most, between which distances are computed; the same number of both. Time grows
+            with its square; coverage depends on it.
+        seed: seed of the points, the choice of shapes and the network.
 
     Raises:
         DataError: a set has fewer than two shapes, or one whose box is not finite, or beyond 1e15.
@@ -79,9 +80,10 @@ class ShapeJudge:
 
     @precision.exact()
     def evaluate(self, samples: ShapeSet) -> dict[str, float]:
-        """All numbers of samples, by name; see docs/evaluation.md.
+        """All measures of samples, by name; see docs/evaluation.md.
 
-        Distances of Chamfer are test_to_samples and samples_to_test; compared is between how many shapes of each set.
+        Chamfer distances are test_to_samples and samples_to_test; compared is the number of shapes of each set between
+        which they are computed.
 
         Raises:
             DataError: there are fewer than two samples, or one whose box is not finite, or beyond 1e15.
@@ -108,7 +110,11 @@ class ShapeJudge:
         return chamfer_distances(self.clouds[: self.compared], desc="Between real shapes")
 
     def _some(self, shapes: ShapeSet, what: str) -> ShapeSet:
-        """Not too many, in an order of chance: the first are like all."""
+        """At most `MAX_SHAPES` of the shapes in random order, so that the first stand for all.
+
+        Raises:
+            DataError: there are fewer than two, or one whose box is not finite, or beyond 1e15.
+        """
         if len(shapes) < 2:
             raise DataError(f"{what}: {len(shapes)} shapes; two or more are needed")
         for name in BOX:
@@ -119,14 +125,14 @@ class ShapeJudge:
         return shapes.select(np.random.default_rng(self.seed).permutation(len(shapes))[:MAX_SHAPES])
 
     def _clouds(self, shapes: ShapeSet, which: int) -> Tensor:
-        """Points on their surfaces, (N, points, 3)."""
+        """Points on the surfaces of N shapes: (N, points, 3)."""
         generators = (np.random.default_rng([self.seed, which, k]) for k in range(len(shapes)))
         clouds = [surface_points(shapes[k], self.points, rng) for k, rng in enumerate(generators)]
         return torch.from_numpy(np.stack(clouds).astype(np.float32)).to(self.device)
 
 
 def evaluate(args: argparse.Namespace, process: Process) -> None:
-    """Print the numbers of two sets of shapes, as evaluate.py is asked to; the first process does all.
+    """Print the measures of two sets of shapes, by evaluate.py's arguments; the first process does all.
 
     Raises:
         UsageError, DataError: one of them is none.

@@ -50,7 +50,7 @@ WITHOUT_EFFECT = frozenset({"image_size", "vae", "latent_stats", "channels", "en
 KEPT: tuple[str, ...] = ("layout",)
 EVALUATION_COLUMNS: tuple[str, ...] = ("step", "reference", "samples", "sampling_steps", *NUMBERS)
 
-# The rest of the interface is in modules of their own.
+# The rest of the interface, which has modules of its own.
 model_config, evaluator = parts_config, ShapeMonitor
 is_data, check_path, is_set = names_shapes, check_shapes, holds_shapes
 
@@ -71,7 +71,7 @@ def is_model(state: StateDict) -> bool:
 
 
 def config_for(model: str, input_shape: tuple[int, ...], num_classes: int) -> PartsConfig:
-    """The model for inputs (L, F)."""
+    """The model of this name for inputs (L, F)."""
     return PartsConfig(model, 0, input_shape[1], num_classes, learn_sigma=False)
 
 
@@ -79,12 +79,12 @@ def config_for(model: str, input_shape: tuple[int, ...], num_classes: int) -> Pa
 
 
 def supply(args: argparse.Namespace, typed: set[str]) -> dict[str, Any]:
-    """Nothing: a set of shapes has no settings."""
+    """No arguments: a set of shapes has no settings."""
     return {}
 
 
 def training_defaults(args: argparse.Namespace) -> dict[str, Any]:
-    """None: shapes are judged in one way.
+    """No defaults: shapes are judged in one way.
 
     Raises:
         UsageError: an argument is for images.
@@ -96,16 +96,16 @@ def training_defaults(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_start(found: ModelConfig, args: argparse.Namespace, source: str) -> None:
-    """Any model of shapes can be continued; the layout is compared when the data are there."""
+    """Accept any model of shapes; its layout is compared when the data are there."""
 
 
 def load_data(
     args: argparse.Namespace, process: Process, found: ModelConfig | None, saved: dict[str, Any], source: str
 ) -> Data:
-    """The shapes of the split that is for training, in the layout of the checkpoint, or of their own.
+    """The shapes of the training split, in the layout of the checkpoint, or of their own.
 
     Raises:
-        DataError: the data do not fit the layout.
+        DataError: the data do not fit the layout, or there are none for training.
     """
     shapes = open_shapes(args.data_path).of_split("train")
     if not len(shapes):
@@ -127,7 +127,7 @@ def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, de
     """The layout of the checkpoint.
 
     Raises:
-        DataError: it has none, or one that does not fit the model.
+        DataError: the checkpoint has none, or one that does not fit the model.
     """
     config, source = trained.config, trained.source
     if "layout" not in trained.content:
@@ -139,11 +139,11 @@ def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, de
 
 
 def check_sampling(args: argparse.Namespace, network: Network) -> None:
-    """All of sample.py's arguments are for shapes, too."""
+    """Accept all of sample.py's arguments, which are for shapes, too."""
 
 
 def without_effect_in_sampling(args: argparse.Namespace) -> Iterable[tuple[bool, str, tuple[str, ...]]]:
-    """Shapes are guided in all numbers, are not encoded, and sample_ddp.py draws no pictures of them."""
+    """The rules of shapes: they are guided in all numbers and not encoded, and sample_ddp.py draws no pictures."""
     yield args.cfg_scale not in (0, 1), "on shapes, which are guided in all numbers", ("cfg_channels",)
     yield True, "on shapes, which are not encoded", ("vae",)
     yield "num_fid_samples" in args, "on shapes, which are no pictures", ("image_size",)
@@ -162,7 +162,7 @@ def pictures(x: Tensor, space: Space, size: int | None = None) -> np.ndarray:
 
 
 def write_besides(args: argparse.Namespace, x: np.ndarray | Tensor, network: Network) -> None:
-    """--glb: the shapes side by side."""
+    """Write the shapes side by side to --glb, if it is given."""
     if args.glb is not None:
         layout = layout_of(network)
         write_glb([layout.decode(torch.as_tensor(sample)) for sample in x], args.glb)
@@ -170,7 +170,7 @@ def write_besides(args: argparse.Namespace, x: np.ndarray | Tensor, network: Net
 
 
 def files(network: Network) -> Files:
-    """An .npy of numbers a sample, and a set of shapes."""
+    """The files of shapes: an .npy of numbers per sample, and a set of shapes."""
     names, layout = network.class_names or [str(k) for k in range(network.num_labels)], layout_of(network)
     return Files(
         suffix=".npy",
@@ -184,6 +184,6 @@ def files(network: Network) -> Files:
 
 
 def is_reference(word: str) -> bool:
-    """Whether a word of --reference names the embedded set, or an .npz, and perhaps a number in it."""
+    """Whether a word of --reference names the embedded set, or an .npz that is there, with or without a number."""
     name, _ = place(word)
     return name == SHAPES or (names_shapes(name) and Path(name).is_file())

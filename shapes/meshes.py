@@ -11,8 +11,8 @@ from runtime.files import replacing
 from shapes.sets import EXPONENTS, Shape
 
 QUARTER = 6  # steps of a superquadric's grid from an axis to the next
-SHARPEST, ROUNDEST = 0.02, 2.0  # exponents beyond are taken as these
-# Part i has colour i mod 10: of like brightness, so that light and shade can be told from colour.
+SHARPEST, ROUNDEST = 0.02, 2.0  # exponents are clamped to these
+# Part i has colour i mod 10. All are about equally bright, so that light and shade can be told from colour.
 PALETTE = np.array(
     [
         *((92, 143, 201), (238, 157, 85), (113, 178, 112), (219, 108, 108), (154, 127, 196)),
@@ -26,10 +26,11 @@ FADED = np.array((214, 214, 216), np.uint8)
 def part_colours(
     parts: int | Sequence[int] | np.ndarray, faded: Sequence[bool] | np.ndarray | None = None
 ) -> np.ndarray:
-    """(parts, 3) uint8: the palette's, and pale grey for those that are faded.
+    """The colours of parts, (parts, 3) uint8: the palette's, and pale grey for faded parts.
 
     Args:
-        parts: how many, or their numbers where these are not 0, 1, ...
+        parts: the number of parts, or their numbers where these are not 0, 1, ...
+        faded: a mask of the parts that are pale.
     """
     colours = PALETTE[(np.arange(parts) if isinstance(parts, int) else np.asarray(parts)) % len(PALETTE)]
     if faded is not None:
@@ -38,13 +39,13 @@ def part_colours(
 
 
 def linear(colours: np.ndarray) -> np.ndarray:
-    """sRGB to linear, both uint8: a .glb has the colours of materials so, and they would be pale otherwise."""
+    """Colours from sRGB to linear, both uint8; a .glb stores its materials' colours so."""
     c = colours / 255
     return np.round(255 * np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)).astype(np.uint8)
 
 
 def rotations(axes: np.ndarray) -> np.ndarray:
-    """(P, 6) -> (P, 3, 3), whose rows are a part's axes."""
+    """Rotations (P, 3, 3), whose rows are a part's axes, from their first two rows (P, 6)."""
     first, second = axes[:, :3], axes[:, 3:]
     return np.stack([first, second, np.cross(first, second)], axis=1)
 
@@ -59,7 +60,7 @@ def box_grid() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def ball_faces(quarter: int) -> np.ndarray:
-    """Triangles (F, 3) of 2 poles, the first vertices, and 2 quarter - 1 rings of 4 quarter vertices, from the top."""
+    """The triangles (F, 3) of a sphere's grid: 2 poles, then 2 quarter - 1 rings of 4 quarter vertices from the top."""
     around, rings = 4 * quarter, 2 * quarter - 1
     k = np.arange(around)
     ring = 2 + np.arange(rings)[:, None] * around
@@ -72,14 +73,14 @@ def ball_faces(quarter: int) -> np.ndarray:
 
 
 def powers(values: np.ndarray, exponents: np.ndarray) -> np.ndarray:
-    """sign(v) |v|^e, (P, n), of values (n,) that are exactly 0 where they should be."""
+    """sign(v) |v|^e, (P, n), of values v (n,) that are exactly 0 where they should be, and exponents e (P,)."""
     return np.sign(values) * np.abs(values) ** exponents[:, None]
 
 
 def superquadrics(exponents: np.ndarray, quarter: int = QUARTER) -> tuple[np.ndarray, np.ndarray]:
     """Closed surfaces in the cube from -1 to 1: exponents (P, 2) -> vertices (P, V, 3), triangles (F, 3).
 
-    (|x|^(2 / e2) + |z|^(2 / e2))^(e2 / e1) + |y|^(2 / e1) = 1: e1 is the outline's along y, e2 that of a cut across it.
+    (|x|^(2 / e2) + |z|^(2 / e2))^(e2 / e1) + |y|^(2 / e1) = 1: e1 shapes the outline along y, e2 the cut across it.
     The grid is one of angles, whose powers are close to each other where the surface is bent.
     """
     exponents = np.clip(exponents, SHARPEST, ROUNDEST)
@@ -101,7 +102,7 @@ def superquadrics(exponents: np.ndarray, quarter: int = QUARTER) -> tuple[np.nda
 def shape_mesh(shape: Shape, quarter: int = QUARTER) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A shape's parts as closed surfaces: vertices (V, 3), triangles (F, 3), the part of each triangle (F,).
 
-    The parts are alike: each has V / P of the vertices and F / P of the triangles, one part after the other.
+    Each of the P parts has V / P of the vertices and F / P of the triangles, one part after the other.
     """
     parts = len(shape["box.center"])
     if EXPONENTS in shape:
@@ -134,14 +135,14 @@ def write_glb(
     faded: Sequence[Sequence[bool] | np.ndarray | None] | None = None,
     numbers: Sequence[np.ndarray] | None = None,
 ) -> None:
-    """Write a .glb: a node a shape, on a square grid, with a mesh of its own, named and coloured, for each part.
+    """Write a .glb: a node for each shape, on a square grid, with a named and coloured mesh for each part.
 
     Args:
         shapes: at least one.
-        path: of the file; a half-written one never has this name.
-        names: of the shapes; by default shape 0, shape 1, ...
-        faded: for each shape which parts are pale.
-        numbers: for each shape those of its parts, which their names and colours are by; by default 0, 1, ...
+        path: path of the file; a half-written one never has this name.
+        names: names of the shapes; by default shape 0, shape 1, ...
+        faded: for each shape, a mask of the parts that are pale.
+        numbers: for each shape, the numbers by which its parts are named and coloured; by default 0, 1, ...
     """
     import trimesh
 

@@ -18,7 +18,7 @@ from transport import Transport
 
 
 class ShapeMonitor:
-    """Evaluates a model as `sample_ddp.py SDE --balanced-labels` and `evaluate.py` would, with fewer points and pairs.
+    """The judge of shapes: numbers as from `sample_ddp.py SDE --balanced-labels` and `evaluate.py`, with fewer points.
 
     Shape i has the noise of (seed, i) every time. All processes sample, the first one judges.
     """
@@ -29,7 +29,8 @@ class ShapeMonitor:
         self.judge: ShapeJudge | None = None  # in the first process
 
     def prepare(self) -> list[str]:
-        """
+        """Prepare the judge, in the first process; returns lines to log.
+
         Raises:
             DataError: the reference cannot be read, or has fewer than two shapes.
         """
@@ -43,7 +44,11 @@ class ShapeMonitor:
         return [f"Evaluating: against {len(reference):,} shapes of {self.reference}, as evaluate.py {flags}"]
 
     def evaluate(self, model: SiT, transport: Transport, stop: Callable[[], bool]) -> dict[str, float]:
-        """The numbers of `ShapeJudge.evaluate`; see `Evaluator`."""
+        """The measures of `ShapeJudge.evaluate`; see `Evaluator`.
+
+        Raises:
+            FloatingPointError: samples are not finite, or too large to be judged.
+        """
         space = self.data.autoencoder
         assert isinstance(space, ShapeSpace)
 

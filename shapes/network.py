@@ -1,9 +1,9 @@
 """Parts: ComboStoc's transformer over the parts of a shape, a set without order (ComboStoc, section 5).
 
-    N samples, L parts, F numbers a part, D width
+    N samples, L parts, F numbers per part, D width
 
-A part is a token, its F numbers are what channels are to a patch. Nothing says which part is which, so that the model
-does to permuted parts what it does to the parts, permuted.
+A part is a token, and its F numbers are its channels. Nothing tells which part is which: the model is equivariant to
+permutations of the parts.
 """
 
 from dataclasses import dataclass
@@ -18,27 +18,31 @@ from train_utils import ModelConfig, depth_of, no_such_model, weight_shape
 
 
 class Parts(ComboStoc):
-    """ComboStoc for shapes (N, L, F), for any L. Arguments as for `SiT`, without sizes of images.
+    """ComboStoc for shapes (N, L, F), for any L. Takes the arguments of `SiT`, without sizes of images.
 
-    Every number's time is coded, and one linear layer of all codes of a part is its conditioning. The null class is
-    there, so that guidance is possible; it is of all numbers.
+    Every number's time has a code, and a linear layer of all codes of a part gives its conditioning. There is a null
+    class, so that guidance is possible; guidance works on all numbers.
     """
 
     def __init__(self, in_channels: int, **kwargs: Any) -> None:
         super().__init__(input_size=1, patch_size=1, in_channels=in_channels, learn_sigma=False, **kwargs)
-        del self.pos_embed  # of one position, which all parts would have
+        del self.pos_embed  # it has one position, which all parts would share
 
     def embed(self, x: Tensor) -> Tensor:
-        """(N, L, F) -> (N, L, D)."""
+        """Shapes (N, L, F) -> tokens (N, L, D)."""
         tokens = self.x_embedder.proj(as_map(x)).flatten(2).transpose(1, 2)
         return tokens.to(x.dtype).contiguous()  # also under autocast: the residual stream is not rounded
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """(N, L, F), which it is already."""
+        """The output itself, (N, L, F)."""
         return x
 
     def embed_timesteps(self, t: Tensor, x: Tensor) -> Tensor:
-        """(N,), (N, 1, 1), (N, 1, F) -> (N, 1, D);  (N, L, 1), (N, L, F) -> (N, L, D)."""
+        """Timesteps (N,), (N, 1, 1), (N, 1, F) -> (N, 1, D); (N, L, 1), (N, L, F) -> (N, L, D).
+
+        Raises:
+            ValueError: t has another shape.
+        """
         n, length, numbers = x.shape
         if t.ndim == 1:
             t = t[:, None, None]
@@ -65,7 +69,7 @@ class Parts(ComboStoc):
 
 
 def as_map(x: Tensor) -> Tensor:
-    """(N, L, F) as a map of F channels, L x 1: (N, F, L, 1)."""
+    """Shapes (N, L, F) as a map of F channels, L x 1: (N, F, L, 1)."""
     return x.transpose(1, 2)[..., None]
 
 
@@ -84,11 +88,12 @@ class PartsConfig(ModelConfig):
         return f"{self.name} for parts of {self.in_channels} numbers and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> Parts:
+        """The model, freshly initialised."""
         return Parts_models[self.name](in_channels=self.in_channels, num_classes=self.num_classes, **kwargs)
 
 
 def parts_config(state: StateDict, source: str) -> PartsConfig:
-    """The model of a state dict.
+    """The model of shapes that a state dict belongs to.
 
     Raises:
         DataError: it is none of `Parts_models`.

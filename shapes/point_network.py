@@ -9,31 +9,32 @@ from runtime.errors import DataError
 from shapes.chamfer import check_clouds
 
 FEATURES = 32
-CELLS = 4  # along an edge of the grid
+CELLS = 4  # cells along an edge of the grid
 SEEN = 256  # points of a cloud in a step of training
-POINTS = 1024  # of a cloud whose features are taken, at most
+POINTS = 1024  # points of a cloud, at most, from which its features are computed
 STEPS, BATCH = 400, 64
-NOISE = 0.02  # of the points in training, in standard deviations of the coordinates
+NOISE = 0.02  # noise of the points in training, in standard deviations of the coordinates
 
 
 class PointNetwork:
-    """A PointNet (arXiv 1612.00593) in little, trained on four fifths of a set of clouds.
+    """A small PointNet (arXiv 1612.00593), trained on four fifths of a set of clouds.
 
-    From 32 features it tells the class, and what share of the surface is in each cell of a 4 x 4 x 4 grid over the
-    set. The second makes the features follow the shape, also in sets of one class, where the first says nothing.
-
-    Its Frechet distance is of use within a set only, and is not what others call FPD, whose network has seen other
-    data.
+    From 32 features it predicts the class, and the share of the surface in each cell of a 4 x 4 x 4 grid over the set.
+    The second makes the features follow the shape also in sets of one class, where the first teaches nothing. Its
+    Frechet distance is of use within a set only. It is not the FPD of publications, whose network has seen other data.
 
     Args:
         clouds: (N, P, 3), N of at least 2, on any device.
         labels: (N,) of classes below num_classes.
-        seed: of the split, the initialisation and the order.
+        seed: seed of the split, the initialisation and the order.
 
     Attributes:
-        accuracy: of the classes of the other fifth; 1 where there is one class.
-        explained: the share of the variance of their cells that it predicts.
-        moments: of the features of all clouds.
+        accuracy: share of right classes on the other fifth; 1 where there is one class.
+        explained: share of the variance of the other fifth's cells that it predicts.
+        moments: moments of the features of all clouds.
+
+    Raises:
+        DataError: there are fewer than two clouds, or they are not finite.
     """
 
     def __init__(self, clouds: Tensor, labels: Tensor, num_classes: int, seed: int = 0) -> None:
@@ -94,16 +95,16 @@ class PointNetwork:
 
     @torch.no_grad()
     def features(self, clouds: Tensor) -> Tensor:
-        """(N, P, 3) -> (N, FEATURES), of the first 1,024 points."""
+        """The features of clouds: (N, P, 3) -> (N, FEATURES), from their first 1,024 points."""
         return torch.cat([self._features(part.float()) for part in clouds[:, :POINTS].split(100)])
 
     @torch.no_grad()
     def classes(self, clouds: Tensor) -> Tensor:
-        """(N, P, 3) -> (N,)."""
+        """The predicted classes of clouds: (N, P, 3) -> (N,)."""
         return self.head(self.features(clouds))[:, : self.num_classes].argmax(1)
 
     def distance(self, clouds: Tensor, reference: Tensor | None = None) -> float:
-        """The Frechet distance between samples and data, or another reference, in units of its total variance."""
+        """The Frechet distance between samples and data, or another reference, over the reference's total variance."""
         of_reference = self.moments if reference is None else moments(self.features(reference))
         between = frechet_distance(moments(self.features(clouds)), of_reference)
         return between / of_reference.cov.trace().item()

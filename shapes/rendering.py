@@ -1,4 +1,4 @@
-"""Pictures of shapes: seen from above and the front, shaded, each part in a colour of its own. NumPy draws them."""
+"""Pictures of shapes, drawn by NumPy: seen from above and the front, shaded, each part in a colour of its own."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,17 +10,17 @@ from shapes.meshes import part_colours, shape_mesh
 from shapes.sets import EXPONENTS, Shape
 
 YAW, PITCH = math.radians(32), math.radians(24)  # of the camera: to the right of the front, above the ground
-SAMPLES = 3  # of a pixel along each side
-LIGHT = np.array([-0.35, 0.8, 0.5]) / np.linalg.norm([-0.35, 0.8, 0.5])  # towards it
-AMBIENT, FULL = 0.52, 1.06  # brightness where no light comes from, and where it comes from straight
+SAMPLES = 3  # supersampling of a pixel, along each side
+LIGHT = np.array([-0.35, 0.8, 0.5]) / np.linalg.norm([-0.35, 0.8, 0.5])  # direction towards the light
+AMBIENT, FULL = 0.52, 1.06  # brightness of surfaces that are turned away from the light, and that face it
 CREASE = math.cos(math.radians(35))  # a triangle that is turned further from its neighbours has an edge there
 BACKGROUND = np.array([247, 247, 249], np.float32)
-SHADOW, OUTLINE = 0.78, 0.5  # how bright what lies in the shadow is, and the lines around parts
-GAP = 0.02  # of the view: a step in depth that has a line
+SHADOW, OUTLINE = 0.78, 0.5  # brightness of the shadow, and of the lines around parts
+GAP = 0.02  # a step in depth from which there is a line, as a share of the view
 
 
 def camera() -> np.ndarray:
-    """The rows are to the right, up, and towards the camera."""
+    """The camera's axes, as rows: to the right, up, and towards the camera."""
     right = [math.cos(YAW), 0.0, -math.sin(YAW)]
     near = [math.sin(YAW) * math.cos(PITCH), math.sin(PITCH), math.cos(YAW) * math.cos(PITCH)]
     return np.array([right, np.cross(near, right), near])
@@ -28,14 +28,14 @@ def camera() -> np.ndarray:
 
 @dataclass(frozen=True)
 class View:
-    """What a picture shows: pictures with the same one have the same scale."""
+    """The centre and the scale of a picture."""
 
-    center: tuple[float, float, float]  # what is in the middle
-    extent: float  # the length that the picture's side is; 1 where all that is seen is a point
+    center: tuple[float, float, float]  # the point in the middle
+    extent: float  # the length along the picture's side; 1 where all that is seen is a point
 
     @classmethod
     def of(cls, shapes: Iterable[Shape]) -> "View":
-        """Where all of these fit."""
+        """The view in which all of these shapes fit."""
         corners = np.concatenate([shape_mesh(shape)[0] for shape in shapes]) @ camera().T
         low, high = corners.min(0), corners.max(0)
         center = (low + high) / 2 @ camera()
@@ -43,7 +43,10 @@ class View:
 
     @classmethod
     def typical(cls, shapes: Sequence[Shape], whole: Sequence[Shape] = ()) -> "View":
-        """Where nine in ten of these fit, for what a model makes of noise may be anywhere, and all of `whole`."""
+        """The view in which nine in ten of these shapes fit, and all of `whole`.
+
+        (Shapes that a model makes of noise may be anywhere.)
+        """
         corners = [shape_mesh(shape)[0] @ camera().T for shape in (*whole, *shapes)]
         low, high = np.stack([c.min(0) for c in corners]), np.stack([c.max(0) for c in corners])
         middle = np.median((low + high) / 2, axis=0)
@@ -67,9 +70,9 @@ def render(
     Args:
         shape: its parts.
         size: side in pixels.
-        view: what the picture shows.
-        faded: (parts,) which of them are pale grey, so that the others stand out.
-        numbers: (parts,) which their colours are by; by default 0, 1, ...
+        view: centre and scale of the picture.
+        faded: (parts,) bool: parts that are pale grey, so that the others stand out.
+        numbers: (parts,) the numbers by which parts are coloured; by default 0, 1, ...
 
     Returns:
         (size, size, 3) uint8.
@@ -103,13 +106,13 @@ def render(
 
 
 def turn(corners: np.ndarray) -> np.ndarray:
-    """Twice the area of each triangle (F, 3, 2 or 3) on the picture, negative where it is gone round the other way."""
+    """Twice the area of each triangle (F, 3, 2 or 3) on the picture; negative where its corners go the other way."""
     (ax, ay), (bx, by), (cx, cy) = (corners[:, k, :2].T for k in range(3))
     return (bx - ax) * (cy - ay) - (cx - ax) * (by - ay)
 
 
 def planes(corners: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values at the corners (F, 3) as (F, 3) numbers p: they are p0 x + p1 y + p2 anywhere in the triangle."""
+    """Coefficients p (F, 3) of planes p0 x + p1 y + p2 that have these values (F, 3) at the corners of triangles."""
     (ax, ay), (bx, by), (cx, cy) = (corners[:, k, :2].T for k in range(3))
     a, b, c = values.T
     area = turn(corners)
@@ -120,7 +123,11 @@ def planes(corners: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def brightness(vertices: np.ndarray, faces: np.ndarray, smooth: bool) -> np.ndarray:
-    """Of each corner of each triangle (F, 3), after Lambert; smooth: between triangles that meet at no sharp angle."""
+    """The brightness of each corner of each triangle, (F, 3), after Lambert.
+
+    Args:
+        smooth: interpolate between triangles that meet at no sharp angle.
+    """
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     normal = np.cross(b - a, c - a)  # as long as twice the area
     flat = np.repeat(unit(normal)[:, None], 3, axis=1)  # (F, 3 corners, 3)
@@ -132,11 +139,12 @@ def brightness(vertices: np.ndarray, faces: np.ndarray, smooth: bool) -> np.ndar
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (..., n) scaled to length 1; those of length 0 stay 0."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def nearest(corners: np.ndarray, depth: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The z-buffer of n x n pixels: the triangle that is nearest, -1 where there is none, and how near it is.
+    """The z-buffer of n x n pixels: the nearest triangle of each, -1 where there is none, and how near it is.
 
     Args:
         corners: (F, 3, 2 or more) in pixels, all gone round clockwise on the picture.
@@ -170,13 +178,13 @@ def nearest(corners: np.ndarray, depth: np.ndarray, n: int) -> tuple[np.ndarray,
 
 
 def spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """k, `counts[k]` times, for each k, and 0, 1, ... beside it."""
+    """Each k repeated `counts[k]` times, and beside it 0, 1, ..., counts[k] - 1."""
     of = np.repeat(np.arange(len(counts)), counts)
     return of, np.arange(len(of)) - (np.cumsum(counts) - counts)[of]
 
 
 def outlines(part: np.ndarray, near: np.ndarray, gap: float) -> np.ndarray:
-    """Pixels (n, n) at whose edge a part ends in front of another or of nothing."""
+    """A mask of the pixels (n, n) at whose edge a part ends in front of another part or of nothing."""
     found = np.zeros(part.shape, bool)
     near = np.where(part < 0, -1e9, near)
     for here, there in (
@@ -190,7 +198,7 @@ def outlines(part: np.ndarray, near: np.ndarray, gap: float) -> np.ndarray:
 
 
 def ground(vertices: np.ndarray, faces: np.ndarray, view: View, size: int) -> np.ndarray:
-    """The background with the shadow on the ground, (size, size, 3)."""
+    """The background with the shadow on the ground: (size, size, 3)."""
     height = vertices[:, 1:2] - vertices[:, 1].min()
     flat = vertices - height * (LIGHT / LIGHT[1]) * np.array(
         [0.5, 1, 0.5]
@@ -208,4 +216,4 @@ def ground(vertices: np.ndarray, faces: np.ndarray, view: View, size: int) -> np
     return BACKGROUND * (1 - (1 - SHADOW) * shaded[..., None])
 
 
-SIDE = 192  # of pictures of samples
+SIDE = 192  # side in pixels of pictures of samples

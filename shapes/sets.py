@@ -1,16 +1,16 @@
-"""Structured shapes: sets of parts, each with a box and whatever else describes it, and what a model sees of them.
+"""Structured shapes: sets of parts, each with a box and further attributes, and their numbers as a model's input.
 
-A set of shapes is one .npz. Parts of all shapes follow one another, an array an attribute:
+A set of shapes is one .npz, with an array for each attribute, in which the parts of all shapes follow one another:
 
     counts       (N,)        int     parts of each shape, P in all
-    box.center   (P, 3)      float   where a part's box is; y is up, z is the front
+    box.center   (P, 3)      float   the centre of a part's box; y is up, z is the front
     box.size     (P, 3)      float   the lengths of its edges, along its own axes
     box.axes     (P, 6)      float   its first two axes, the first rows of a rotation; the third is their cross product
     ...          (P, any)    float   further attributes; code.exponents (P, 2) are a superquadric's, see meshes.py
-    labels       (N,)        int     of the class
+    labels       (N,)        int     the class of each shape
     class_names  (K,)        str
     split        (N,)        str     train, val, test, or empty                                              (optional)
-    ids          (N,)        str     what a shape is called elsewhere                                        (optional)
+    ids          (N,)        str     the name of a shape in its source                                       (optional)
 """
 
 import hashlib
@@ -35,16 +35,16 @@ from shapes.furniture import CLASSES, pieces
 SHAPES = "shapes"  # the name of the embedded set
 BOX = {"box.center": 3, "box.size": 3, "box.axes": 6}
 EXPONENTS = "code.exponents"
-EXISTS = "exists"  # what a model calls its first number of a part
+EXISTS = "exists"  # the attribute that is a part's first number in a model
 OTHERS = ("counts", "labels", "class_names", "split", "ids")
-MIN_SIZE = 1e-3  # of an edge that a model made, over the mean edge
+MIN_SIZE = 1e-3  # the least length of an edge that a model made, over the mean edge
 
 Shape = dict[str, np.ndarray]  # attribute -> (parts, width)
 
 
 @dataclass
 class ShapeSet:
-    """Shapes, as the file has them."""
+    """A set of shapes in memory, with the arrays of its file."""
 
     attributes: dict[str, np.ndarray]  # name -> (P, width) float32
     counts: np.ndarray  # (N,)
@@ -64,7 +64,7 @@ class ShapeSet:
         return {name: values[self.starts[k] : self.starts[k + 1]] for name, values in self.attributes.items()}
 
     def select(self, chosen: Sequence[int] | np.ndarray) -> "ShapeSet":
-        """Some of the shapes, in this order."""
+        """The shapes of these numbers, in this order."""
         chosen = np.asarray(chosen, dtype=int)
         rows = np.concatenate([np.arange(self.starts[k], self.starts[k + 1]) for k in chosen] or [np.zeros(0, int)])
         return ShapeSet(
@@ -76,14 +76,14 @@ class ShapeSet:
         )
 
     def of_split(self, name: str) -> "ShapeSet":
-        """The shapes of one part of the split; all of them where there is none."""
+        """The shapes of one split; all of them where there is no split."""
         return self if self.split is None else self.select(np.flatnonzero(self.split == name))
 
 
 def from_shapes(
     shapes: Sequence[Shape], labels: Sequence[int], class_names: Sequence[str], **others: Sequence[str]
 ) -> ShapeSet:
-    """A set of single shapes, all with the same attributes; others are split and ids."""
+    """A set made of single shapes, all with the same attributes; others are split and ids."""
     names = list(shapes[0])
     attributes = {name: np.concatenate([shape[name] for shape in shapes]).astype(np.float32) for name in names}
     counts = np.array([len(shape[names[0]]) for shape in shapes], np.int32)
@@ -92,7 +92,7 @@ def from_shapes(
 
 
 def save_shapes(shapes: ShapeSet, path: Path) -> None:
-    """Write the .npz; a half-written file never has its name."""
+    """Write a set as an .npz; a half-written file never has its name."""
     arrays = {"counts": shapes.counts, **shapes.attributes, "labels": shapes.labels}
     arrays["class_names"] = np.array(shapes.class_names, dtype=str)
     arrays |= {n: v for n, v in (("split", shapes.split), ("ids", shapes.ids)) if v is not None}
@@ -101,7 +101,7 @@ def save_shapes(shapes: ShapeSet, path: Path) -> None:
 
 
 def load_shapes(path: str | Path) -> ShapeSet:
-    """Read the .npz.
+    """The set in an .npz.
 
     Raises:
         DataError: the file is missing, damaged or another; an array is missing, of another length, or not finite.
@@ -152,13 +152,13 @@ def load_shapes(path: str | Path) -> ShapeSet:
 
 
 def furniture(seed: int = 0, count: int = 4000) -> ShapeSet:
-    """The embedded set, see shapes/furniture; of fewer pieces it is the beginning of it."""
+    """The embedded set, see shapes/furniture; a smaller count gives its beginning."""
     shapes, labels, split = pieces(seed, count)
     return from_shapes(shapes, labels, CLASSES, split=split)
 
 
 def open_shapes(path: str | Path) -> ShapeSet:
-    """The shapes of `--data-path`: the embedded set for "shapes", else those of the .npz (see `load_shapes`)."""
+    """The set of `--data-path`: the embedded one for "shapes", else that of an .npz (see `load_shapes`)."""
     return furniture() if str(path) == SHAPES else load_shapes(path)
 
 
@@ -182,7 +182,7 @@ def check_shapes(path: str | Path) -> None:
     """See quickly that a file holds shapes.
 
     Raises:
-        DataError: it does not; what it holds is named, by its content.
+        DataError: it does not; its content is named.
     """
     if holds_shapes(path):
         return
@@ -197,26 +197,28 @@ def check_shapes(path: str | Path) -> None:
     raise DataError(f"data file {path} holds {what} ({shown}), no shapes: to train on images see {HELP}")
 
 
-# ---- what a model sees ---------------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the numbers of a part are, (L, F) in all: first whether it exists, then each attribute, normalised.
+    """The layout of a shape's numbers, (L, F): of each part whether it exists, then its attributes, normalised.
 
     It is stored with a checkpoint, and undone in sampling.
     """
 
     names: tuple[str, ...]  # of the attributes, without existence
-    widths: tuple[int, ...]
+    widths: tuple[int, ...]  # numbers in each attribute
     mean: tuple[float, ...]  # of each number but existence
     std: tuple[float, ...]
     max_parts: int  # L
 
     @classmethod
     def of(cls, shapes: ShapeSet) -> "Layout":
-        """A set's own: numbers have mean 0, and each attribute as a whole variance 1. (Its numbers may differ: where
-        nearly all boxes are upright, some of an axis hardly vary, and should not be made to.)"""
+        """The layout that gives a set's numbers mean 0, and each attribute as a whole variance 1.
+
+        (Its single numbers may have others: where nearly all boxes are upright, some numbers of an axis hardly vary.)
+        """
         arrays = {name: values.astype(np.float64) for name, values in shapes.attributes.items()}
         widths = [values.shape[1] for values in arrays.values()]
         std = np.array([np.sqrt(values.var(0).mean()) for values in arrays.values()])
@@ -231,10 +233,10 @@ class Layout:
 
     @classmethod
     def load(cls, content: Mapping[str, Any], source: str) -> "Layout":
-        """What `content` gave.
+        """The layout that `content` has made plain.
 
         Raises:
-            DataError: it is not that.
+            DataError: it is no layout.
         """
         try:
             names, widths = (tuple(content[name]) for name in ("names", "widths"))
@@ -252,12 +254,12 @@ class Layout:
         return layout
 
     def content(self) -> dict[str, Any]:
-        """Itself as plain values, for a checkpoint."""
+        """The layout as plain values, for a checkpoint."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(L, F)."""
+        """The shape of a sample, (L, F)."""
         return self.max_parts, 1 + sum(self.widths)
 
     @property
@@ -267,12 +269,12 @@ class Layout:
 
     @property
     def widths_of_all(self) -> tuple[int, ...]:
-        """Of all attributes, existence first."""
+        """The widths of all attributes, existence first."""
         return 1, *self.widths
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Where an attribute stands in F."""
+        """The place of each attribute among the F numbers."""
         ends = np.cumsum(list(self.attributes.values()))
         return {
             name: slice(int(end) - width, int(end))
@@ -280,7 +282,7 @@ class Layout:
         }
 
     def encode(self, shape: Mapping[str, np.ndarray]) -> Tensor:
-        """A shape's numbers, (L, F): existence is 1 or -1, and parts that do not exist are 0.
+        """The numbers of a shape, (L, F): existence is 1 or -1, and the other numbers of absent parts are 0.
 
         Raises:
             DataError: it has other attributes, or more parts.
@@ -298,18 +300,18 @@ class Layout:
         return torch.from_numpy(x)
 
     def existing(self, x: Tensor) -> np.ndarray:
-        """Which parts of a sample (L, F) its shape has, by number."""
+        """The numbers of the parts that exist in a sample (L, F); at least one does."""
         existence = x[:, 0].cpu().double().numpy()
         exists = existence > 0
         exists[existence.argmax()] = True
         return np.flatnonzero(exists)
 
     def _by_attribute(self, numbers: np.ndarray) -> Shape:
-        """Numbers without existence, (..., F - 1), an array an attribute."""
+        """Numbers without existence, (..., F - 1), as an array for each attribute."""
         return dict(zip(self.names, np.split(numbers, np.cumsum(self.widths)[:-1], axis=-1), strict=True))
 
     def decode(self, x: Tensor) -> Shape:
-        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with boxes that are boxes.
+        """The shape of a sample (L, F): the parts that exist, or the likeliest one, with proper boxes.
 
         Raises:
             FloatingPointError: the sample is not finite.
@@ -327,7 +329,7 @@ class Layout:
 
 
 def in_words(widths: Mapping[str, int]) -> str:
-    """Attributes and their widths: box.center (3), box.size (3)."""
+    """Attributes and their widths in words: box.center (3), box.size (3)."""
     return ", ".join(f"{name} ({width})" for name, width in widths.items())
 
 
@@ -350,7 +352,7 @@ def orthonormal(axes: np.ndarray) -> np.ndarray:
 
 
 class ShapeData(Dataset[tuple[Tensor, int]]):
-    """Shapes as a model sees them: (L, F) and their label. Parts are in the order of the file; no model sees it."""
+    """Shapes as a model's input: numbers (L, F) and a label. Parts are in the file's order, which no model sees."""
 
     def __init__(self, shapes: ShapeSet, layout: Layout | None = None) -> None:
         self.shapes, self.layout = shapes, layout or Layout.of(shapes)
@@ -359,14 +361,16 @@ class ShapeData(Dataset[tuple[Tensor, int]]):
         self.notes: list[str] = []
 
     def check(self) -> None:
-        """
+        """See that the shapes are of the layout.
+
         Raises:
-            DataError: the shapes are not of the layout.
+            DataError: they are not.
         """
         self.layout.encode(self.shapes[int(self.shapes.counts.argmax())])
 
     @cached_property
     def digest(self) -> str:
+        """SHA-256 of all arrays."""
         content = hashlib.sha256()
         for name, values in {
             "counts": self.shapes.counts,
@@ -385,20 +389,22 @@ class ShapeData(Dataset[tuple[Tensor, int]]):
 
 
 class ShapeSpace:
-    """The counterpart of an autoencoder for shapes: nothing is encoded, and samples are shapes."""
+    """The counterpart of an autoencoder for shapes: nothing is encoded, and samples are numbers of shapes."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def encode(self, x: Tensor, sample: bool = True) -> Tensor:
+        """The numbers themselves."""
         return x
 
     def decode(self, x: Tensor) -> Tensor:
+        """The numbers themselves."""
         return x
 
 
 def fault_of_numbers(path: Path, layout: Layout) -> str | None:
-    """Why a file does not hold the numbers of a sample (L, F), as np.save writes them; None where it does."""
+    """The reason why a file does not hold the numbers of a sample (L, F), as np.save writes them; None if it does."""
     try:
         numbers = np.load(path, allow_pickle=False)
     except Exception as error:  # NumPy raises many kinds

@@ -1,6 +1,6 @@
-"""Whether a shape could be made: from its boxes, whether its parts hold together, and whether it stands.
+"""The validity of a shape, judged by its boxes: whether its parts hold together, and whether it stands.
 
-A shape of superquadrics is judged by the boxes around them.
+Superquadrics are judged by the boxes around them.
 """
 
 import numpy as np
@@ -8,26 +8,26 @@ import numpy as np
 from shapes.meshes import rotations
 from shapes.sets import Shape, ShapeSet
 
-TOLERANCE = 0.02  # of the diagonal of a shape's bounding box; see docs/evaluation.md
+TOLERANCE = 0.02  # as a share of the diagonal of a shape's bounding box; see docs/evaluation.md
 SIGNS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
-LEVELS = (0.005, 0.995)  # quantiles of the lowest points of a set
+LEVELS = (0.005, 0.995)  # quantiles of the lowest points of a set's shapes, between which the ground is
 
 
 def corners(shape: Shape) -> np.ndarray:
-    """Of its boxes, (P, 8, 3)."""
+    """The corners of a shape's boxes: (P, 8, 3)."""
     edges = SIGNS * shape["box.size"][:, None].astype(np.float64)
     return shape["box.center"][:, None] + edges @ rotations(shape["box.axes"].astype(np.float64))
 
 
 def diagonal(points: np.ndarray) -> float:
-    """Of the bounding box of (..., 3)."""
+    """The diagonal of the bounding box of points (..., 3)."""
     return float(np.linalg.norm(np.ptp(points.reshape(-1, 3), axis=0)))
 
 
 def gaps(shape: Shape) -> np.ndarray:
-    """How far its boxes are apart, (P, P); negative where they overlap, and 0 from a box to itself.
+    """The gaps between a shape's boxes, (P, P); negative where they overlap, and 0 from a box to itself.
 
-    It is the widest gap along the 15 directions of the separating axis test: the normals of both boxes' faces and the
+    A gap is the widest along the 15 directions of the separating axis test: the normals of both boxes' faces and the
     cross products of their edges. That is the distance where a face or two crossing edges come nearest; corner to
     corner or to an edge the distance is longer, by at most a factor of sqrt(3).
     """
@@ -50,7 +50,7 @@ def gaps(shape: Shape) -> np.ndarray:
 
 
 def is_connected(shape: Shape, tolerance: float = TOLERANCE) -> bool:
-    """Whether one comes from each part to every other over parts that touch, within a share of the shape's size."""
+    """Whether all parts are connected by parts that touch, within a share of the shape's size."""
     touching = gaps(shape) <= tolerance * diagonal(corners(shape))
     reached = touching[0]
     while (further := touching[reached].any(0)).sum() > reached.sum():
@@ -59,13 +59,13 @@ def is_connected(shape: Shape, tolerance: float = TOLERANCE) -> bool:
 
 
 def ground_level(shapes: ShapeSet) -> tuple[float, float]:
-    """Between which heights the lowest points of a set's shapes are, but for one in a hundred."""
+    """The heights between which the lowest points of a set's shapes are, but for one in a hundred."""
     low, high = np.quantile([corners(shapes[k])[..., 1].min() for k in range(len(shapes))], LEVELS)
     return float(low), float(high)
 
 
 def stands(shape: Shape, ground: tuple[float, float], tolerance: float = TOLERANCE) -> bool:
-    """Whether its lowest corner is at the ground's level and it does not fall over, within a share of its size.
+    """Whether a shape's lowest corner is at the ground's level and it does not fall over, within a share of its size.
 
     It does not fall when the centre of mass of its boxes, taken as massive, is above the polygon that its lowest
     corners span.
@@ -86,10 +86,10 @@ def stands(shape: Shape, ground: tuple[float, float], tolerance: float = TOLERAN
 
 
 def validity(shapes: ShapeSet, ground: tuple[float, float]) -> dict[str, float]:
-    """How many shapes are connected, how many stand, and how many do both, in percent.
+    """The shares of shapes that are connected, that stand, and that do both, in percent.
 
     Args:
-        ground: of `ground_level` of real shapes.
+        ground: `ground_level` of real shapes.
     """
     connected = np.array([is_connected(shapes[k]) for k in range(len(shapes))])
     standing = np.array([stands(shapes[k], ground) for k in range(len(shapes))])

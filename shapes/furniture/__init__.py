@@ -3,8 +3,8 @@
 Each part is an oriented box with a superquadric in it, whose two exponents say what it looks like. x is to the right,
 y up and z to the front. A piece stands on the ground, y = 0; its box is centred at x = z = 0 and has a diagonal of
 1.25, so its longest side is about 1. It has at most 20 parts, which touch.
-All chance is `Generator.random`, which every version of NumPy and every machine has the same; what sines and roots
-differ in is rounded off.
+All randomness is `Generator.random`, which gives the same numbers with every version of NumPy and on every machine;
+differences of sines and roots are rounded off.
 """
 
 from collections.abc import Callable

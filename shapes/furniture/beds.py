@@ -6,6 +6,7 @@ MATTRESS = (0.2, 0.15)
 
 
 def bed(p: Piece) -> None:
+    """A bed of any kind."""
     w, d, low = p.one_of(p.between(0.85, 1.05), p.between(1.4, 1.9)), p.between(1.9, 2.1), p.between(0.22, 0.36)
     post, single = p.between(0.05, 0.09), w < 1.1
     kind = p.one_of("plain", "plain", "plain", "four-poster", "bunk" if single else "plain")
@@ -31,7 +32,7 @@ def bed(p: Piece) -> None:
 
 
 def bedding(p: Piece, w: float, d: float, low: float, pillows: int) -> float:
-    """A mattress on the height `low`, pillows, and perhaps a blanket; returns how thick the mattress is."""
+    """A mattress on the height `low`, pillows, and perhaps a blanket; returns the thickness of the mattress."""
     thick = p.between(0.16, 0.26)
     p.box(0, low, 0, w - 0.04, thick, d - 0.04, MATTRESS)
     for x in p.row(pillows, w - 0.1):

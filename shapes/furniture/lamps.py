@@ -7,28 +7,32 @@ from shapes.furniture.piece import BALL, DOME, ROUND, SPINDLE, Exponents, Piece,
 
 
 def lamp(p: Piece) -> None:
+    """A lamp of any kind."""
     kind = p.one_of(floor, floor, table_lamp, table_lamp, tripod, desk_lamp, arc, branches)
     kind(p, p.between(0.022, 0.04))
 
 
 def shade(p: Piece) -> Exponents:
+    """The exponents of a lamp's shade."""
     return p.one_of(ROUND, ROUND, DOME, SPINDLE, BALL, p.block)
 
 
 def foot(p: Piece, wide: float) -> float:
-    """On the ground; returns a height within it."""
+    """A lamp's foot on the ground; returns a height within it."""
     high = p.between(0.03, 0.06)
     p.box(0, 0, 0, wide, high, wide, p.one_of(ROUND, ROUND, None, DOME))
     return high * 0.75
 
 
 def beads(p: Piece, n: int, low: float, high: float, widest: float) -> None:
+    """A stem of n beads between two heights."""
     step = (high - low) / n
     for k in range(n):
         p.box(0, low + k * step, 0, min(step, widest), step, min(step, widest), BALL)
 
 
 def floor(p: Piece, thin: float) -> None:
+    """A floor lamp, perhaps with a small table around its stem."""
     tall, wide, high = p.between(1.2, 1.6), p.between(0.32, 0.54), p.between(0.18, 0.34)
     low = foot(p, p.between(0.26, 0.36))
     p.box(0, low, 0, thin, tall - low + high * 0.4, thin, ROUND)
@@ -40,6 +44,7 @@ def floor(p: Piece, thin: float) -> None:
 
 
 def table_lamp(p: Piece, thin: float) -> None:
+    """A table lamp on a stem, a vase, beads or a block."""
     tall, wide, high = p.between(0.32, 0.5), p.between(0.26, 0.42), p.between(0.18, 0.3)
     low = foot(p, p.between(0.16, 0.26))
     p.box(0, low, 0, thin, tall - low + high * 0.4, thin, ROUND)
@@ -54,6 +59,7 @@ def table_lamp(p: Piece, thin: float) -> None:
 
 
 def tripod(p: Piece, thin: float) -> None:
+    """A lamp on three legs."""
     tall, reach, turn = p.between(1.0, 1.4), p.between(0.22, 0.36), p.between(0, math.tau / 3)
     shape = p.one_of(ROUND, None)
     for k in range(3):
@@ -77,6 +83,7 @@ def desk_lamp(p: Piece, thin: float) -> None:
 
 
 def arc(p: Piece, thin: float) -> None:
+    """A lamp that hangs from a bent stem."""
     tall, far, n = p.between(1.3, 1.6), p.one_of(-1, 1) * p.between(0.5, 0.9), p.one_of(4, 5, 6)
     low = foot(p, p.between(0.28, 0.38))
     angles = [0.62 * math.pi * k / n for k in range(n + 1)]
@@ -88,7 +95,7 @@ def arc(p: Piece, thin: float) -> None:
 
 
 def branches(p: Piece, thin: float) -> None:
-    """Two to five shades on arms around a stem."""
+    """A lamp with two to five shades on arms around a stem."""
     tall, n, rise = p.between(1.1, 1.5), p.one_of(2, 3, 4, 5), p.between(0.05, 0.25)
     low = foot(p, p.between(0.28, 0.36))
     p.box(0, low, 0, thin, tall - low, thin, ROUND)

@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 
 MAX_PARTS = 20
-DIAGONAL = 1.25  # of the box around a finished piece
-DECIMALS = 5  # of centres, sizes and exponents; axes have two more
+DIAGONAL = 1.25  # diagonal of the box around a finished piece
+DECIMALS = 5  # decimals of centres, sizes and exponents; axes have two more
 
 Point = tuple[float, float, float]
 Exponents = tuple[float, float]
@@ -23,7 +23,7 @@ PILLOW = (0.6, 0.4)
 
 
 class Piece:
-    """A piece of furniture that is being built, and the chance it is built by."""
+    """A piece of furniture that is being built, with its source of randomness."""
 
     def __init__(self, random: Callable[[], float]) -> None:
         self.random = random
@@ -33,22 +33,25 @@ class Piece:
     # ---- chance ----
 
     def between(self, low: float, high: float) -> float:
+        """A random number between two."""
         return low + (high - low) * self.random()
 
     def chance(self, p: float) -> bool:
+        """True with probability p."""
         return self.random() < p
 
     def one_of(self, *choices: T) -> T:
+        """One of the choices, at random."""
         return choices[int(self.random() * len(choices))]
 
     # ---- parts ----
 
     def box(self, x: float, y: float, z: float, w: float, h: float, d: float, e: Exponents | None = None) -> None:
-        """An upright part that stands on the height y: its middle, its width, height and depth."""
+        """Add an upright part: the middle of its bottom, its width, height and depth, its exponents."""
         self.parts.append((x, y + h / 2, z, w, h, d, 1, 0, 0, 0, 1, 0, *(e or self.block)))
 
     def bar(self, a: Point, b: Point, width: float, depth: float = 0, e: Exponents | None = None) -> None:
-        """A part along the line from a to b: its own y axis, and as far as can be its x axis is the world's."""
+        """Add a part along the line from a to b, which is its y axis; its x axis is the world's as far as can be."""
         e = e or self.block
         line = [end - start for start, end in zip(a, b, strict=True)]
         x, y, z = ((start + end) / 2 for start, end in zip(a, b, strict=True))
@@ -65,25 +68,25 @@ class Piece:
         self.parts.append((x, y, z, width, length, depth, *axes, *e))
 
     def pair(self, x: float, y: float, z: float, w: float, h: float, d: float, e: Exponents | None = None) -> None:
-        """A box on either side."""
+        """Add a box on either side."""
         self.box(-x, y, z, w, h, d, e)
         self.box(x, y, z, w, h, d, e)
 
     def legs(self, x: float, z: float, top: float, thick: float, splay: float = 0, e: Exponents | None = None) -> None:
-        """Four, up to the height `top`; they stand further out by `splay`."""
+        """Add four legs, up to the height `top`; their feet are further out by `splay`."""
         for sx, sz in ((-1, -1), (1, -1), (-1, 1), (1, 1)):
             foot = (sx * (x + splay), 0.0, sz * (z + splay))
             self.bar(foot, (sx * x, top, sz * z), thick, e=e)
 
     def sled(self, x: float, z: float, top: float, thick: float) -> None:
-        """A frame on either side: two posts and a runner on the ground."""
+        """Add a frame on either side: two posts and a runner on the ground."""
         for sx in (-1, 1):
             self.box(sx * x, 0, 0, thick, thick, 2 * z + thick)
             for sz in (-1, 1):
                 self.box(sx * x, thick * 0.8, sz * z, thick, top - thick * 0.8, thick)
 
     def pedestal(self, radius: float, top: float, thick: float) -> None:
-        """A column on a foot: a disc, a plate, or three to five spokes."""
+        """Add a column on a foot: a disc, a plate, or three to five spokes."""
         foot = self.one_of("disc", "plate", "spokes", "spokes")
         low = thick * 0.6
         self.box(0, low * 0.8, 0, thick, top - low * 0.8, thick, ROUND)
@@ -99,9 +102,9 @@ class Piece:
     def drawers(
         self, x: float, y: float, w: float, h: float, d: float, n: int, columns: int = 1, spare: int = 4
     ) -> None:
-        """A body, its middle at x and z = 0, with a front plate for each drawer, and what they are pulled out by.
+        """Add a body, its middle at x and z = 0, with a front plate and a handle for each drawer.
 
-        That is left out where fewer than `spare` parts would be left.
+        Handles are left out where fewer than `spare` parts would be left.
         """
         self.box(x, y, 0, w, h, d)
         gap, plate = 0.012, 0.03
@@ -125,7 +128,7 @@ class Piece:
         return [width * ((k + 0.5) / n - 0.5) for k in range(n)]
 
     def finished(self) -> dict[str, np.ndarray]:
-        """The attributes, in the size and the place that the module says."""
+        """The attributes of the piece, in the size and at the place of the embedded set."""
         rows = np.array(self.parts)
         center, size, axes = rows[:, :3], rows[:, 3:6], rows[:, 6:12]
         first, second = axes[:, :3], axes[:, 3:]

@@ -6,6 +6,7 @@ from shapes.furniture.piece import CUSHION, MAX_PARTS, PILLOW, ROUND, Piece, Poi
 
 
 def chair(p: Piece) -> None:
+    """A chair of any kind."""
     w, d, seat, thick = p.between(0.4, 0.56), p.between(0.4, 0.52), p.between(0.4, 0.5), p.between(0.03, 0.08)
     leg = p.between(0.03, 0.055)
     shape = p.one_of(None, None, None, CUSHION, ROUND)
@@ -73,6 +74,7 @@ def back(p: Piece, half: float, foot: float, rear: float, lean: float) -> None:
 
 
 def sofa(p: Piece) -> None:
+    """A sofa of one to three seats."""
     n = p.one_of(1, 2, 2, 3, 3)
     place, d = p.between(0.6, 0.72), p.between(0.8, 0.95)
     w = n * place
@@ -109,7 +111,7 @@ def sofa(p: Piece) -> None:
 
 
 def armrests(p: Piece, kind: str, half: float, arm: float, d: float, feet: float, high: float, low: float) -> None:
-    """A sofa's, on both sides of its seats, which reach to `half`."""
+    """The armrests of a sofa, on both sides of its seats, which reach to `half`."""
     x = half + arm / 2 - 0.01
     if kind == "block":
         p.pair(x, feet, 0, arm, high - feet, d, p.one_of(p.block, (0.25, 0.25)))

@@ -1,4 +1,4 @@
-"""Shelves and what else holds things: bookcases, racks, chests of drawers, cabinets, wardrobes."""
+"""Shelves and other storage: bookcases, racks, chests of drawers, cabinets, wardrobes."""
 
 from itertools import pairwise
 
@@ -6,6 +6,7 @@ from shapes.furniture.piece import MAX_PARTS, ROUND, Piece
 
 
 def shelf(p: Piece) -> None:
+    """A shelf or another piece of storage."""
     kind = p.one_of(bookcase, bookcase, grid, rack, chest, cabinet, wardrobe)
     kind(p, p.between(0.02, 0.045), p.one_of(0.0, 0.0, p.between(0.06, 0.16)))
 
@@ -29,6 +30,7 @@ def case(p: Piece, w: float, d: float, h: float, n: int, board: float, feet: flo
 
 
 def bookcase(p: Piece, board: float, feet: float) -> None:
+    """A bookcase, perhaps with things on its boards."""
     w, d, h = p.between(0.6, 1.1), p.between(0.28, 0.42), p.between(1.2, 1.9)
     for y, above in pairwise(case(p, w, d, h, p.one_of(3, 4, 5), board, feet)):
         if len(p.parts) < MAX_PARTS and p.chance(0.5):  # something stands there
@@ -38,6 +40,7 @@ def bookcase(p: Piece, board: float, feet: float) -> None:
 
 
 def grid(p: Piece, board: float, feet: float) -> None:
+    """A case divided into rows and columns."""
     w, h = p.one_of((p.between(1.0, 1.5), p.between(0.7, 1.1)), (p.between(0.8, 1.1), p.between(1.2, 1.6)))
     d, n, columns = p.between(0.28, 0.42), p.one_of(2, 3, 4), p.one_of(2, 3)
     case(p, w, d, h, n, board, feet)
@@ -59,6 +62,7 @@ def rack(p: Piece, board: float, feet: float) -> None:
 
 
 def chest(p: Piece, board: float, feet: float) -> None:
+    """A chest of drawers."""
     w, d, h = p.between(0.7, 1.3), p.between(0.4, 0.5), p.between(0.7, 1.1)
     columns = p.one_of(1, 1, 2)
     n = p.one_of(3, 4, 5) if columns == 1 else p.one_of(2, 3)
@@ -68,12 +72,14 @@ def chest(p: Piece, board: float, feet: float) -> None:
 
 
 def cabinet(p: Piece, board: float, feet: float) -> None:
+    """A low cabinet with doors."""
     w, d, h = p.between(0.9, 1.7), p.between(0.38, 0.48), p.between(0.6, 0.9)
     body(p, w, d, h, board, feet)
     doors(p, w, d, feet + 0.02, h - feet - board - 0.04)
 
 
 def wardrobe(p: Piece, board: float, feet: float) -> None:
+    """A wardrobe with doors, perhaps with a drawer below them."""
     w, d, h = p.between(0.8, 1.3), p.between(0.5, 0.6), p.between(1.7, 2.1)
     body(p, w, d, h, board, feet)
     drawer = p.one_of(0.0, 0.28)
@@ -84,14 +90,14 @@ def wardrobe(p: Piece, board: float, feet: float) -> None:
 
 
 def body(p: Piece, w: float, d: float, h: float, board: float, feet: float) -> None:
-    """Of a cabinet: what stands on the feet, and the board on top of it."""
+    """The body of a cabinet on its feet, and the board on top of it."""
     stand(p, w, d, feet)
     p.box(0, feet, 0, w, h - feet - board, d)
     p.box(0, h - board * 1.1, 0, w + 0.03, board * 1.1, d + 0.04)
 
 
 def doors(p: Piece, w: float, d: float, y: float, h: float) -> None:
-    """One to three beside each other with their handles, on the front of a body."""
+    """One to three doors with handles, beside each other on the front of a body."""
     n = p.one_of(2, 2, 3) if w > 1.05 else p.one_of(1, 2)
     wide = (w - 0.02) / n
     for k, x in enumerate(p.row(n, w - 0.02)):

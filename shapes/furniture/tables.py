@@ -4,6 +4,7 @@ from shapes.furniture.piece import MAX_PARTS, ROUND, Piece
 
 
 def table(p: Piece) -> None:
+    """A table of any kind."""
     use = p.one_of("dining", "dining", "desk", "coffee", "side")
     w, d, h = {
         "dining": (p.between(1.1, 1.9), p.between(0.75, 1.0), p.between(0.7, 0.78)),
@@ -70,7 +71,7 @@ def trestles(p: Piece, x: float, z: float, under: float, leg: float) -> None:
 
 
 def desk(p: Piece, w: float, d: float, under: float, leg: float, x: float, z: float) -> None:
-    """What a desk's top stands on: drawers on both sides, or on one, and on the other a board or legs."""
+    """The support of a desk's top: drawers on both sides, or on one, and on the other a board or legs."""
     sides = p.one_of((1,), (-1,), (-1, 1))
     wide = w * p.between(0.25, 0.32)
     low = 0.0 if len(sides) == 2 else p.one_of(0.0, 0.08, 0.3)

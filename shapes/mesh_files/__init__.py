@@ -1,6 +1,6 @@
-"""Mesh files as they are found, .obj, .gltf, .glb and .ply: read to the pieces that they are made of, or refused.
+"""Mesh files as users have them, .obj, .gltf, .glb and .ply: read to the pieces that they are made of, or refused.
 
-Points and triangles only: no material, texture or script of a file is looked at, and nothing outside of its folder.
+Only points and triangles are read: no material, texture or script of a file, and nothing outside of its folder.
 """
 
 import os
@@ -18,16 +18,16 @@ from shapes.mesh_files.obj import read_obj
 from shapes.mesh_files.pieces import MAX_BYTES, MAX_FACES, Piece
 from shapes.mesh_files.ply import read_ply
 
-MAX_COORDINATE = 1e18  # squares of what is larger do not fit into float32
+MAX_COORDINATE = 1e18  # squares of larger numbers do not fit into float32
 READERS = {".obj": read_obj, ".ply": read_ply, ".gltf": read_gltf, ".glb": read_gltf}
 
 
 class UnreadableMesh(DataError):
-    """A file that is no mesh, or not one that is understood."""
+    """The error of a file that is no mesh, or of a kind that is not read."""
 
 
 def read_mesh(path: str) -> list[Piece]:
-    """The objects and groups of a file with their triangles, in its own coordinates, in its order; at least one.
+    """The objects and groups of a file with their triangles, in its own coordinates and order; at least one.
 
     Raises:
         UnreadableMesh: the file is at fault.
@@ -49,7 +49,7 @@ def read_mesh(path: str) -> list[Piece]:
 
 
 def what_is_wrong(path: str, error: Exception) -> str:
-    """In a few words; a file that is something else is told by what it is."""
+    """The fault of a file in a few words; a file of another kind is named by it."""
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
     what = describe(Path(path)) if os.path.isfile(path) else None
@@ -62,10 +62,10 @@ def what_is_wrong(path: str, error: Exception) -> str:
 
 
 def checked(pieces: list[Piece]) -> list[Piece]:
-    """The pieces that have triangles, if all is well with them.
+    """The pieces that have triangles.
 
     Raises:
-        ValueError: what is not.
+        ValueError: there are none, or too many triangles, or a point that cannot be.
     """
     found = [piece for piece in pieces if len(piece.faces)]
     if not found:

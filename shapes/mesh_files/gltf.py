@@ -1,6 +1,6 @@
-"""glTF 2.0, .gltf and .glb: points, triangles, and where the nodes of the scene put them.
+"""glTF 2.0, .gltf and .glb: points and triangles, moved as the nodes of the scene say.
 
-Not by trimesh: it leaves out what moves points, skins, weights of morph targets, instances, without a word.
+Not by trimesh: it silently leaves out skins, weights of morph targets and instances, all of which move points.
 """
 
 import re
@@ -13,9 +13,9 @@ from shapes.mesh_files.gltf_file import GltfFile, natural
 from shapes.mesh_files.pieces import MAX_FACES, Piece, strip
 
 INSTANCES, VISIBILITY, LEVELS = "EXT_mesh_gpu_instancing", "KHR_node_visibility", "MSFT_lod"
-# What can be decompressed only by libraries of its own.
+# Extensions that can be decompressed only by libraries of their own.
 COMPRESSION = ("KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression")
-# What a file may require: what is read here, and what neither moves, adds nor hides points.
+# Extensions that a file may require: those read here, and those that neither move, add nor hide points.
 READ = {INSTANCES, VISIBILITY, "KHR_mesh_quantization"}
 HARMLESS = re.compile(
     r"[A-Z]+_(materials?|textures?|lights?|xmp|audio|packing|techniques|animation_pointer)(_\w+)?"
@@ -27,9 +27,12 @@ TRIANGLES, STRIP, FAN = 4, 5, 6  # the modes of primitives; those before are poi
 
 
 def read_gltf(path: str) -> list[Piece]:
-    """Read a .gltf or .glb: a piece for each node of the scene that has a mesh, and for each instance of it.
+    """The pieces of a .gltf or .glb: one for each node of the scene that has a mesh, and for each instance of it.
 
     They are where the scene puts them, in the pose that the file has without animations.
+
+    Raises:
+        ValueError: the file is at fault.
     """
     try:
         return pieces_of(GltfFile(path))
@@ -40,6 +43,11 @@ def read_gltf(path: str) -> list[Piece]:
 
 
 def pieces_of(file: GltfFile) -> list[Piece]:
+    """The pieces of a glTF, see `read_gltf`.
+
+    Raises:
+        ValueError: it is compressed, requires an unknown extension, or has too many triangles.
+    """
     for name in file.header.get("extensionsRequired", []):
         if name in COMPRESSION:
             raise ValueError(f"it is compressed ({name}), which is not read")
@@ -93,7 +101,7 @@ def worlds_of(file: GltfFile) -> np.ndarray:
 
 
 def shown(file: GltfFile) -> list[int]:
-    """The nodes that are seen: of the scene, or all of a file without scenes, a library; without coarser copies."""
+    """The numbers of the visible nodes: of the scene, or all of a file without scenes; without coarser copies."""
     nodes = file.items("node")
     left_out = {k for node in nodes for k in extension(node, LEVELS).get("ids", [])}
     left_out |= {k for k, node in enumerate(nodes) if extension(node, VISIBILITY).get("visible") is False}
@@ -112,11 +120,16 @@ def shown(file: GltfFile) -> list[int]:
 
 
 def extension(node: dict[str, Any], name: str) -> dict[str, Any]:
+    """The content of a node's extension; {} where it has none."""
     return node.get("extensions", {}).get(name, {})
 
 
 def transform_of(node: dict[str, Any]) -> np.ndarray:
-    """From a node's frame to its parent's, (4, 4)."""
+    """The transform from a node's frame to its parent's: (4, 4).
+
+    Raises:
+        ValueError: it is not made of as many numbers as it must be.
+    """
 
     def numbers(name: str, default: np.ndarray) -> np.ndarray:
         values = np.array(node.get(name, default), float)
@@ -131,7 +144,7 @@ def transform_of(node: dict[str, Any]) -> np.ndarray:
 
 
 def composed(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Transforms (n, 4, 4) of (n, 3), quaternions (n, 4) whose real part is the last number, and (n, 3)."""
+    """Transforms (n, 4, 4) of translations (n, 3), quaternions (n, 4) with the real part last, and scales (n, 3)."""
     rotation = np.where(rotation.any(1, keepdims=True), rotation, AT_REST["rotation"])
     made = np.tile(np.eye(4), (len(translation), 1, 1))
     made[:, :3, :3] = Rotation.from_quat(rotation).as_matrix() * scale[:, None]
@@ -140,14 +153,15 @@ def composed(translation: np.ndarray, rotation: np.ndarray, scale: np.ndarray) -
 
 
 def moved(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    """Points (V, 3) moved by a transform (4, 4)."""
     return points @ transform[:3, :3].T + transform[:3, 3]
 
 
 def instance_count(file: GltfFile, k: int) -> int:
-    """How many times a node's mesh is there.
+    """The number of instances of a node's mesh.
 
     Raises:
-        ValueError: nobody can tell.
+        ValueError: it cannot be told.
     """
     node = file.item("node", k)
     if INSTANCES not in node.get("extensions", {}):
@@ -162,7 +176,7 @@ def instance_count(file: GltfFile, k: int) -> int:
 
 
 def instances(file: GltfFile, k: int) -> np.ndarray:
-    """Where the instances of a node's mesh are in its frame, (n, 4, 4); one at its origin if it has none."""
+    """The transforms of the instances of a node's mesh in its frame, (n, 4, 4); one identity if it has none."""
     attributes, count = extension(file.item("node", k), INSTANCES).get("attributes", {}), instance_count(file, k)
     parts = [
         file.accessor(attributes[name.upper()], f"VEC{len(default)}").astype(float)
@@ -177,7 +191,11 @@ def instances(file: GltfFile, k: int) -> np.ndarray:
 
 
 def mesh_of(file: GltfFile, k: int, worlds: np.ndarray) -> Piece:
-    """The triangles of a node's mesh, its morph targets weighed: in the node's frame, in the scene's if skinned."""
+    """The triangles of a node's mesh, its morph targets weighed: in the node's frame, or in the scene's if skinned.
+
+    Raises:
+        ValueError: a primitive is of an unknown mode, or of points that are not there.
+    """
     node = file.item("node", k)
     mesh = file.item("mesh", node["mesh"])
     weights = node.get("weights", mesh.get("weights", []))
@@ -199,7 +217,11 @@ def mesh_of(file: GltfFile, k: int, worlds: np.ndarray) -> Piece:
 
 
 def triangles_of(file: GltfFile, primitive: dict[str, Any], mode: int, points: int) -> np.ndarray:
-    """Which points the triangles of a primitive have, (F, 3)."""
+    """The points of each triangle of a primitive: (F, 3).
+
+    Raises:
+        ValueError: its indices are no whole numbers, or no whole triangles.
+    """
     corners = np.arange(points)
     if "indices" in primitive:
         corners = file.accessor(primitive["indices"], "SCALAR")[:, 0]
@@ -216,7 +238,11 @@ def triangles_of(file: GltfFile, primitive: dict[str, Any], mode: int, points: i
 
 
 def of_points(file: GltfFile, k: int, kind: str, points: int) -> np.ndarray:
-    """The values of an accessor for so many points."""
+    """The values of an accessor, one for each of `points` points.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
     values = file.accessor(k, kind)
     if len(values) != points:
         raise ValueError(f"accessor {k} has {len(values):,} values for {points:,} points")
@@ -224,7 +250,11 @@ def of_points(file: GltfFile, k: int, kind: str, points: int) -> np.ndarray:
 
 
 def morph(file: GltfFile, primitive: dict[str, Any], weights: list[float], points: int) -> np.ndarray:
-    """How far the targets move each point, (V, 3)."""
+    """The displacement of each point by the morph targets: (V, 3).
+
+    Raises:
+        ValueError: there is a weight for a target that is not there.
+    """
     targets = primitive.get("targets", [])
     away = np.zeros((points, 3))
     for k, weight in enumerate(weights):
@@ -236,9 +266,12 @@ def morph(file: GltfFile, primitive: dict[str, Any], weights: list[float], point
 
 
 def skin_of(file: GltfFile, node: dict[str, Any], worlds: np.ndarray) -> np.ndarray:
-    """The transforms of a skin's joints, from the frame of the mesh to the scene's, (J, 4, 4).
+    """The transforms of a skin's joints, from the frame of the mesh to the scene's: (J, 4, 4).
 
-    A skin goes where its joints are: the transform of the node that has it counts for nothing.
+    A skin goes where its joints are: the transform of the node that has it has no effect.
+
+    Raises:
+        ValueError: it has fewer matrices than joints.
     """
     skin = file.item("skin", node["skin"])
     joints = skin["joints"]
@@ -255,7 +288,11 @@ def skin_of(file: GltfFile, node: dict[str, Any], worlds: np.ndarray) -> np.ndar
 def influences(
     file: GltfFile, attributes: dict[str, int], points: int, used: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The joints of each point that is used and their weights, (V, n) both."""
+    """The joints of each used point and their weights, (V, n) both.
+
+    Raises:
+        ValueError: the mesh has no joints.
+    """
     sets = sum(name.startswith("JOINTS_") for name in attributes)
     if not sets:
         raise ValueError("it has a skin, and a mesh for it without JOINTS_0")
@@ -267,7 +304,11 @@ def influences(
 
 
 def posed(points: np.ndarray, joints: np.ndarray, weights: np.ndarray, skin: np.ndarray) -> np.ndarray:
-    """Points (V, 3) where the joints (V, n) of each take them, by weight; if that is 0, where the first does."""
+    """Points (V, 3) moved by the joints (V, n) of each, by weight; by the first joint where all weights are 0.
+
+    Raises:
+        ValueError: a joint is not there.
+    """
     weights[~weights.any(1), 0] = 1
     weights /= weights.sum(1, keepdims=True)
     joints = np.where(weights != 0, joints, 0)
@@ -280,7 +321,7 @@ def posed(points: np.ndarray, joints: np.ndarray, weights: np.ndarray, skin: np.
 
 
 def joined(pieces: list[Piece]) -> Piece:
-    """One piece of several, or of none."""
+    """Several pieces as one; of none, an empty one."""
     starts = np.cumsum([0, *(len(points) for points, _ in pieces)])
     faces = [faces + start for (_, faces), start in zip(pieces, starts, strict=False)]
     nothing = Piece(np.zeros((0, 3)), np.zeros((0, 3), np.int64))

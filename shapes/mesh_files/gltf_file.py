@@ -17,12 +17,12 @@ WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 
 
 class GltfFile:
-    """A header whose items are asked for by kind and number, and its arrays by the number of their accessor."""
+    """A glTF file: items of its header by kind and number, and arrays by the number of their accessor."""
 
     def __init__(self, path: str) -> None:
         self.folder = Path(path).parent.resolve()
         content = Path(path).read_bytes()
-        self.chunk: bytes | None = None  # what a .glb has after its header
+        self.chunk: bytes | None = None  # the numbers of a .glb, after its header
         if content[:4] == b"glTF":
             content, self.chunk = chunks_of(content)
         self.header = header_of(content)
@@ -34,9 +34,10 @@ class GltfFile:
         return self.header.get("meshes" if kind == "mesh" else f"{kind}s", [])
 
     def item(self, kind: str, k: int) -> dict[str, Any]:
-        """
+        """The item of a kind and a number.
+
         Raises:
-            ValueError: there is none of this number.
+            ValueError: there is none.
         """
         items = self.items(kind)
         if type(k) is not int or not 0 <= k < len(items):
@@ -118,7 +119,11 @@ class GltfFile:
 
 
 def natural(item: dict[str, Any], name: str, default: int | None = None) -> int:
-    """A whole number of the header that is not negative; one without a default must be there."""
+    """A whole number of the header that is not negative; one without a default must be there.
+
+    Raises:
+        ValueError: it is another value.
+    """
     value = item[name] if default is None else item.get(name, default)
     if type(value) is not int or value < 0:
         raise ValueError(f"its header has {name} {value!r}")
@@ -126,13 +131,22 @@ def natural(item: dict[str, Any], name: str, default: int | None = None) -> int:
 
 
 def dtype_of(item: dict[str, Any]) -> np.dtype:
+    """The dtype of an accessor's numbers.
+
+    Raises:
+        ValueError: its componentType is unknown.
+    """
     if (code := item["componentType"]) not in COMPONENTS:
         raise ValueError(f"its header has componentType {code!r}")
     return np.dtype(COMPONENTS[code])
 
 
 def chunks_of(content: bytes) -> tuple[bytes, bytes]:
-    """The header of a .glb and its numbers."""
+    """The header of a .glb and its numbers.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
     if len(content) < 12:
         raise ValueError("it has no header")
     if (version := struct.unpack_from("<I", content, 4)[0]) != 2:
@@ -151,9 +165,10 @@ def chunks_of(content: bytes) -> tuple[bytes, bytes]:
 
 
 def header_of(text: bytes) -> dict[str, Any]:
-    """
+    """The header of a glTF file, of its text.
+
     Raises:
-        ValueError: the text is no header of glTF 2.
+        ValueError: it is no header of glTF 2.
     """
     try:
         header = json.loads(text)

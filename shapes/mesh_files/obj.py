@@ -9,7 +9,7 @@ import numpy as np
 
 from shapes.mesh_files.pieces import MAX_FACES, MAX_POINTS, Piece, encoding_of
 
-# What neither moves points nor makes faces: textures, normals, looks, points and lines, and the words of curves.
+# Statements that neither move points nor make faces: of textures, normals, looks, points, lines and curves.
 SKIPPED = {
     *("vt", "vn", "vp", "p", "l", "s", "mg", "usemtl", "mtllib", "usemap", "maplib", "bevel", "c_interp", "d_interp"),
     *("lod", "shadow_obj", "trace_obj", "ctech", "cstype", "deg", "bmat", "step", "curv", "curv2", "parm", "sp", "end"),
@@ -17,10 +17,13 @@ SKIPPED = {
 
 
 def read_obj(path: str) -> list[Piece]:
-    """Read an .obj: points, faces, objects and groups.
+    """The objects and groups of an .obj, with their points and faces.
 
-    Not by trimesh: it takes points that are counted backwards (f -3 -2 -1) from the end of the file, not from the face,
-    and it doubles the points along seams of a texture, so that parts which touch are no longer told from one part.
+    Not by trimesh: it counts points backwards (f -3 -2 -1) from the end of the file, not from the face, and it doubles
+    the points along seams of a texture, so that parts which touch cannot be told from one part.
+
+    Raises:
+        ValueError: a line is not understood, or there are too many points or triangles.
     """
     coordinates = array("d")
     triangles: defaultdict[tuple[int, str], array[int]] = defaultdict(lambda: array("q"))  # of an object and group
@@ -83,11 +86,16 @@ def statements(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def shown(words: list[str]) -> str:
+    """The first words of a line, quoted for a message."""
     return repr(" ".join(words)[:60])
 
 
 def corner_of(word: str, points: int) -> int:
-    """Which point 7, 7/1, 7//3 or -1 is, counted from 0; backwards from so many points."""
+    """The point of a corner, 7, 7/1, 7//3 or -1, counted from 0; a negative one counts backwards from `points`.
+
+    Raises:
+        ValueError: there is no such point.
+    """
     number = int(word.partition("/")[0])
     if number == 0 or number < -points:
         raise ValueError

@@ -1,14 +1,14 @@
-"""What the readers of mesh files have in common: what they read, how much of it, and what text is written in."""
+"""Common ground of the readers of mesh files: the pieces that they return, limits, and encodings of text."""
 
 import codecs
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_BYTES = 2**29  # of a file
+MAX_BYTES = 2**29  # of a file, at most
 MAX_FACES = 5_000_000
 MAX_POINTS = 3 * MAX_FACES
-MARKS = {  # of bytes at a file's beginning; UTF-32's begins with UTF-16's
+MARKS = {  # byte order marks at a file's beginning; UTF-32's begins with UTF-16's, so it comes first
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -18,13 +18,14 @@ MARKS = {  # of bytes at a file's beginning; UTF-32's begins with UTF-16's
 
 
 class Piece(NamedTuple):
-    """An object or a group of a file."""
+    """An object or a group of a mesh file."""
 
     points: np.ndarray  # (V, 3) float64
-    faces: np.ndarray  # (F, 3) int64, which points a triangle has
+    faces: np.ndarray  # (F, 3) int64, the points of each triangle
 
     def check(self) -> "Piece":
-        """
+        """The piece itself, whose triangles have points that are there.
+
         Raises:
             ValueError: a triangle has a point that is not there.
         """
@@ -52,9 +53,9 @@ def strip(corners: np.ndarray) -> np.ndarray:
 
 
 def encoding_of(head: bytes) -> str:
-    """What a text file is written in, by its first bytes: UTF-8 with a mark, UTF-16, UTF-32; ASCII for all else.
+    """The encoding of a text file by its first bytes: UTF-8 with a mark, UTF-16, UTF-32; ASCII for all else.
 
-    What is not ASCII is in names, of which nothing matters but whether they are the same: "backslashreplace" them.
+    Bytes that are not ASCII are in names, of which only matters whether they are equal: decode with "backslashreplace".
     """
     for mark, encoding in MARKS.items():
         if head.startswith(mark):

@@ -22,23 +22,28 @@ FACE_LISTS = ("vertex_indices", "vertex_index")
 
 
 class Numbers:
-    """The numbers of a binary .ply after its header, taken one after another."""
+    """The numbers of a binary .ply after its header, read one after another."""
 
     def __init__(self, body: bytes, order: str) -> None:
         self.body, self.order, self.at = body, order, 0
 
     def advance(self, size: int) -> int:
+        """The present position; moves on by `size` bytes.
+
+        Raises:
+            ValueError: the file ends before.
+        """
         start, self.at = self.at, self.at + size
         if self.at > len(self.body):
             raise ValueError("it ends too early")
         return start
 
     def row(self, kinds: str) -> Sequence[float]:
-        """A number of each kind."""
+        """The next numbers, one of each kind."""
         return struct.unpack_from(self.order + kinds, self.body, self.advance(struct.calcsize(self.order + kinds)))
 
     def table(self, kinds: str, rows: int) -> np.ndarray:
-        """Rows of a number of each kind, (rows, kinds)."""
+        """The next rows, with a number of each kind in each: (rows, kinds)."""
         if not kinds:
             return np.zeros((rows, 0))
         dtype = np.dtype([(str(k), self.order + kind) for k, kind in enumerate(kinds)])
@@ -46,15 +51,18 @@ class Numbers:
         return np.stack([values[name].astype(np.float64) for name in dtype.names or ()], axis=1)
 
 
-Columns = dict[str, Any]  # of an element: (rows,), for lists (rows, n) or a sequence of each
-Place = int | slice  # of a property among the numbers of a row; of a list without its length
+Columns = dict[str, Any]  # the numbers of an element, by property: (rows,), for lists (rows, n) or a sequence of each
+Place = int | slice  # the place of a property among the numbers of a row; of a list without its length
 
 
 def read_ply(path: str) -> list[Piece]:
-    """Read a .ply: points, polygons, strips of triangles.
+    """The one piece of a .ply: points, polygons, strips of triangles.
 
     Not by trimesh, which cannot read polygons of different numbers of corners where the file is binary, nor by plyfile,
     whose licence is the GPL.
+
+    Raises:
+        ValueError: the file is at fault.
     """
     order, elements, body = ply_header(Path(path).read_bytes())
     numbers, lines = Numbers(body, order), [] if order else [line for line in body.split(b"\n") if line.strip()]
@@ -84,7 +92,7 @@ def read_ply(path: str) -> list[Piece]:
 
 
 def places(row: Sequence[float], properties: dict[str, str]) -> dict[str, Place]:
-    """Where the properties stand in a row of a text file.
+    """The places of the properties in a row of a text file.
 
     Raises:
         ValueError: it has more numbers, or fewer.
@@ -107,7 +115,11 @@ def places(row: Sequence[float], properties: dict[str, str]) -> dict[str, Place]
 
 
 def ply_lines(lines: list[bytes], element: str, properties: dict[str, str]) -> Columns:
-    """The numbers of an element of a text file, a line each: at once where all have lists of the same lengths."""
+    """The numbers of an element of a text file, whose rows are lines: at once where all lists have the same lengths.
+
+    Raises:
+        ValueError: a line is none of numbers, or has too many or too few.
+    """
     if not lines:
         return {name: np.zeros((0, 0) if len(kind) == 2 else 0) for name, kind in properties.items()}
     try:
@@ -134,7 +146,11 @@ def ply_lines(lines: list[bytes], element: str, properties: dict[str, str]) -> C
 
 
 def ply_columns(numbers: Numbers, count: int, properties: dict[str, str]) -> Columns | None:
-    """The numbers of a binary element at once, where all lists of a name are as long as the first; else nothing."""
+    """The numbers of a binary element, read at once where all lists of a name are as long as the first; else None.
+
+    Raises:
+        ValueError: the file ends too early.
+    """
     start, kinds, lengths, found = numbers.at, "", {}, {}
     for name, kind in properties.items():
         size = 1
@@ -157,7 +173,11 @@ def ply_columns(numbers: Numbers, count: int, properties: dict[str, str]) -> Col
 
 
 def ply_rows(numbers: Numbers, count: int, properties: dict[str, str]) -> Columns:
-    """The numbers of a binary element, one by one."""
+    """The numbers of a binary element, read one by one.
+
+    Raises:
+        ValueError: the file ends too early, or a list has a negative length.
+    """
     found: Columns = {name: [] for name in properties}
     for _ in range(count):
         for name, kind in properties.items():
@@ -169,7 +189,7 @@ def ply_rows(numbers: Numbers, count: int, properties: dict[str, str]) -> Column
 
 
 def fans(polygons: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
-    """The triangles of polygons, (F, 3)."""
+    """The triangles of polygons: (F, 3)."""
     if isinstance(polygons, np.ndarray):
         corners = polygons.astype(np.int64)
         triangles = [corners[:, [0, k, k + 1]] for k in range(1, corners.shape[1] - 1)]
@@ -182,13 +202,17 @@ def fans(polygons: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def in_words(line: bytes) -> str:
+    """The beginning of a line, quoted for a message."""
     return repr(line.strip()[:60].decode("ascii", "backslashreplace"))
 
 
 def ply_header(content: bytes) -> tuple[str, list[tuple[str, int, dict[str, str]]], bytes]:
-    """The order of bytes, "" for text; the elements: name, number, properties; what follows the header.
+    """The byte order, "" for text; the elements, each with name, number and properties; and the bytes after the header.
 
     A property is of one kind, a list of two: first that of its length.
+
+    Raises:
+        ValueError: the header is not understood, or does not end.
     """
     if (encoding := encoding_of(content[:4])) == "utf-8-sig":
         content = content[3:]
