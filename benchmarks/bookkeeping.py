@@ -1,4 +1,4 @@
-"""What a run that can be continued costs: bookkeeping after each step, the check for what is not finite, saving.
+"""The cost of a run that can be continued: bookkeeping after each step, the check for finite gradients, saving.
 
     python benchmarks/bookkeeping.py --model ComboStoc-S/2 --batch-size 8      # a CPU
     python benchmarks/bookkeeping.py --precision bf16 --compile                # a GPU
@@ -33,13 +33,14 @@ from training.step import Step
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of bookkeeping.py."""
     on_gpu = torch.cuda.is_available()
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=MODEL_NAMES)
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="images at a time")
-    parser.add_argument("--image-size", type=positive_int, default=256, help="pixels; latents have an eighth")
+    parser.add_argument("--model", type=model_name, default="ComboStoc-XL/2", help=f"architecture: {MODEL_NAMES}")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="images per step")
+    parser.add_argument("--image-size", type=positive_int, default=256, help="side in pixels; latents have an eighth")
     parser.add_argument("--rounds", type=positive_int, default=10 if on_gpu else 5, help="timings of each part")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--json", type=Path, help="file to write the results to, as JSON")
     precision.add_speed_args(parser)
     args = parser.parse_args(argv)
     latent_size(args.image_size, FACTOR, args.model)
@@ -93,6 +94,7 @@ def parts(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Time the parts of a step, and print them."""
     args = parse_args(argv)
     device = distributed.single().device
     precision.setup(args.precision)

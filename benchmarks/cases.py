@@ -1,4 +1,4 @@
-"""What the benchmark runs: cases, and the work of each made ready."""
+"""The cases of the benchmarks, and the work of each made ready."""
 
 import argparse
 from collections.abc import Callable, Iterator
@@ -25,12 +25,12 @@ from training.step import build_optimizer, training_step
 from transport import PUBLISHED_SDE, ComboStocType, Sampler, create_transport, timestep_shape
 
 CHANNELS, FACTOR, CLASSES = 4, 8, 1000  # SD-VAE and ImageNet
-RANDOM = "random"  # instead of a folder of cached latents: random ones, in the same shards
+RANDOM = "random"  # in place of a folder of cached latents: random ones, in shards of the usual size
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way of doing the work."""
+    """A model and the settings with which it works."""
 
     model: str
     combostoc_type: str
@@ -44,13 +44,16 @@ class Case:
 
     @property
     def config(self) -> ModelConfig:
+        """The model of the case."""
         return ModelConfig(self.model, self.input_size, CHANNELS, CLASSES, learn_sigma=True)
 
     @property
     def x_shape(self) -> tuple[int, ...]:
+        """The shape of a batch, (N, C, H, W)."""
         return self.batch_size, CHANNELS, self.input_size, self.input_size
 
     def __str__(self) -> str:
+        """The case in words, for tables."""
         words = [self.model if self.model.startswith("SiT") else f"{self.model} {self.combostoc_type}"]
         words += ["predecessor's settings"] * self.predecessor + [self.precision] + ["compiled"] * self.compile
         words += [f"recomputing every {self.grad_checkpointing}. block"] * (self.grad_checkpointing > 1)
@@ -60,30 +63,31 @@ class Case:
 
 @dataclass
 class Work:
-    """A case made ready."""
+    """The work of a case, made ready."""
 
-    run: Callable[[], None]  # does the work on one batch
-    on: Callable[[Tensor, Tensor], None]  # does it on the batch given
-    flops: int  # of the model on one batch
-    tensors: Callable[[], list[Tensor]]  # that live between runs
+    run: Callable[[], None]  # does the work on a batch of its own
+    on: Callable[[Tensor, Tensor], None]  # does the work on the given batch
+    flops: int  # floating-point operations of the model on one batch
+    tensors: Callable[[], list[Tensor]]  # the tensors that live between runs
 
 
 @dataclass
 class Trained:
-    """What a training step changes. Cases that differ in their batches only share it: 12.6 GiB for XL/2."""
+    """The state that a training step changes. Cases that differ in their batches only share it: 12.6 GiB for XL/2."""
 
     model: SiT
     ema: SiT
     opt: torch.optim.AdamW
 
     def tensors(self) -> list[Tensor]:
+        """All tensors of the state: parameters, averages, gradients and moments."""
         states = [v for state in self.opt.state.values() for v in state.values()]
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         return [*self.model.parameters(), *self.ema.parameters(), *grads, *states]
 
 
 def build_model(case: Case, device: torch.device) -> SiT:
-    """A model whose output depends on everything, unlike a fresh one's."""
+    """A model whose output depends on all weights, unlike a fresh one's."""
     torch.manual_seed(0)
     model = case.config.build(grad_checkpointing=case.grad_checkpointing).to(device)
     for p in model.parameters():
@@ -93,6 +97,7 @@ def build_model(case: Case, device: torch.device) -> SiT:
 
 
 def build_trained(case: Case, device: torch.device) -> Trained:
+    """The state of a case before its first step."""
     model = build_model(case, device).train()
     ema = deepcopy(model).requires_grad_(False).eval()
     if case.predecessor:
@@ -104,7 +109,7 @@ def build_trained(case: Case, device: torch.device) -> Trained:
 
 
 def training_work(case: Case, args: argparse.Namespace, device: torch.device, shared: dict[Case, Trained]) -> Work:
-    """A whole step: draws, loss, gradients, AdamW, average."""
+    """The work of a whole training step: draws, loss, gradients, AdamW, average."""
     key = replace(case, combostoc_type="", batch_size=0, cached=False)
     trained = shared[key] = shared.get(key) or build_trained(case, device)
     transport = create_transport(combostoc_type=case.combostoc_type)
@@ -126,7 +131,7 @@ def training_work(case: Case, args: argparse.Namespace, device: torch.device, sh
 
 
 def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) -> Work:
-    """All model evaluations of a batch of samples."""
+    """The work of all model evaluations of a batch of samples."""
     model = build_model(case, device).eval().requires_grad_(False)
     if case.predecessor:
         predecessor.condition_every_token(model)
@@ -149,13 +154,18 @@ def sampling_work(case: Case, args: argparse.Namespace, device: torch.device) ->
 
 
 def synthetic_batches(case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """One random batch (N, C, H, W) with labels (N,), again and again."""
     x1, y = torch.randn(case.x_shape, device=device), torch.randint(CLASSES, (case.batch_size,), device=device)
     while True:
         yield x1, y
 
 
 def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """As train.py reads them."""
+    """Batches of cached latents, as train.py reads them.
+
+    Raises:
+        UsageError: the latents are of another shape.
+    """
     if args.data_path != RANDOM:
         latents = CachedLatents(args.data_path)
     elif is_latents(args.latents_folder):

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: interleaved timing, peak memory, model FLOPs and a device's peak."""
+"""Measuring tools of the benchmarks: interleaved timing, peak memory, model FLOPs and a device's peak."""
 
 import ctypes
 import json
@@ -32,6 +32,7 @@ PEAK_TFLOPS = {
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait for a GPU's work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -39,11 +40,13 @@ def synchronize(device: torch.device) -> None:
 def interleaved(
     cases: Mapping[str, Callable[[], object]], rounds: int, repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every case in every round, one after the other, in an order that rotates: what slows a machine down
-    for a while slows all of them.
+    """Seconds of every case in every round.
+
+    Cases run one after the other, in an order that rotates, so that a machine that slows down for a while slows down
+    all of them.
 
     Args:
-        cases: what to time, by name. Each runs once before, for compilation and memory.
+        cases: functions to time, by name. Each runs once before, for compilation and memory.
         rounds: timings of each case.
         repeats: runs that one timing spans; the host waits for the device at both ends only.
     """
@@ -63,12 +66,12 @@ def interleaved(
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """How many times as long: the median over rounds."""
+    """The median over rounds of slow / fast."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def peak_memory(run: Callable[[], None], own_bytes: int, device: torch.device) -> int:
-    """Bytes a run needs at its peak: what its own tensors hold between runs, and what comes on top in a run."""
+    """The bytes that a run needs at its peak: its own tensors' between runs, and those that a run adds."""
     if device.type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -94,10 +97,10 @@ def _status_bytes(status: Path, field: str) -> int:
 
 
 def model_flops(config: ModelConfig, t_shapes: list[tuple[int, ...]], *, training: bool) -> int:
-    """Floating-point operations of the model on one batch, two a multiply-add: matrix products, nothing recomputed.
+    """Floating-point operations of the model on one batch: matrix products, two per multiply-add, nothing recomputed.
 
     Args:
-        t_shapes: of the timesteps of the segments of the batch, which say how many conditioning tokens there are.
+        t_shapes: shapes of the timesteps of the batch's segments, by which conditioning tokens are counted.
         training: count the backward pass too.
     """
     n = sum(shape[0] for shape in t_shapes)
@@ -115,7 +118,7 @@ def model_flops(config: ModelConfig, t_shapes: list[tuple[int, ...]], *, trainin
 
 
 def peak_flops(device: torch.device, precision_name: str) -> tuple[float, str]:
-    """FLOP/s of a device, and where the number is from: the data sheet, or a large matrix product timed now."""
+    """The peak FLOP/s of a device, and the number's source: its data sheet, or a large matrix product timed now."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, peaks in PEAK_TFLOPS.items():
@@ -130,7 +133,7 @@ def peak_flops(device: torch.device, precision_name: str) -> tuple[float, str]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device and versions."""
+    """The device and the versions."""
     if device.type == "cuda":
         name, count = torch.cuda.get_device_name(device), 1
     else:
@@ -149,7 +152,7 @@ def _lines(path: str) -> list[str]:
 
 
 def conclude(report: dict[str, Any], path: Path | None) -> None:
-    """Print the environment of a report, and write all of it to a file."""
+    """Print the environment of a report, and write the report to a file."""
     print(f"\n{report['environment']}")
     if path is not None:
         with replacing(path) as beside:

@@ -1,9 +1,9 @@
-"""The predecessor's settings: what the published ComboStoc code does in a step and in a model evaluation.
+"""The predecessor's settings: a step and a model evaluation as in the published ComboStoc code.
 
-Its conditioning always has one vector a token and goes through a SiLU in every block, it keeps the timestep features of
-all entries at once, recomputes every block in the backward pass, runs eagerly in TF32 or float32, updates the average
-one parameter after the other, and waits for the loss in every step. The model is this project's, so that nothing else
-differs. (It also evaluates the model twice in a step of the SDE, which is not counted here.)
+Its conditioning always has one vector per token and goes through a SiLU in every block. It keeps the timestep features
+of all entries at once, recomputes every block in the backward pass, runs eagerly in TF32 or float32, updates the
+average one parameter after the other, and waits for the loss in every step. The model is this project's, so that
+nothing else differs. (It also evaluates the model twice in a step of the SDE, which is not counted here.)
 """
 
 import torch
@@ -15,7 +15,7 @@ from transport import Transport
 
 
 def condition_every_token(model: SiT) -> None:
-    """Let a ComboStoc model treat every timestep as a map that varies over all entries. A SiT stays as it is."""
+    """Make a ComboStoc model treat every timestep as a map that varies over all entries. A SiT stays as it is."""
     embedder, embed = model.t_embedder, model.embed_timesteps
     for block in model.blocks:
         block.adaLN_modulation.register_forward_pre_hook(repeat_silu)
@@ -36,7 +36,7 @@ def repeat_silu(module: nn.Module, inputs: tuple[Tensor]) -> None:
 def training_step(
     model: nn.Module, ema: nn.Module, opt: torch.optim.Optimizer, transport: Transport, x1: Tensor, y: Tensor
 ) -> float:
-    """One step, which returns when the loss is known."""
+    """Make one step; returns the loss when it is known."""
     loss = transport.training_losses(model, x1, {"y": y})["loss"].mean()
     opt.zero_grad()
     loss.backward()

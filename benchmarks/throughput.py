@@ -49,11 +49,11 @@ SIZES = ("ComboStoc-S/2", "ComboStoc-B/2", "ComboStoc-L/2", "ComboStoc-XL/2")
 GIB = 2**30
 
 
-# ---- what is run ---------------------------------------------------------------------------------------------------
+# ---- tasks ---------------------------------------------------------------------------------------------------------
 
 
 def cases_of(args: argparse.Namespace, combostoc_type: str) -> dict[str, Case]:
-    """The cases of one ComboStoc type by their role."""
+    """The cases of one ComboStoc type, by their role."""
     ours = Case(
         model=args.model,
         combostoc_type="UNSYNC_NONE" if args.model.startswith("SiT") else combostoc_type,
@@ -119,14 +119,17 @@ def compare(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def size_of(tensors: list[Tensor]) -> int:
+    """The bytes of tensors."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def gib(size: float | None) -> str:
+    """A number of GiB in words."""
     return "-" if size is None else f"{size:.1f}"
 
 
 def print_comparison(report: dict[str, Any], what: str) -> None:
+    """Print the results and the ratios of a report as tables in Markdown."""
     print(f"\n| {what} | images/s | peak GiB | model GFLOP an image | TFLOP/s | of the peak |")
     print("| --- | --- | --- | --- | --- | --- |")
     for r in report["results"]:
@@ -141,7 +144,7 @@ def print_comparison(report: dict[str, Any], what: str) -> None:
 
 
 def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Seconds an image of a training step at the batch size, twice it, ... up to the largest that fits, interleaved."""
+    """Seconds per image of a training step at the batch size, twice it, and so on up to the largest that fits."""
     case = cases_of(args, args.combostoc_type[0])["ours"]
     work = training_work(case, args, device, {})
     work.run()
@@ -172,12 +175,14 @@ def batches(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def available_bytes(device: torch.device) -> int:
+    """The free memory of a device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def plot_cost(sizes: Sequence[int], per_image: Sequence[float], title: str, path: Path) -> None:
+    """Draw the time per image against the batch size."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -217,7 +222,7 @@ def sizes(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 def in_own_process(args: argparse.Namespace, model: str, recompute: int) -> dict[str, Any] | None:
-    """`train` for one model, so that the memory is its own; None where it fails, which is said."""
+    """The result of `train` for one model in a process of its own, whose memory is measured; None where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "result.json"
         flags = ["--model", model, "--grad-checkpointing", recompute, "--json", path, "--rounds", args.rounds]
@@ -228,7 +233,7 @@ def in_own_process(args: argparse.Namespace, model: str, recompute: int) -> dict
 
 
 def meta_model(row: dict[str, Any]) -> SiT:
-    """The model of a row of results, without memory."""
+    """The model of a row of results, on the device meta, without memory."""
     case = Case(**{field.name: row[field.name] for field in fields(Case)})
     with torch.device("meta"):
         return case.config.build()
@@ -238,12 +243,18 @@ def meta_model(row: dict[str, Any]) -> SiT:
 
 
 def image_model(value: str) -> str:
+    """The name of a model of images as an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it is of another kind, or there is no such model.
+    """
     if kinds.of_model(kinds.model_name(value)) is not kinds.IMAGES:
         raise argparse.ArgumentTypeError(f"{value} is a model of shapes; images are measured")
     return value
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of throughput.py."""
     on_gpu = torch.cuda.is_available()
     parser = Parser(description=__doc__)
     tasks = parser.add_subparsers(dest="what", required=True, metavar="{train,sample,batches,sizes}")
@@ -294,6 +305,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure as the command line says, and print the numbers.
+
+    Raises:
+        DataError: there is too little memory.
+    """
     args = parse_args(argv)
     device = distributed.single().device
     task = {"train": compare, "sample": compare, "batches": batches, "sizes": sizes}[args.what]

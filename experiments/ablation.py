@@ -1,4 +1,4 @@
-"""What ComboStoc's choices do to the speed of training: the paper's ablation (arXiv 2405.13729, Figure 6) at any size.
+"""The effect of ComboStoc's choices on the speed of training: the paper's ablation (arXiv 2405.13729, Figure 6).
 
     python experiments/ablation.py --out results/study                               # SiT and the types: `make study`
     python experiments/ablation.py --out results/study --table choices --every 500   # `make study-choices`
@@ -6,11 +6,11 @@
     python experiments/ablation.py --out results/imagenet --data-path FOLDER --size S/2 --samples 10000 \\
         --num-sampling-steps 250 --max-steps 400000 --every 50000 --nproc-per-node 8 -- --vae ema --num-workers 8
 
-Every run is one of train.py, with the same steps, batch and data order for a seed; what follows -- goes to it. Its
-checkpoints are sampled by the Euler SDE without guidance, from the same noise and labels, all classes alike often, and
+Every run is one of train.py, with the same steps, batch and data order for a seed; arguments after -- go to it. Its
+checkpoints are sampled by the Euler SDE without guidance, from the same noise and labels, each class equally often, and
 a small classifier of the data set judges the samples: the share in the class asked for, and the Frechet distance of
-its features to all images', in units of their total variance. OUT.csv gets a row a checkpoint, OUT-<table>.png the
-figure, standard output the table. With --lrs every variant has a learning rate of its own, chosen on another seed.
+its features to all images', in units of their total variance. OUT.csv gets a row for each checkpoint, OUT-<table>.png
+the figure, standard output the table. With --lrs every variant has a learning rate of its own, chosen on another seed.
 Runs that were interrupted continue, and rows that are there are not computed again.
 """
 
@@ -67,16 +67,16 @@ DIGITS_ARGS = (
 
 @dataclass
 class Job:
-    """A variant of one seed: what to train and which checkpoints to measure."""
+    """A variant of one seed: the run to train, and the steps whose checkpoints are measured."""
 
     args: argparse.Namespace
     variant: str
     seed: int
     steps: list[int]
-    lr: float | None = None  # None is that of the arguments
+    lr: float | None = None  # learning rate; None is that of the arguments
 
     def train_args(self) -> list[str]:
-        """What training depends on."""
+        """The arguments of train.py that training depends on."""
         args = self.args
         family, flags = TABLES[args.table][self.variant]
         own = [] if self.lr is None else ["--lr", f"{self.lr:g}"]
@@ -85,19 +85,23 @@ class Job:
 
     @property
     def exp(self) -> str:
+        """The name of the experiment, --exp."""
         variant = self.variant.replace(", ", "-").replace(" ", "-")
         rate = "" if self.lr is None else f"-{self.lr:g}"
         return f"study-{variant}-{self.seed}{rate}-{training_digest(self.args)}"
 
     @property
     def folder(self) -> Path:
+        """The folder of the experiment."""
         family, _ = TABLES[self.args.table][self.variant]
         return self.args.results_dir / f"{family}-{self.args.size}-{self.exp}".replace("/", "-")
 
     def checkpoint(self, step: int) -> Path:
+        """The kept checkpoint of a step."""
         return self.folder / "checkpoints" / f"{step:07d}.safetensors"
 
     def row(self, step: int) -> Row:
+        """The row of a step, before it is measured."""
         args, given = self.args, program.make_parser().parse_args(self.train_args())
         kind = kind_of_row(args)
         about = (training_digest(args), args.samples, args.num_sampling_steps, given.lr, given.ema_decay)
@@ -105,6 +109,7 @@ class Job:
 
 
 def kind_of_row(args: argparse.Namespace) -> type[Row]:
+    """The type of row for the kind of data."""
     return ShapeRow if kinds.of_data(args.data_path) is kinds.SHAPES else Row
 
 
@@ -115,7 +120,7 @@ def common_args(args: argparse.Namespace) -> list[str]:
 
 
 def training_digest(args: argparse.Namespace) -> str:
-    """Tells runs of other data, size or arguments apart, and of another length where the learning rate ends with it."""
+    """A digest of data, size and arguments, and of the length where the learning rate decays: it tells runs apart."""
     common = common_args(args)
     length = [str(args.max_steps)] if "--lr-decay" in common else []
     return hashlib.sha256(" ".join([args.size, *common, *length]).encode()).hexdigest()[:8]
@@ -154,7 +159,7 @@ def train(job: Job) -> None:
 
 
 def training_seconds(folder: Path, step: int) -> float:
-    """Seconds that training up to a step took, from the log's rates; a part that was done again counts once."""
+    """The seconds that training up to a step took, from the log's rates; steps that were trained twice count once."""
     rates = {int(k): float(rate) for k, rate in re.findall(r"step=(\d+)\).* ([\d.]+) steps/s", log_of(folder))}
     seconds, previous = 0.0, 0
     for k in sorted(k for k in rates if k <= step):
@@ -164,6 +169,7 @@ def training_seconds(folder: Path, step: int) -> float:
 
 
 def log_of(folder: Path) -> str:
+    """The text of a run's log."""
     return (folder / "log.txt").read_text()
 
 
@@ -184,11 +190,11 @@ def measure(job: Job, row: Row) -> Row:
     return row
 
 
-JUDGE: Judge | ShapeJudge  # in the processes that carry out jobs
+JUDGE: Judge | ShapeJudge  # set in the processes that carry out jobs
 
 
 def prepare(judge: Judge | ShapeJudge, devices: "multiprocessing.Queue[str]") -> None:
-    """Make a process ready: the classifier, and GPUs of its own."""
+    """Make a process ready for jobs: give it the judge, and GPUs of its own."""
     global JUDGE
     JUDGE = judge
     signal.signal(signal.SIGTERM, stop)
@@ -197,7 +203,7 @@ def prepare(judge: Judge | ShapeJudge, devices: "multiprocessing.Queue[str]") ->
 
 
 def carry_out(job: Job) -> Row:
-    """Train what is not trained yet, and measure the first step."""
+    """Train steps that are not trained yet, and measure the first one."""
     if not all(job.checkpoint(step).is_file() for step in job.steps):
         train(job)
     return measure(job, job.row(job.steps[0]))
@@ -207,34 +213,45 @@ def carry_out(job: Job) -> Row:
 
 
 def make_parser() -> Parser:
+    """The parser of ablation.py."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="of NAME.csv and NAME-<table>.png")
-    parser.add_argument("--table", choices=list(TABLES), default="types", help="what is compared")
+    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="write NAME.csv and NAME-<table>.png")
+    parser.add_argument("--table", choices=list(TABLES), default="types", help="set of variants to compare")
     parser.add_argument("--data-path", default=DIGITS, help="folder of images, 'digits', or a set of shapes")
-    parser.add_argument("--size", default="XS/2", help="of the models: XL/2, ..., XS/4; of shapes XS, S, B")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training")
+    parser.add_argument("--size", default="XS/2", help="size of the models: XL/2, ..., XS/4; for shapes XS, S, B")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of training, a run for each")
     parser.add_argument(
         "--lrs",
         type=positive_float,
         nargs="+",
         default=[],
         metavar="LR",
-        help="train every variant with each of these on --tuning-seed, and with the one that ends closest to the data "
-        "on --seeds; default: one learning rate for all",
+        help="learning rates to choose from: every variant is trained with each on --tuning-seed, and with its best on "
+        "--seeds; default: one learning rate for all",
     )
-    parser.add_argument("--tuning-seed", type=int, default=9, help="of --lrs; it is in no table")
+    parser.add_argument("--tuning-seed", type=int, default=9, help="seed of the runs that choose from --lrs")
     parser.add_argument("--max-steps", type=positive_int, default=1000, help="training steps")
     parser.add_argument("--every", type=positive_int, default=250, help="steps between measurements")
-    parser.add_argument("--samples", type=positive_int, default=1500, help="images a measurement")
-    parser.add_argument("--num-sampling-steps", type=positive_int, default=60, help="of the SDE; the paper's is 250")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="experiments go here")
-    parser.add_argument("--jobs", type=positive_int, help="runs at a time; default: one a GPU, or one a CPU")
+    parser.add_argument("--samples", type=positive_int, default=1500, help="samples for each measurement")
+    parser.add_argument(
+        "--num-sampling-steps", type=positive_int, default=60, help="time points of the SDE; the paper has 250"
+    )
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of all experiments")
+    parser.add_argument(
+        "--jobs", type=positive_int, help="runs at a time; default: one for each GPU, else for each CPU"
+    )
     parser.add_argument("--nproc-per-node", type=positive_int, default=1, help="processes of one run, by torchrun")
     parser.add_argument("train_args", nargs="*", metavar="-- ...", help="arguments for train.py")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Train, sample and judge the variants of a table, and show the numbers.
+
+    Raises:
+        UsageError: arguments that cannot work together.
+        DataError: a folder does not exist, data that cannot be used, or runs failed.
+    """
     args = make_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, stop)
     if not args.out.parent.is_dir():
@@ -271,21 +288,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def of_jobs(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Row]:
-    """The rows that jobs have made, of all their steps."""
+    """The rows that jobs have made, at all their steps."""
     args = jobs[0].args if jobs else argparse.Namespace(every=1, max_steps=0)
     keys = {job.row(step).key for job in jobs for step in range(args.every, args.max_steps + 1, args.every)}
     return [row for row in rows if row.key in keys]
 
 
 def best_rate(rows: Sequence[Row], jobs: Sequence[Job]) -> float:
-    """The learning rate that ends closest to the data, of jobs that differ in it alone."""
+    """The learning rate whose last checkpoint is closest to the data, among jobs that differ in it alone."""
     made = of_jobs(rows, jobs)
     last = max(row.step for row in made)
     return min((row for row in made if row.step == last), key=lambda row: row.fd).lr
 
 
 def add_rows(args: argparse.Namespace, jobs: Sequence[Job], rows: list[Row], table: Path) -> None:
-    """Carry out what jobs have no rows of yet; each row is written as it comes."""
+    """Carry out the jobs whose rows are missing; each row is written as it comes."""
     there = {row.key for row in rows}
     left = [replace(job, steps=[step for step in job.steps if job.row(step).key not in there]) for job in jobs]
     if left := [job for job in left if job.steps]:
@@ -295,9 +312,10 @@ def add_rows(args: argparse.Namespace, jobs: Sequence[Job], rows: list[Row], tab
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """
+    """See that the table's families have models of the size, for these data.
+
     Raises:
-        UsageError: there is no model of the table's families and the size, or it is not for these data.
+        UsageError: there is none, or it is for another kind of data.
     """
     for family in dict.fromkeys(family for family, _ in TABLES[args.table].values()):
         model = f"{family}-{args.size}"
@@ -322,7 +340,7 @@ def show(args: argparse.Namespace, shown: Sequence[Row], variants: Sequence[str]
 
 
 def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
-    """Carry out jobs, several at a time; rows come one by one.
+    """The rows of jobs, one by one; several jobs are carried out at a time.
 
     Raises:
         DataError: some failed, when all others are done.
@@ -374,19 +392,19 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
 
 
 def load_images(args: argparse.Namespace) -> ImageDataset:
-    """The data as train.py has them."""
+    """The data set as train.py has it."""
     given = program.make_parser().parse_args(common_args(args))
     return load_dataset(args.data_path, given.image_size, given.channels if given.vae == "none" else 3)
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this program may use."""
+    """The names of the GPUs that this program may use."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return chosen.split(",") if chosen else [str(k) for k in range(torch.cuda.device_count())]
 
 
 def stop(signum: int, frame: object) -> None:
-    """End by an exception, which takes subprocesses along."""
+    """End by an exception, which ends subprocesses, too."""
     sys.exit(128 + signum)
 
 

@@ -4,9 +4,9 @@
     python experiments/cifar10.py --out results/cifar10 --source cifar-10-batches-py   # from its files, as PNG
     python experiments/cifar10.py --out results/cifar10 --source FOLDER                # from JPEGs, or a .zip of them
 
-JPEGs are those of train/<class>/, or of <class>/ where there is no train/; they are copied as they are. What was
-compressed is another data set: say "CIFAR-10, as JPEG" of numbers on it, which compare with no others. What is fetched
-is left in results/cifar10-files.
+JPEGs are those of train/<class>/, or of <class>/ where there is no train/; they are copied as they are. Compressed
+pictures are another data set: call it "CIFAR-10, as JPEG"; numbers on it cannot be compared with others. Fetched files
+stay in results/cifar10-files.
 """
 
 import argparse
@@ -44,14 +44,14 @@ def load(root: Path, *, download: bool) -> CIFAR10:
 
 
 def find_batches(source: Path) -> Path | None:
-    """The folder that holds cifar-10-batches-py, where a source is it, or holds it."""
+    """The folder that holds cifar-10-batches-py, where a source is that folder or holds it; else None."""
     if source.resolve().name == BATCHES:
         return source.resolve().parent
     return source if (source / BATCHES).is_dir() else None
 
 
 def write_batches(dataset: CIFAR10, out: Path) -> int:
-    """Write pictures as PNG, and count them."""
+    """Write pictures as PNG; returns their number."""
     make_classes(out)
     for i in progress.bar(range(len(dataset)), desc=str(out)):
         image, label = dataset[i]
@@ -60,7 +60,7 @@ def write_batches(dataset: CIFAR10, out: Path) -> int:
 
 
 def write_files(tree: Tree, out: Path) -> int:
-    """Copy the pictures of a folder or a .zip, and count them.
+    """Copy the pictures of a folder or a .zip; returns their number.
 
     Raises:
         DataError: its classes are not CIFAR-10's, or one has no pictures.
@@ -81,11 +81,17 @@ def write_files(tree: Tree, out: Path) -> int:
 
 
 def make_classes(out: Path) -> None:
+    """Make a folder for each class."""
     for name in CLASSES:
         (out / name).mkdir(parents=True, exist_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write CIFAR-10 as a folder of pictures.
+
+    Raises:
+        DataError: the source does not exist, or cannot be used.
+    """
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--source", type=Path, help="cifar-10-batches-py, or a folder or .zip of JPEGs")

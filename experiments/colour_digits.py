@@ -25,7 +25,7 @@ CONTRAST = 0.5
 
 
 def colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Ink and paper, (3,) each, in [0, 1]."""
+    """Random colours of ink and paper, (3,) each, in [0, 1]."""
     while True:
         ink, paper = rng.random((2, 3))
         if abs(ink - paper).min() >= CONTRAST:
@@ -33,7 +33,7 @@ def colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(out: Path, copies: int, seed: int) -> int:
-    """Every digit in so many colourings, a sub-folder a class; how many pictures that are."""
+    """Write every digit in `copies` colourings, a sub-folder for each class; returns the number of pictures."""
     rng = np.random.default_rng(seed)
     digits = Digits(8, 1)
     for name in digits.class_names:
@@ -49,10 +49,11 @@ def write(out: Path, copies: int, seed: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write coloured digits as a folder of pictures."""
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--copies", type=positive_int, default=4, help="colourings of every digit")
-    parser.add_argument("--seed", type=int, default=0, help="of the colours")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the colours")
     args: argparse.Namespace = parser.parse_args(argv)
     print(f"{write(args.out, args.copies, args.seed)} pictures in {args.out}")
 

@@ -45,6 +45,11 @@ def load(root: Path, debian: Path) -> FashionMNIST:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write Fashion-MNIST as a folder of pictures.
+
+    Raises:
+        DataError: the source does not exist, or cannot be fetched.
+    """
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--source", type=Path, default=DEBIAN, help="folder of the four .gz files")

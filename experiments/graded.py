@@ -1,8 +1,8 @@
-"""What graded control keeps and what it makes of the rest, against how much is kept.
+"""The quality of graded control, against how much is kept of a reference.
 
     python experiments/graded.py --ckpt results/ComboStoc-XS-2-demo/ckpt.pt --out results/graded     # after make demo
     python experiments/graded.py --ckpt A.pt B.pt --data-path FOLDER --out results/graded
-    make graded                                                 # what visuals/graded* was made by
+    make graded                                                 # makes visuals/graded*
 
 For references of the data, with one half of the picture or of the channels kept at m and the rest regenerated: the
 root mean square distance to the reference where it is kept, the share of samples that a classifier of the data puts in
@@ -45,7 +45,7 @@ SHOWN = 8  # references in the picture
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to sample: what a row of the table and a line of the figure is about."""
+    """One way to sample, the subject of a row of the table and of a line of the figure."""
 
     mode: str
     schedule: str
@@ -59,7 +59,7 @@ SDE, SDE_OFF = Setting("SDE", "number", False), Setting("SDE", "number", True)
 
 @dataclass
 class Row:
-    """What was measured of one checkpoint with one setting."""
+    """The measurements of one checkpoint with one setting."""
 
     ckpt: str
     combostoc_type: str
@@ -67,7 +67,7 @@ class Row:
     schedule: str
     decompensated: bool
     labels: bool  # whether the class was given
-    kind: str  # of what was kept: half, channels
+    kind: str  # of map: half, channels
     kept: float  # m
     references: int
     distance: float = 0.0
@@ -77,12 +77,12 @@ class Row:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from other rows."""
+        """The values that tell it from other rows."""
         return tuple(str(value) for value in list(asdict(self).values())[:9])
 
 
 def kept_part(kind: str, channels: int, size: int) -> Tensor:
-    """1 in the left half or in the first half of the channels, what is kept: broadcasts to (C, h, w)."""
+    """A map that is 1 in the left half, or in the first half of the channels; broadcasts to (C, h, w)."""
     if kind == "half":
         return (torch.arange(size) < size // 2).float().expand(1, size, size)
     return (torch.arange(channels) < max(1, channels // 2)).float()[:, None, None]
@@ -93,7 +93,7 @@ def kept_part(kind: str, channels: int, size: int) -> Tensor:
 
 @dataclass
 class References:
-    """Images of the data to start from, and how the samples are judged."""
+    """Reference images of the data, and a judge of samples."""
 
     images: Tensor  # (R, C, S, S)
     labels: Tensor  # (R,)
@@ -101,6 +101,11 @@ class References:
 
 
 def load_references(args: argparse.Namespace, network: Network) -> References:
+    """References of --data-path, and a judge trained on it.
+
+    Raises:
+        DataError: it has fewer images than --references.
+    """
     channels = network.config.in_channels if args.vae == "none" else 3
     dataset = load_dataset(args.data_path, network.image_size, channels, class_names=network.class_names)
     judge = Judge(dataset, mirror=args.data_path != "digits")
@@ -144,6 +149,7 @@ def sample(args: argparse.Namespace, network: Network, data: References, row: Ro
 
 
 def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterator[Row]:
+    """The rows of a checkpoint, before they are measured."""
     trained = network.transport.combostoc_type.name
     settings = [ODE, ODE_OFF, SIZE, SDE, SDE_OFF] if network.transport.compensates else [ODE, SIZE, SDE]
     for kind in ["half"] + ["channels"] * (network.config.in_channels > 1):
@@ -162,6 +168,7 @@ def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterato
 
 
 def measure(args: argparse.Namespace, network: Network, data: References, row: Row) -> Row:
+    """Sample and judge the setting of a row, and fill it in."""
     start = time.time()
     images, row.distance = sample(args, network, data, row)
     row.accuracy = (data.judge.classes(images) == data.labels).double().mean().item()
@@ -170,9 +177,9 @@ def measure(args: argparse.Namespace, network: Network, data: References, row: R
     return row
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------
+# ---- figures and tables --------------------------------------------------------------------------------------------
 
-LINES = {  # of the figure: trained with, setting -> label, style
+LINES = {  # of the figure: type that was trained with, setting -> label, style
     ("UNSYNC_ALL", ODE): ("UNSYNC_ALL", "o-C0"),
     ("UNSYNC_ALL", ODE_OFF): ("UNSYNC_ALL, decompensated", "s--C1"),
     ("UNSYNC_ALL", SIZE): ("UNSYNC_ALL, steps of one size", "^:C2"),
@@ -182,7 +189,7 @@ MEASURES = {"distance": "distance where kept", "accuracy": "in the reference's c
 
 
 def over_checkpoints(rows: Sequence[Row], measure: str, **same: object) -> dict[float, list[float]]:
-    """The values of a measure at every m, one a checkpoint, of the rows that agree with `same`."""
+    """The values of a measure at every m, one for each checkpoint, of the rows that agree with `same`."""
     values: dict[float, list[float]] = {}
     for row in rows:
         if all(getattr(row, name) == value for name, value in same.items()):
@@ -191,7 +198,7 @@ def over_checkpoints(rows: Sequence[Row], measure: str, **same: object) -> dict[
 
 
 def draw_figure(rows: Sequence[Row], path: Path) -> None:
-    """A row of panels for each kind of map, with the class given and without; bars span the checkpoints of a type."""
+    """Draw a row of panels for each kind of map, with and without the class; bars span the checkpoints of a type."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -230,7 +237,7 @@ def draw_figure(rows: Sequence[Row], path: Path) -> None:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Means over the checkpoints of a type, and their least and greatest where there are several."""
+    """Print means over the checkpoints of a type, with the least and greatest where there are several."""
     print("| trained with | sampler | kept | m | class | " + " | ".join(MEASURES.values()) + " |")
     print("| --- " * (5 + len(MEASURES)) + "|")
     names = ("combostoc_type", "mode", "schedule", "decompensated", "kind", "kept", "labels")
@@ -249,7 +256,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def draw_pictures(args: argparse.Namespace, network: Network, data: References, out: Path, ckpt: str) -> None:
-    """References, and a sample of each at every m, with the class given: a file for each kind of map."""
+    """Draw references and a sample of each at every m, with the class given: a file for each kind of map."""
     few = References(data.images[:SHOWN], data.labels[:SHOWN], data.judge)
     for kind in ["half"] + ["channels"] * (network.config.in_channels > 1):
         columns = [data.images[:SHOWN]]
@@ -265,15 +272,22 @@ def draw_pictures(args: argparse.Namespace, network: Network, data: References, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure graded control with checkpoints, and draw the figures.
+
+    Raises:
+        DataError: a folder does not exist, or data that cannot be used.
+    """
     parser = Parser(description=__doc__)
     parser.add_argument("--ckpt", nargs="+", required=True, metavar="FILE", help="checkpoints of ComboStoc models")
     parser.add_argument("--data-path", default="digits", help="folder of images, a sub-folder a class, or 'digits'")
-    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="of NAME.csv, NAME.png, NAME-half.png")
-    parser.add_argument("--references", type=positive_int, default=500, help="images to start from")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="NAME", help="write NAME.csv, NAME.png, NAME-half.png and more"
+    )
+    parser.add_argument("--references", type=positive_int, default=500, help="number of reference images")
     parser.add_argument("--num-sampling-steps", type=positive_int, default=50, help="time points of the Euler solvers")
     parser.add_argument("--batch-size", type=positive_int, default=250, help="samples at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of references and of the noise")
-    parser.add_argument("--vae", help="as for sample.py")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of references and of the noise")
+    parser.add_argument("--vae", help="autoencoder, as sample.py takes it")
     precision.add_speed_args(parser.add_argument_group("speed"))
     args = parser.parse_args(argv)
     if not args.out.parent.is_dir():

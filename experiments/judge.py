@@ -16,16 +16,16 @@ from sampling.network import ImageNoise, Network, draw, guided_by
 SIDE = 32  # larger pictures are averaged down to this
 FEATURES = 32
 MAX_IMAGES = 20_000
-BATCH = 250  # samples at a time
+BATCH = 250  # samples that are drawn at a time
 
 
 class Judge:
-    """Trained on four fifths of a data set's images; `accuracy` is that on the other fifth.
+    """A classifier trained on four fifths of a data set's images; `accuracy` is its accuracy on the other fifth.
 
     Args:
-        dataset: images in [-1, 1] with labels; if there are more than `MAX_IMAGES`, so many of them are used.
-        mirror: mirror images are images, too, in training and in the data's features, as for the samples' model.
-        seed: of the split, the initialisation and the order.
+        dataset: images in [-1, 1] with labels; if there are more than `MAX_IMAGES`, `MAX_IMAGES` of them are used.
+        mirror: take mirror images for images, too, in training and in the data's features, as the samples' model does.
+        seed: seed of the split, the initialisation and the order.
     """
 
     def __init__(self, dataset: ImageDataset, *, mirror: bool, seed: int = 0, epochs: int = 30) -> None:
@@ -72,12 +72,12 @@ class Judge:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> (N, FEATURES)."""
+        """The features of images (N, C, H, W) in [-1, 1]: (N, FEATURES)."""
         return torch.cat([self.body(shrunk(part)) for part in images.clamp(-1, 1).split(1000)])
 
     @torch.no_grad()
     def classes(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) in [-1, 1] -> (N,)."""
+        """The predicted classes of images (N, C, H, W) in [-1, 1]: (N,)."""
         return self.head(self.features(images)).argmax(1)
 
     def distance(self, images: Tensor) -> float:
@@ -96,7 +96,7 @@ def readable(dataset: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[Te
 
 
 def shrunk(images: Tensor) -> Tensor:
-    """(N, C, H, W), at most `SIDE` wide."""
+    """Images (N, C, H, W), averaged down to `SIDE` where they are wider."""
     return F.adaptive_avg_pool2d(images, SIDE) if images.shape[-1] > SIDE else images
 
 
@@ -107,20 +107,22 @@ def unguided(mode: str, *flags: str) -> argparse.Namespace:
 
 
 def labels_of(network: Network, samples: int) -> Tensor:
-    """The classes alike often: (samples,)."""
+    """Labels in which all classes are equally often: (samples,)."""
     return torch.arange(samples) % network.num_labels
 
 
 def drawn(args: argparse.Namespace, network: Network, labels: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Batches of samples from the noise of seed 0, and how many evaluations each took."""
+    """Batches of samples from the noise of seed 0, each with the number of evaluations that it took."""
     device, model = next(network.model.parameters()).device, guided_by(args, network)
     for part in torch.arange(len(labels)).split(BATCH):
         yield draw(args, network, ImageNoise(0, part.tolist()), labels[part].to(device), model)
 
 
 def judge_samples(args: argparse.Namespace, network: Network, judge: Judge, samples: int) -> tuple[float, float, int]:
-    """Samples of the classes alike often, by the arguments of sample.py and from the noise of seed 0: their distance,
-    the share in the class asked for, and the evaluations it took."""
+    """The distance of samples, the share in the class asked for, and the model evaluations of a batch.
+
+    The samples have each class equally often, the noise of seed 0, and the settings of sample.py's arguments.
+    """
     images, labels, evaluations = [], labels_of(network, samples), 0
     for x, taken in drawn(args, network, labels):
         images.append(shrunk(x.clamp(-1, 1)).cpu())

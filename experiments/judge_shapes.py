@@ -17,12 +17,12 @@ def open_shape_judge(data_path: str) -> ShapeJudge:
 
 
 def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
-    """Samples are compared with what is held out."""
+    """A judge that compares samples with the held-out shapes of a set."""
     return ShapeJudge(*held_out(shapes), points=OFTEN_POINTS, compared=OFTEN_COMPARED)
 
 
 def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:
-    """Fill in the row, from samples of the classes alike often, from the noise of seed 0."""
+    """Fill in the row, from samples of each class equally often, from the noise of seed 0."""
     layout = layout_of(network)
     labels = labels_of(network, row.samples)
     made = [layout.decode(numbers) for x, _ in drawn(args, network, labels) for numbers in x]

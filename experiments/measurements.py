@@ -1,4 +1,4 @@
-"""What a study has measured: its rows, and the figure and the table that show them."""
+"""The measurements of a study: its rows, and the figure and the table that show them."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from runtime.files import replacing
 
 @dataclass
 class Row:
-    """What was measured of one checkpoint."""
+    """The measurements of one checkpoint."""
 
     variant: str
     seed: int
@@ -20,7 +20,7 @@ class Row:
     training: str  # digest of the other arguments of training
     samples: int
     sampling_steps: int
-    lr: float = 1e-3  # peak learning rate; the rows of tables without this column have these
+    lr: float = 1e-3  # peak learning rate; the default is that of tables without this column
     ema_decay: float = 0.99
     fd: float = 0.0
     accuracy: float = 0.0
@@ -28,7 +28,7 @@ class Row:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells it from other rows."""
+        """The values that tell it from other rows."""
         return (self.variant, self.seed, self.step, self.training, self.samples, self.sampling_steps, self.lr)
 
 
@@ -40,11 +40,11 @@ class ShapeRow(Row):
     samples_to_test: float = 0.0
     coverage: float = 0.0  # percent
     nearest: float = 0.0  # 1-NN accuracy, percent
-    parts: float = 0.0  # of a sample, in the mean
+    parts: float = 0.0  # mean number of parts of a sample
 
 
 def by_variant(rows: Sequence[Row], measure: str) -> dict[str, dict[int, list[float]]]:
-    """variant -> step -> the values of all seeds."""
+    """The values of all seeds, by variant and step."""
     values: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         values.setdefault(row.variant, {}).setdefault(row.step, []).append(getattr(row, measure))
@@ -56,7 +56,7 @@ MEASURES = ("fd", "accuracy")  # of a figure
 
 
 def draw_curves(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
-    """Frechet distance and class accuracy against training steps: means over seeds, and the range between them."""
+    """Draw Frechet distance and class accuracy against training steps: means over seeds, and the range between them."""
     with panels(path, (10, 4), rows) as axes:
         for axis, name in zip(axes, MEASURES, strict=True):
             values = by_variant(rows, name)
@@ -72,7 +72,7 @@ def draw_curves(rows: Sequence[Row], variants: Sequence[str], path: Path) -> Non
 
 
 def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
-    """Frechet distance and class accuracy of many variants: a line each, a dot a seed, a colour a step."""
+    """Draw Frechet distance and class accuracy of many variants: a line for each, a dot per seed, a colour per step."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     there = [v for v in variants if v in {row.variant for row in rows}]
@@ -92,7 +92,7 @@ def draw_dots(rows: Sequence[Row], variants: Sequence[str], path: Path) -> None:
 
 @contextmanager
 def panels(path: Path, size: tuple[float, float], rows: Sequence[Row], **shared: bool) -> Iterator[Any]:
-    """Two axes for the two measures of the rows, written to a file at the end."""
+    """A context with two axes for the two measures of the rows, written to a file at the end."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,7 +111,7 @@ def panels(path: Path, size: tuple[float, float], rows: Sequence[Row], **shared:
 
 
 def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
-    """Markdown: mean and standard deviation over seeds (how many) at every step."""
+    """A table in Markdown: mean and standard deviation over seeds, and their number, at every step."""
     share = "valid" if isinstance(rows[0], ShapeRow) else "in class"
     distances, accuracies, seconds = (by_variant(rows, name) for name in ("fd", "accuracy", "seconds"))
     there = [v for v in variants if v in distances]
@@ -125,7 +125,7 @@ def table_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
 
 
 def shape_lines(rows: Sequence[ShapeRow], variants: Sequence[str]) -> Iterator[str]:
-    """Markdown: mean and standard deviation of the other numbers of shapes at the last step."""
+    """A table in Markdown: mean and standard deviation of the other numbers of shapes at the last step."""
     last = max(row.step for row in rows)
     names = {"test_to_samples": 1000, "samples_to_test": 1000, "coverage": 1, "nearest": 1, "parts": 1}
     yield "| | 1000 test to samples | 1000 samples to test | coverage, % | 1-NN, % | parts |"
@@ -138,7 +138,7 @@ def shape_lines(rows: Sequence[ShapeRow], variants: Sequence[str]) -> Iterator[s
 
 
 def tuning_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
-    """Markdown: distance and share in class at the last step, a column a learning rate."""
+    """A table in Markdown: distance and share in class at the last step, a column for each learning rate."""
     last = max(row.step for row in rows)
     made = {(row.variant, row.lr): row for row in rows if row.step == last}
     rates = sorted({lr for _, lr in made})
@@ -151,12 +151,13 @@ def tuning_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
 
 
 def spread(values: Sequence[float], digits: int) -> str:
+    """The mean of values and their standard deviation, in words."""
     deviation = f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def comparison_lines(rows: Sequence[Row], variants: Sequence[str]) -> Iterator[str]:
-    """In how many seeds each variant's distance is below that of UNSYNC_NONE, or of the first one, at every step."""
+    """The number of seeds in which a variant's distance is below that of UNSYNC_NONE, or of the first, at each step."""
     by_key = {(row.variant, row.seed, row.step): row.fd for row in rows}
     base = "UNSYNC_NONE" if "UNSYNC_NONE" in variants else variants[0]
     for v in variants:

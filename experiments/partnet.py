@@ -29,10 +29,17 @@ def cuboids(arrays: dict[str, np.ndarray], category: str) -> ShapeSet:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Write the sets of PartNet's cuboids.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     parser = Parser(description=__doc__)
     parser.add_argument("cuboids", type=Path, metavar="FILE", help="partnet-cuboids.npz")
-    parser.add_argument("--out", type=Path, required=True, help="a folder, which is made")
-    parser.add_argument("--max-parts", type=positive_int, default=24, help="of a shape")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the sets to")
+    parser.add_argument(
+        "--max-parts", type=positive_int, default=24, help="number of parts above which a shape is left out"
+    )
     args = parser.parse_args(argv)
     try:
         with np.load(args.cuboids) as file:

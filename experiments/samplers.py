@@ -1,12 +1,12 @@
-"""What each sampler makes of a model in as many evaluations of it.
+"""The quality of each sampler against the number of model evaluations.
 
     python experiments/samplers.py --ckpt A.safetensors B.safetensors --data-path FOLDER --out results/samplers
     make study-times                                            # ends by it: visuals/study-samplers*
 
 For each checkpoint, sampler and number of evaluations: the share of samples that a classifier of the data puts in the
 class asked for, and the Frechet distance of its features to all images', in units of the data's total variance, as in
-ablation.py. The ODE by Euler, Heun and look-ahead, the SDE by Euler. Look-ahead needs a model that was trained with
---difficulty, and is left out for others. Rows that OUT.csv has are not computed again.
+ablation.py. The samplers are Euler, Heun and look-ahead for the ODE, and Euler for the SDE. Look-ahead needs a model
+that was trained with --difficulty, and is left out for others. Rows that OUT.csv has are not computed again.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from transport.solvers import AHEAD_METHODS, ODE_SOLVERS, SDE_SOLVERS
 
 @dataclass(frozen=True)
 class Method:
-    """One way to sample."""
+    """A sampler: a mode and a solver."""
 
     mode: str
     solver: str
 
     @property
     def decides(self) -> bool:
-        """Whether it takes as many evaluations as it likes."""
+        """Whether the solver chooses the number of evaluations itself."""
         return self.mode == "ODE" and ODE_SOLVERS[self.solver].adaptive
 
     def points(self, evaluations: int) -> int:
-        """Points in time for so many evaluations of a model that predicts the velocity."""
+        """The number of time points at which a model that predicts the velocity is evaluated `evaluations` times."""
         if self.mode == "SDE":  # whose last step is one more
             return evaluations // (SDE_SOLVERS[self.solver].evaluations or 1)
         return evaluations // (ODE_SOLVERS[self.solver].evaluations or 2) + 1  # look-ahead takes two at most
@@ -60,19 +60,19 @@ METHODS = {
 
 @dataclass
 class Row:
-    """What was measured of one checkpoint with one sampler."""
+    """The measurements of one checkpoint with one sampler."""
 
     ckpt: str
     sampler: str
-    evaluations: int  # that the sampler may take, 0 where it decides
+    evaluations: int  # the most that the sampler may take, 0 where it decides
     samples: int
-    taken: int = 0  # look-ahead takes one a step where t is small
+    taken: int = 0  # evaluations that it took; look-ahead takes one per step where t is small
     fd: float = 0.0
     accuracy: float = 0.0
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells it from other rows."""
+        """The values that tell it from other rows."""
         return tuple(asdict(self).values())[:4]
 
 
@@ -86,6 +86,7 @@ def sampling_args(args: argparse.Namespace, ckpt: str, method: Method, evaluatio
 
 
 def measure(args: argparse.Namespace, judge: Judge, row: Row) -> Row:
+    """Sample and judge the checkpoint and sampler of a row, and fill it in."""
     parsed = sampling_args(args, row.ckpt, METHODS[row.sampler], row.evaluations)
     precision.setup(parsed.precision)
     network = kinds.load_network(parsed, distributed.single().device, default_vae="ema")
@@ -95,7 +96,7 @@ def measure(args: argparse.Namespace, judge: Judge, row: Row) -> Row:
 
 
 def draw_figure(rows: Sequence[Row], path: Path) -> None:
-    """The distance against the number of evaluations: a panel a checkpoint, a line a sampler."""
+    """Draw the distance against the number of evaluations: a panel for each checkpoint, a line for each sampler."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,7 +122,7 @@ def draw_figure(rows: Sequence[Row], path: Path) -> None:
 
 
 def table_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown: a row for each checkpoint and sampler, a column for each number of evaluations."""
+    """A table in Markdown: a row for each checkpoint and sampler, a column for each number of evaluations."""
     columns = sorted({row.evaluations for row in rows})
     cells = {(row.ckpt, row.sampler, row.evaluations): row for row in rows}
     names = [f"{n} evaluations" if n else "its own number" for n in columns]
@@ -141,19 +142,31 @@ def table_lines(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def shown_name(ckpt: str) -> str:
-    """The experiment of a checkpoint, where it has one."""
+    """The name of a checkpoint's experiment, or of its file."""
     path = Path(ckpt)
     return path.parent.parent.name if path.parent.name == "checkpoints" else path.stem
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure samplers with checkpoints, and draw the figure.
+
+    Raises:
+        UsageError: a number of evaluations that not all samplers can take.
+        DataError: a folder does not exist, or data that cannot be used.
+    """
     parser = Parser(description=__doc__)
     parser.add_argument("--ckpt", nargs="+", required=True, metavar="FILE", help="checkpoints of one data set")
     parser.add_argument("--data-path", default=DIGITS, help="folder of images, a sub-folder a class, or 'digits'")
-    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="of NAME.csv and NAME.png")
-    parser.add_argument("--evaluations", type=positive_int, nargs="+", default=[8, 16, 32, 64], help="multiples of 8")
-    parser.add_argument("--samples", type=positive_int, default=1500, help="images a measurement")
-    parser.add_argument("--vae", help="as for sample.py")
+    parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="write NAME.csv and NAME.png")
+    parser.add_argument(
+        "--evaluations",
+        type=positive_int,
+        nargs="+",
+        default=[8, 16, 32, 64],
+        help="numbers of model evaluations, multiples of 8",
+    )
+    parser.add_argument("--samples", type=positive_int, default=1500, help="samples for each measurement")
+    parser.add_argument("--vae", help="autoencoder, as sample.py takes it")
     args = parser.parse_args(argv)
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")

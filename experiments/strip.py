@@ -3,7 +3,7 @@
     python experiments/strip.py --study results/study-methods.csv --out results/study-methods-strip.png \\
         --variants SiT UNSYNC_ALL --steps 500 1500                                 # after make study-methods
 
-The runs of the study must be there: the table says the learning rate that each variant was trained with.
+The runs of the study must be there; the table tells the learning rate that each variant was trained with.
 """
 
 import argparse
@@ -27,20 +27,29 @@ from sampling.network import ImageNoise, draw, guided_by
 
 
 def make_parser() -> Parser:
+    """The parser of strip.py."""
     parser = Parser(description=__doc__)
     parser.add_argument("--study", type=Path, required=True, metavar="CSV", help="a table of ablation.py")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="where its experiments are")
-    parser.add_argument("--variants", nargs="+", required=True, metavar="NAME", help="rows, from top to bottom")
-    parser.add_argument("--names", nargs="+", metavar="WORDS", help="what is written under each of --variants")
-    parser.add_argument("--steps", type=positive_int, nargs="+", required=True, help="each variant at each of these")
-    parser.add_argument("--seed", type=int, default=0, help="of training")
-    parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="columns")
-    parser.add_argument("--zoom", type=positive_int, default=5, help="pixels of the strip for one of a picture")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, a .png")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"), help="folder of its experiments")
+    parser.add_argument("--variants", nargs="+", required=True, metavar="NAME", help="variants, from top to bottom")
+    parser.add_argument("--names", nargs="+", metavar="WORDS", help="captions of --variants; default: their names")
+    parser.add_argument(
+        "--steps", type=positive_int, nargs="+", required=True, help="training steps; each variant is shown at each"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of training")
+    parser.add_argument("--classes", type=int, nargs="+", default=list(range(10)), help="classes, a column for each")
+    parser.add_argument("--zoom", type=positive_int, default=5, help="factor by which pictures are enlarged")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="picture to write, a .png")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Draw a strip of samples of a study's checkpoints.
+
+    Raises:
+        UsageError: the names do not fit the variants.
+        DataError: a checkpoint is not there.
+    """
     args = make_parser().parse_args(argv)
     rows = read_rows(args.study, Row)
     strip = [pictures(args, checkpoint_of(args, rows, v, step)) for step in args.steps for v in args.variants]

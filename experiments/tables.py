@@ -32,7 +32,7 @@ def read_rows(path: Path, kind: type[Row]) -> list[Row]:
 
 
 def write_rows(rows: Sequence[Any], path: Path) -> None:
-    """Five digits of every fraction, which floats in the table are."""
+    """Write rows as CSV, fractions with five digits."""
     with replacing(path) as beside, open(beside, "w", newline="") as file:
         writer = csv.DictWriter(file, list(asdict(rows[0])))
         writer.writeheader()

@@ -1,9 +1,9 @@
-"""Draw what the four types do: the timesteps of a sample, as a picture, and the x_t that they make of it.
+"""Draw the four types of timesteps: those of a sample, as a picture, and the x_t that they make of it.
 
     python experiments/timestep_maps.py --data-path results/colour-digits --image-size 8 --out timesteps.png
 
-A row a type; twice: the timesteps (dark is 0, noise, bright is 1, data; a colour where channels differ) and x_t on the
-Linear path. Asynchronous times as they are drawn, without half-mixing and blend.
+Each type has a row. For two images it shows the timesteps (dark is 0, noise, bright is 1, data; a colour where channels
+differ) and x_t on the Linear path. Asynchronous times are drawn without half-mixing and blend.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TYPES = (
 
 
 def tiles(x1: Tensor, x0: Tensor, generator_seed: int) -> tuple[list[Tensor], list[str]]:
-    """Pictures in [-1, 1] and captions, a row a type, two images (2, 3, H, W) side by side."""
+    """Pictures in [-1, 1] and their captions: a row for each type, two images (2, 3, H, W) side by side."""
     path = create_transport().path_sampler
     pictures, captions = [], []
     for kind in TYPES:
@@ -44,11 +44,18 @@ def tiles(x1: Tensor, x0: Tensor, generator_seed: int) -> tuple[list[Tensor], li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the timesteps of two images, and their x_t.
+
+    Raises:
+        DataError: there is no image of a number.
+    """
     parser = Parser(description=__doc__)
     parser.add_argument("--data-path", required=True, help="folder of images, a sub-folder a class")
-    parser.add_argument("--image-size", type=positive_int, default=8, help="side of the crop in pixels")
-    parser.add_argument("--images", type=int, nargs=2, default=(2300, 6100), metavar="I", help="which of the images")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and timesteps")
+    parser.add_argument("--image-size", type=positive_int, default=8, help="side in pixels to which images are cropped")
+    parser.add_argument(
+        "--images", type=int, nargs=2, default=(2300, 6100), metavar="I", help="numbers of the two images to show"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of noise and timesteps")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="PNG to write")
     args: argparse.Namespace = parser.parse_args(argv)
     dataset = load_dataset(args.data_path, args.image_size, 3)

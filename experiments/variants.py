@@ -1,4 +1,4 @@
-"""What the study compares: for each variant the model's family, and train.py's arguments.
+"""The variants that the study compares: for each the model's family, and train.py's arguments.
 
 A variant that stands in two tables has the same name in both, and is trained once. Variants keep the names that they
 have in tables and folders of earlier runs, and so call draws by the names of that time (`transport.names.OLD_NAMES`).
@@ -10,7 +10,7 @@ DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean",
 
 
 def drawn(times: str, kind: str, compensation: bool = True, halfmixing: bool = False) -> dict[str, tuple[str, str]]:
-    """The variant of one way of drawing times."""
+    """The variant of one draw of times: {name: (family, arguments)}."""
     name = f"{times}, {kind}" + ("" if compensation else ", no compensation") + (", half-mixed" if halfmixing else "")
     flags = f"--combostoc-type UNSYNC_{kind} --times {times_of_today(times)}" + (
         "" if compensation else " --compensation off"
@@ -32,7 +32,7 @@ PARTS = {  # of structured shapes: the paper's Table 4
 
 TABLES = {
     "types": PUBLISHED,
-    "methods": {  # the paper's and its baseline; SiT with a better draw; the best draws of a time a sample and an entry
+    "methods": {  # the paper's and its baseline; SiT with a better draw; the best draws per sample and per entry
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
@@ -50,7 +50,7 @@ TABLES = {
     },
     "parts": PARTS,
     "parts-blend": {f"{name}, blend": (family, f"{flags} --times blend") for name, (family, flags) in PARTS.items()},
-    "times": {  # every way of drawing them
+    "times": {  # every draw
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,
         **drawn("blend-lognormal", "VEC"),
@@ -62,7 +62,7 @@ TABLES = {
             for name, variant in drawn(draw, kind, compensation).items()
         },
     },
-    "marginals": {  # the same distribution of one entry's time: one a sample, a position, an entry
+    "marginals": {  # one distribution of an entry's time, drawn once per sample, per position, and per entry
         "UNSYNC_NONE": PUBLISHED["UNSYNC_NONE"],  # uniform, as an entry's is by the draws uniform and two
         **drawn("lognormal", "NONE"),
         **{
@@ -84,7 +84,7 @@ TABLES = {
         **drawn("blend-lognormal", "ALL", halfmixing=True),
         **drawn("blend-lognormal-async", "ALL", halfmixing=True),
     },
-    "difficulty": {  # for the samplers that look at it, experiments/samplers.py
+    "difficulty": {  # for look-ahead, experiments/samplers.py
         f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")
         for name, (family, flags) in {
             "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
