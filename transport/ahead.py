@@ -14,7 +14,7 @@ from .graded import Graded, Synchronous
 from .names import ComboStocType
 from .path import expand_t_like_x
 
-FACTOR, PLAIN = 1.4, 0.05  # how far they look ahead, and up to which time they do not
+FACTOR, PLAIN = 1.4, 0.05  # easy entries are seen at FACTOR t; up to time PLAIN there is no look-ahead
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x, t) -> velocity and log-variance, like x
 Course = Synchronous | Graded
@@ -23,8 +23,11 @@ Course = Synchronous | Graded
 def look_ahead(
     evaluate: Evaluate, course: Course, combostoc_type: ComboStocType, factor: float = FACTOR
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """dx/ds at (s, x), for Euler steps (Patch Forcing, arXiv 2604.19141): the others' velocity is that of a second
-    evaluation, in which the easy entries are at min(factor t, 1), where their own velocity takes them."""
+    """The field dx/ds at (s, x) whose Euler steps are look-ahead (Patch Forcing, arXiv 2604.19141).
+
+    A first evaluation tells the easy entries. A second one sees them at time min(factor t, 1), where their own velocity
+    takes them, and gives the velocity of all others.
+    """
 
     def field(s: Tensor, x: Tensor) -> Tensor:
         t = course.times(s)

@@ -11,7 +11,7 @@ from .path import expand_t_like_x
 from .timesteps import timestep_shape
 from .utils import mean_flat
 
-SHARE = 0.4  # of a sample's entries are easy
+SHARE = 0.4  # the share of a sample's entries that counts as easy
 
 
 def call_with_log_variance(
@@ -33,13 +33,18 @@ def call_with_log_variance(
 
 
 def gaussian_nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
-    """-log N(target; mean, exp(log_variance)) of each sample, less its constant, a mean over entries: (N,)."""
+    """The Gaussian negative log-likelihood -log N(target; mean, exp(log_variance)), without its constant.
+
+    Tensors (N, ...) -> (N,), a mean over entries.
+    """
     return mean_flat(0.5 * (log_variance + (target - mean) ** 2 * torch.exp(-log_variance)))
 
 
 def easy_entries(log_variance: Tensor, combostoc_type: ComboStocType) -> Tensor:
-    """A mask of the entries of a sample below its quantile `SHARE` of log-variance, a mean over entries that share a
-    time: bool, of the shape of the type's timesteps."""
+    """A mask of the entries whose log-variance lies below the quantile `SHARE` of their sample.
+
+    Entries that share a time are judged by their mean. The mask is bool, of the shape of the type's timesteps.
+    """
     shape = timestep_shape(log_variance.shape, combostoc_type)
     shared = [d for d in range(1, len(shape)) if shape[d] < log_variance.shape[d]]
     difficulty = log_variance.mean(shared, keepdim=True) if shared else log_variance

@@ -1,4 +1,4 @@
-"""The divergence of a model's output, by autograd, whatever the caller's mode is."""
+"""The divergence of a model's output by autograd, also where the caller has switched autograd off."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def outside_inference(value: Any) -> Any:
-    """A value that autograd may keep."""
+    """The value itself, or a copy that autograd accepts where it is a tensor made in torch.inference_mode()."""
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 @contextmanager
 def autograd_in_words() -> Iterator[None]:
-    """A context that puts into one line why autograd cannot derive a model.
+    """A context in which a model that autograd cannot derive ends in one line that says why.
 
     Raises:
-        RuntimeError: it could not.
+        RuntimeError: the model cannot be derived.
     """
     try:
         yield

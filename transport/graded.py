@@ -22,7 +22,7 @@ LAST_TIME = 1 - 1e-6  # for entries that come from the reference: a score or a p
 
 
 def preservation_map(preserve: Tensor | float, reference: Tensor) -> Tensor:
-    """The preservation map of a reference, checked, in the smallest of the shapes that timesteps have.
+    """The preservation map of a reference, checked, in the smallest shape that timesteps may have.
 
     Args:
         preserve: a number, or a tensor that broadcasts to the reference.
@@ -56,7 +56,7 @@ def preservation_map(preserve: Tensor | float, reference: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Grading:
-    """A reference, (N, C, ...), and how a sample keeps of it: a `preservation_map`, and one of `names.SCHEDULES`."""
+    """A reference (N, C, ...), its `preservation_map`, and how samples keep of it: one of `names.SCHEDULES`."""
 
     reference: Tensor
     preserve: Tensor
@@ -88,8 +88,9 @@ class Synchronous:
 
 
 class Graded:
-    """The course of graded control, in which each entry has a time of its own: the methods of `Synchronous`, with times
-    and rates in the shape of the map.
+    """The course of graded control, in which each entry has a time of its own.
+
+    It has the methods of `Synchronous`, with times and rates in the shape of the map.
 
     Args:
         path: the interpolant.
@@ -114,24 +115,29 @@ class Graded:
         self.step = (s1 - s0) / (num_steps - 1)
 
     def begin(self, z: Tensor) -> Tensor:
+        """The state at s0 (N, ...): noise mixed with the reference as each entry's first time says."""
         s = torch.full(z.shape[:1], self.s0, device=z.device, dtype=z.dtype)
         x = self.path.compute_xt(self.times(s), z, self.reference)
         return torch.where(self.m == 0, z, self.end(x))  # a path may leave a trace of the reference at t = 0
 
     def times(self, s: Tensor) -> Tensor:
+        """The time of each entry at s (N,), in the shape of the map."""
         t = self._time(s)
         return torch.where(self.m > 0, t.clamp_max(LAST_TIME), t)
 
     def rate(self, s: Tensor) -> Tensor:
+        """dt/ds of each entry at s (N,), in the shape of the map."""
         if self.same_size:  # of an Euler step from here; an entry's last one is shorter
             rate = (self._time(s + self.step) - self._time(s)) / self.step
             return torch.where(self.m == 0, 1, rate)  # exactly: no entry from the reference, no rounding
         return 1 - self.m
 
     def last(self, size: float) -> Tensor:
+        """The step in t that each entry has left when s ends `size` short of 1, in the shape of the map."""
         return (1 - self.m).clamp_max(size) if self.same_size else (1 - self.m) * size
 
     def end(self, x: Tensor) -> Tensor:
+        """The sample, of the state at the last s: entries kept at 1 are the reference's, bit for bit."""
         return torch.where(self.m == 1, self.reference, x)
 
     def _time(self, s: Tensor) -> Tensor:

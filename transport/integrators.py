@@ -35,7 +35,7 @@ def integrate_ode(
         state: tensors at t0.
         settings: their method is one of `solvers.SOLVERS`; what they say of the model is for the field.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
-        shift: moves the time points, which else are evenly spaced; None leaves them.
+        shift: moves the time points; None leaves them evenly spaced.
 
     Raises:
         FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
@@ -109,8 +109,10 @@ def euler_maruyama_step(
 
 
 def heun_step(x: Tensor, t: Tensor, dt: Tensor, noise: Tensor, drift: StateField, diffusion: StateField) -> Tensor:
-    """The stochastic Heun step: noise first, then the trapezoidal rule on the drift. Weak order 1, order 2 as the
-    diffusion vanishes."""
+    """The stochastic Heun step: noise first, then the trapezoidal rule on the drift.
+
+    Weak order 1; order 2 as the diffusion vanishes.
+    """
     noisy = x + torch.sqrt(2 * diffusion(x, t) * dt) * noise
     slope = drift(noisy, t)
     return noisy + 0.5 * dt * (slope + drift(noisy + dt * slope, t + dt))
@@ -139,9 +141,9 @@ def integrate_sde(
         x: (N, ...) at t0.
         method: a key of `SDE_STEPS`.
         num_steps: number of time points, both ends included: num_steps - 1 steps.
-        randn: gives the standard normal noise of a step, one tensor of x's shape a call.
+        randn: called once a step with x, returns standard normal noise of its shape.
         trajectory: return all num_steps states; otherwise the end state only.
-        shift: moves the time points, which else are evenly spaced; None leaves them.
+        shift: moves the time points; None leaves them evenly spaced.
     """
     step = SDE_STEPS[method]
     grid = torch.linspace(t0, t1, num_steps, device=x.device, dtype=x.dtype)

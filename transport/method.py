@@ -1,4 +1,4 @@
-"""What the method is: path, prediction, loss and draw of times, with their defaults and checks in one place.
+"""The method: path, prediction, loss and draw of times, with their defaults and checks in one place.
 
 `create_transport`, the command line, its presets and checkpoints all make a `Method` of what they hold.
 """
@@ -29,7 +29,8 @@ class Method:
     Args:
         path_type: "Linear", "GVP" or "VP".
         prediction: "velocity", "score", "noise" or "data".
-        loss_weight: None, "velocity" or "likelihood"; weighs all losses but the velocity's.
+        loss_weight: None, "velocity" or "likelihood": the weight over t of a noise, score or data loss. A velocity loss
+            has none.
         train_eps, sample_eps: distance kept from the ends of [0, 1]; None is the path's own, see `eps`.
         combostoc_type: the unit with its own timestep, a name of `ComboStocType`.
         times, use_halfmixing, async_fraction, use_blend: see `draw_timesteps`.
@@ -37,8 +38,8 @@ class Method:
         difficulty: weight of a second loss, by which the model learns the variance of its velocity's error; 0 is none.
             The model is then called with log_variance=True and returns 2C channels, velocity and log-variance.
         time_shift: A by which drawn times, and the time points of samplers, are moved, see `transport.shift`.
-        loss_clamp: the least sigma that the velocity's weight of a data loss divides by (JiT, arXiv 2511.13720); 0 is
-            none but that of train_eps.
+        loss_clamp: C of the weight 1 / max(sigma, C)^2 of a data loss with loss_weight "velocity" (JiT, arXiv
+            2511.13720); 0 is no clamp.
 
     Raises:
         ValueError: a value that is not accepted, or does not fit the others.
@@ -93,10 +94,10 @@ class Method:
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> "Method":
-        """The method of arguments by their names on the command line, as checkpoints have them.
+        """The method that arguments describe, by their names on the command line and in checkpoints.
 
         Args:
-            values: may hold others; what is absent or None is the default.
+            values: name -> value, other names beside them; a setting that is absent or None takes its default.
 
         Raises:
             ValueError: a value that is not accepted, or does not fit the others.
@@ -110,7 +111,7 @@ class Method:
         return cls(**settings)
 
     def words(self) -> dict[str, Any]:
-        """The arguments that `read` makes this method of."""
+        """The settings by their names on the command line, from which `read` makes this method again."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "async_fraction"}
         for name, (field, meanings) in WORDS.items():
             value = values.pop(field)
@@ -119,7 +120,11 @@ class Method:
 
 
 def check(name: str, value: Any) -> None:
-    """See whether a value is accepted of a setting, by its name in `Method` or on the command line.
+    """See whether a setting accepts a value.
+
+    Args:
+        name: the setting, as in `Method` or on the command line.
+        value: the value to check.
 
     Raises:
         ValueError: names the value and what is accepted.
@@ -143,17 +148,17 @@ def is_times(value: Any) -> bool:
 
 
 def number(fits: Callable[[float], bool]) -> Callable[[Any], bool]:
-    """Whether a value is a real number that fits."""
+    """A check of values: whether one is a real number, no bool, that fits."""
     return lambda value: isinstance(value, Real) and not isinstance(value, bool) and fits(float(value))
 
 
 def optional(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Whether a value fits, or is None."""
+    """A check of values: whether one is None or fits."""
     return lambda value: value is None or fits(value)
 
 
 def one_of(choices: Collection[Any]) -> tuple[str, Callable[[Any], bool]]:
-    """The choices in words, and whether a value is one of them."""
+    """The choices in words, and a check of values: whether one is among them."""
     known = list(choices)
     return ", ".join(map(str, known)), lambda value: value in known
 

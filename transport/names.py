@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 
 class ModelType(enum.Enum):
-    """What the model predicts."""
+    """The quantity that the model predicts."""
 
     NOISE = enum.auto()
     SCORE = enum.auto()
@@ -47,7 +47,7 @@ WEIGHTS = {None: WeightType.NONE, "velocity": WeightType.VELOCITY, "likelihood":
 
 
 def name_of(value: enum.Enum, names: Mapping[Any, enum.Enum]) -> Any:
-    """The name of a value."""
+    """The name of a value in a table of names."""
     return next(name for name, named in names.items() if named is value)
 
 

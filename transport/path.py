@@ -56,44 +56,44 @@ class ICPlan:
     # ---- conversions between what a model may predict ----------------------------------------------------------
 
     def get_noise_from_velocity(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Solve x = alpha x1 + sigma x0 and velocity = alpha' x1 + sigma' x0 for x0."""
+        """The noise x0, solved from x = alpha x1 + sigma x0 and velocity = alpha' x1 + sigma' x0."""
         t = expand_t_like_x(t, x)
         alpha_t, d_alpha_t = self.compute_alpha_t(t)
         sigma_t, d_sigma_t = self.compute_sigma_t(t)
         return (d_alpha_t * x - alpha_t * velocity) / (d_alpha_t * sigma_t - alpha_t * d_sigma_t)
 
     def get_velocity_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """alpha' x1 + sigma' x0 with x1 = (x - sigma x0) / alpha. Singular at t = 0 for Linear and GVP."""
+        """The velocity alpha' x1 + sigma' x0 with x1 = (x - sigma x0) / alpha. Singular at t = 0 for Linear and GVP."""
         t = expand_t_like_x(t, x)
         sigma_t, d_sigma_t = self.compute_sigma_t(t)
         return self.compute_d_alpha_alpha_ratio_t(t) * (x - sigma_t * noise) + d_sigma_t * noise
 
     def get_score_from_noise(self, noise: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """score = -x0 / sigma. Singular at t = 1."""
+        """The score -x0 / sigma. Singular at t = 1."""
         return -noise / self.compute_sigma_t(expand_t_like_x(t, x))[0]
 
     def get_score_from_velocity(self, velocity: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Score of the marginal whose probability-flow velocity is given (SiT, equation 9). Singular at t = 1."""
+        """The score of the marginal whose probability-flow velocity is given (SiT, equation 9). Singular at t = 1."""
         return self.get_score_from_noise(self.get_noise_from_velocity(velocity, x, t), x, t)
 
     def get_velocity_from_score(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Inverse of `get_score_from_velocity`. Singular at t = 0 for Linear and GVP."""
+        """The velocity of a score, the inverse of `get_score_from_velocity`. Singular at t = 0 for Linear and GVP."""
         mean, var = self.compute_drift(x, t)
         return var * score - mean
 
     def get_noise_from_data(self, data: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """x0 = (x - alpha x1) / sigma. Singular at t = 1."""
+        """The noise x0 = (x - alpha x1) / sigma. Singular at t = 1."""
         t = expand_t_like_x(t, x)
         return (x - self.compute_alpha_t(t)[0] * data) / self.compute_sigma_t(t)[0]
 
     def get_velocity_from_data(self, data: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """alpha' x1 + sigma' x0; (x1 - x) / (1 - t) on the Linear path. Singular at t = 1."""
+        """The velocity alpha' x1 + sigma' x0, which is (x1 - x) / (1 - t) on the Linear path. Singular at t = 1."""
         noise = self.get_noise_from_data(data, x, t)
         t = expand_t_like_x(t, x)
         return self.compute_alpha_t(t)[1] * data + self.compute_sigma_t(t)[1] * noise
 
     def get_score_from_data(self, data: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """score = -x0 / sigma. Singular at t = 1."""
+        """The score -x0 / sigma with x0 = (x - alpha x1) / sigma. Singular at t = 1."""
         return self.get_score_from_noise(self.get_noise_from_data(data, x, t), x, t)
 
     # ---- coefficients of the SDE -------------------------------------------------------------------------------
@@ -161,12 +161,15 @@ class GVPCPlan(ICPlan):
     """Generalised variance-preserving path: alpha_t = sin(pi t / 2), sigma_t = cos(pi t / 2)."""
 
     def compute_alpha_t(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t = sin(pi t / 2) and its derivative in t."""
         return torch.sin(t * math.pi / 2), math.pi / 2 * torch.cos(t * math.pi / 2)
 
     def compute_sigma_t(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma_t = cos(pi t / 2) and its derivative in t."""
         return torch.cos(t * math.pi / 2), -math.pi / 2 * torch.sin(t * math.pi / 2)
 
     def compute_d_alpha_alpha_ratio_t(self, t: Tensor) -> Tensor:
+        """alpha'_t / alpha_t = pi / (2 tan(pi t / 2)), infinite at t = 0."""
         return math.pi / (2 * torch.tan(t * math.pi / 2))
 
 
@@ -186,15 +189,18 @@ class VPCPlan(ICPlan):
         return 0.5 * (1 - t) * (self.sigma_max - self.sigma_min) + 0.5 * self.sigma_min
 
     def compute_alpha_t(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and its derivative in t."""
         alpha_t = torch.exp(self.log_alpha(t))
         return alpha_t, alpha_t * self.d_log_alpha(t)
 
     def compute_sigma_t(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma_t = sqrt(1 - alpha_t^2) and its derivative in t, infinite at t = 1."""
         log_alpha = self.log_alpha(t)
         sigma_t = torch.sqrt(-torch.expm1(2 * log_alpha))  # expm1 keeps digits near t = 1, where sigma is small
         return sigma_t, -torch.exp(2 * log_alpha) * self.d_log_alpha(t) / sigma_t
 
     def compute_d_alpha_alpha_ratio_t(self, t: Tensor) -> Tensor:
+        """alpha'_t / alpha_t = beta_t / 2, finite everywhere."""
         return self.d_log_alpha(t)
 
     def compute_drift(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Models that take the timesteps of a batch in segments (`Transport.segments`).
 
-Their `forward` is marked by an attribute `takes_segments`: their own, or in a wrapper that hands on what it is given
-that of the model in it.
+The `forward` of such a model has an attribute `takes_segments`. Where a wrapper hands its arguments on, the attribute
+of the model in it counts.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-# Who writes wrappers that hand on what they are given, and where these hold the model.
+# Libraries whose wrappers hand their arguments on to a model, and the attributes in which they hold it.
 LIBRARIES = ("torch", "accelerate", "deepspeed", "lightning", "lightning_fabric", "peft")
 HELD_AS = ("module", "_forward_module", "base_model", "model")
 

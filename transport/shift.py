@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .names import TimeShift
 
-USUAL_SIZE = 4096  # numbers: the latents of 256 pixels, 4 x 32 x 32
+USUAL_SIZE = 4096  # numbers in the latents of 256 x 256 pixels, 4 x 32 x 32
 
 
 def shift_for(setting: TimeShift, shape: Sequence[int]) -> float:
@@ -20,12 +20,15 @@ def shift_for(setting: TimeShift, shape: Sequence[int]) -> float:
 
 
 def shifted(t: Tensor, a: float) -> Tensor:
-    """Times in [0, 1] moved by A: increasing, 0 and 1 stay; A > 1 moves towards 0. A = 1 gives t itself."""
+    """Times in [0, 1] moved by A: t / (A - (A - 1) t), increasing, with 0 and 1 fixed.
+
+    A > 1 moves towards 0, the noise. A = 1 gives t itself.
+    """
     return t if a == 1 else t / (t + a * (1 - t))
 
 
 def grid_shift(a: float, t0: float, t1: float) -> Callable[[Tensor], Tensor] | None:
-    """`shifted` of the interval between t0 and t1, in place of [0, 1]; None for A = 1."""
+    """A function that moves times between t0 and t1 as `shifted` moves those in [0, 1]; None for A = 1."""
     low, high = sorted((t0, t1))
     if a == 1:
         return None

@@ -8,12 +8,12 @@ class Solver:
     """One way to step along an ODE or an SDE.
 
     Attributes:
-        name: of the solver, torchdiffeq's where it is one of those.
-        order: of convergence; the weak order of an SDE's.
-        evaluations: of the field, a step; None where they are not the same in every step.
+        name: its name, torchdiffeq's where the solver is one of those.
+        order: order of convergence; weak order for an SDE solver.
+        evaluations: evaluations of the field per step; None where steps differ.
         evaluates_end: whether a step evaluates the field at its end.
-        starting_steps: the first steps, which a multistep method takes by rk4: they evaluate their ends.
-        adaptive: whether it chooses its own steps, and not those of a grid.
+        starting_steps: number of first steps that a multistep method takes by rk4, which evaluates their ends.
+        adaptive: whether it chooses its own step sizes, in place of those of a grid.
         uses_tolerance: whether atol and rtol change what it does.
     """
 
@@ -26,16 +26,18 @@ class Solver:
     uses_tolerance: bool = False
 
     def reaches_end(self, steps: int) -> bool:
-        """Whether the last of so many steps evaluates its end."""
+        """Whether the last of `steps` steps evaluates the field at its end."""
         return self.evaluates_end or steps <= self.starting_steps
 
     def ends_by_euler(self, steps: int, predicts_data: bool) -> bool:
-        """Whether the last of so many steps towards the data is Euler's: where the model predicts x1, and a step of
-        the solver's own would divide it by sigma = 0 at its end."""
+        """Whether the last of `steps` steps towards the data is Euler's.
+
+        It is where the model predicts x1 and the solver's own step would evaluate its end, dividing x1 by sigma = 0.
+        """
         return predicts_data and not self.adaptive and self.reaches_end(steps)
 
     def count(self, steps: int, predicts_data: bool) -> int | None:
-        """Evaluations of a model in so many steps towards the data, None where they are not known before."""
+        """Evaluations of a model in `steps` steps towards the data; None where they are not known beforehand."""
         if self.evaluations is None:
             return None
         last = self.ends_by_euler(steps, predicts_data)

@@ -38,13 +38,13 @@ Field = Callable[..., Tensor]  # field(x, t, model, **model_kwargs), t of shape 
 
 
 class Transport:
-    """A diffusion to be learnt: one path, one prediction, one loss weight, one way of drawing timesteps.
+    """A diffusion to be learnt: one path, one prediction, one loss weight, one draw of timesteps.
 
     Args:
-        model_type, path_type, loss_type: what is predicted, along which path, with which weight.
+        model_type, path_type, loss_type: the predicted quantity, the interpolant, and the weight of the loss.
         train_eps, sample_eps: distance kept from the ends of [0, 1] in training and in sampling.
         combostoc_type: the unit with its own timestep in training.
-        attributes: for shapes, (N, L, F): the widths of their parts' attributes, F in all. None is for images.
+        attributes: for shapes (N, L, F), the widths of a part's attributes, which sum to F. None for images.
         settings: the other fields of `Method`.
 
     Raises:
@@ -174,7 +174,7 @@ class Transport:
         return self.use_compensation and asynchronous and self.model_type is ModelType.VELOCITY
 
     def decompensate_offdiagonal_ut(self, vt: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """The velocity u_t of which `compensate_offdiagonal_ut` makes vt: its inverse, without knowing x0 and x1.
+        """The velocity u_t of a compensated one: the inverse of `compensate_offdiagonal_ut`, without x0 and x1.
 
         Were the energy-weighted mean time t* known to be s, then x_t = alpha_t x1 + sigma_t x0 and
         vt = u_t - x_t + x_s would be two linear equations for x0 and x1 in every entry, with the solution u(s) below
@@ -268,8 +268,11 @@ class Transport:
         return {"pred": output, "loss": mean_flat(weight * error**2)}
 
     def _data_weight(self, t: Tensor, xt: Tensor) -> Tensor:
-        """The weight of a squared error of the data, like t: 1, (w / sigma)^2, with which it is one of the velocity, or
-        w alpha / sigma^3, with which it is one of the score times var; w = alpha' sigma - alpha sigma', 1 on Linear."""
+        """The weight of a squared error of the data, of t's shape, with w = alpha' sigma - alpha sigma' (1 on Linear).
+
+        NONE is 1. VELOCITY is (w / sigma)^2: the error is then that of the velocity. LIKELIHOOD is w alpha / sigma^3:
+        the error is then that of the score, weighted by `compute_drift`'s var.
+        """
         t = expand_t_like_x(t, xt)
         alpha_t, d_alpha_t = self.path_sampler.compute_alpha_t(t)
         sigma_t, d_sigma_t = self.path_sampler.compute_sigma_t(t)

@@ -49,7 +49,7 @@ def timestep_shape(
 
 
 def over_attributes(t: Tensor, combostoc_type: ComboStocType, attributes: Attributes | None) -> Tensor:
-    """Times of attributes, (N, ..., A), as times of numbers, (N, ..., F); those of other types stay as they are."""
+    """Times per attribute (N, ..., A) repeated to times per number (N, ..., F); times of other types come back as t."""
     one_an_attribute = combostoc_type in (ComboStocType.UNSYNC_ATT, ComboStocType.UNSYNC_ATT_PART)
     if attributes is None or not one_an_attribute or t.shape[-1] == 1:
         return t
@@ -62,8 +62,10 @@ def count_async(n: int, async_fraction: float) -> int:
 
 
 def are_async(t: Tensor, async_fraction: float) -> Tensor:
-    """A mask of the asynchronous samples of a half-mixed batch: bool, (N, 1, ...). A batch of one is asynchronous with
-    probability async_fraction."""
+    """A mask of the asynchronous samples of a half-mixed batch: bool, (N, 1, ...).
+
+    A batch of one is asynchronous with probability async_fraction.
+    """
     n = t.shape[0]
     if n == 1 and 0 < async_fraction < 1:
         chosen = torch.rand(1, device=t.device, dtype=t.dtype) < async_fraction
@@ -83,23 +85,23 @@ def one_each(t: Tensor) -> Tensor:
 
 
 def diffusion_forcing(t: Tensor) -> Tensor:
-    """t_i = u_i (Diffusion Forcing, arXiv 2407.01392)."""
+    """t_i = u_i: independent uniform times (Diffusion Forcing, arXiv 2407.01392)."""
     return torch.rand_like(t)
 
 
 def logit_normal(t: Tensor, loc: float = 0.0, scale: float = 1.0) -> Tensor:
-    """t = sigmoid(loc + scale n), one a sample (Stable Diffusion 3, arXiv 2403.03206, equation 19)."""
+    """t = sigmoid(loc + scale n), one time per sample (Stable Diffusion 3, arXiv 2403.03206, equation 19)."""
     return torch.sigmoid(loc + scale * torch.randn_like(one_each(t)))
 
 
 def blend(t: Tensor) -> Tensor:
-    """t_i = (1 - p) u + p u_i, with u and p one a sample: ComboStoc's blend, drawn anew for each sample."""
+    """t_i = (1 - p) u + p u_i, with one u and one p per sample: ComboStoc's blend, drawn anew for each sample."""
     p, u = torch.rand_like(one_each(t)), torch.rand_like(one_each(t))
     return (1 - p) * u + p * torch.rand_like(t)
 
 
 def blend_logit_normal(t: Tensor, loc: float = 0.0, scale: float = 1.0) -> Tensor:
-    """t_i = (1 - p) sigmoid(loc + scale n) + p sigmoid(loc + scale n_i), with n and a uniform p one a sample."""
+    """t_i = (1 - p) sigmoid(loc + scale n) + p sigmoid(loc + scale n_i), with one n and one uniform p per sample."""
     return blended(t, torch.rand_like(one_each(t)), loc, scale)
 
 
@@ -109,13 +111,13 @@ def blend_logit_normal_async(t: Tensor, loc: float = 0.0, scale: float = 1.0) ->
 
 
 def blended(t: Tensor, p: Tensor, loc: float, scale: float) -> Tensor:
-    """A logit-normal time a sample and one an entry, by weights 1 - p and p."""
+    """(1 - p) times one logit-normal time per sample, plus p times one per entry."""
     together = logit_normal(t, loc, scale)
     return (1 - p) * together + p * torch.sigmoid(loc + scale * torch.randn_like(t))
 
 
 def srm(t: Tensor, sharpness: float = 1.0) -> Tensor:
-    """The mean of a sample's times is uniform (SRM, arXiv 2502.21075, appendix C.1)."""
+    """Times whose mean over a sample is uniform (SRM, arXiv 2502.21075, appendix C.1)."""
     n, d = t.shape[0], t[0].numel()
     shares = split(torch.rand_like(t.reshape(n, -1)[:, 0]) * d, d, sharpness)  # (N, d)
     order = torch.rand_like(shares).argsort(1)
@@ -139,28 +141,30 @@ def split(total: Tensor, d: int, sharpness: float) -> Tensor:
 
 
 def asyncpatch(t: Tensor) -> Tensor:
-    """t_i uniform in [m - delta, m + delta], m = u, delta = min(m, 1 - m, 1/2) (AsyncPatch, arXiv 2606.07079)."""
+    """t_i uniform in [m - delta, m + delta], m = u, delta = min(m, 1 - m) (AsyncPatch, arXiv 2606.07079)."""
     m = torch.rand_like(one_each(t))
     delta = torch.minimum(m, 1 - m)
     return m + delta * (2 * torch.rand_like(t) - 1)
 
 
 def patch_forcing(t: Tensor) -> Tensor:
-    """t_i = m - |n_i| min(m / 2, 0.6), m = sigmoid(0.7 + n); where negative, uniform in [0, m] (Patch Forcing,
-    arXiv 2604.19141): no entry knows more than m."""
+    """t_i = m - |n_i| min(m / 2, 0.6), m = sigmoid(0.7 + n): no time is beyond m (Patch Forcing, arXiv 2604.19141).
+
+    Times that would be negative are drawn uniformly from [0, m].
+    """
     m = torch.sigmoid(0.7 + torch.randn_like(one_each(t)))
     drawn = m - torch.randn_like(t).abs() * (m / 2).clamp_max(0.6)
     return torch.where(drawn < 0, m * torch.rand_like(t), drawn)
 
 
 def self_flow(t: Tensor) -> Tensor:
-    """Two times a sample, u and u'; an entry has the second with probability 1/4 (Self-Flow, arXiv 2603.06507)."""
+    """Two times u and u' per sample; an entry has the second with probability 1/4 (Self-Flow, arXiv 2603.06507)."""
     first, second = torch.rand_like(one_each(t)), torch.rand_like(one_each(t))
     return torch.where(torch.rand_like(t) < 0.25, second, first)
 
 
 TIMES: dict[str, Callable[..., Tensor] | None] = {
-    "combostoc": None,  # the published one, which `draw_timesteps` draws itself
+    "combostoc": None,  # the draw of the ComboStoc paper, which `draw_timesteps` makes itself
     "diffusion-forcing": diffusion_forcing,
     "logit-normal": logit_normal,
     "blend": blend,
@@ -186,10 +190,10 @@ OLD_NAMES = {  # accepted, and found in checkpoints
 
 
 def parse_times(text: str) -> tuple[str, tuple[float, ...]]:
-    """The name of a draw as it is today, and LOC and SCALE where they are given: "lognormal:-0.8,0.8", for instance.
+    """The present name of a draw, and its numbers (LOC, SCALE), () where none are given: "lognormal:-0.8,0.8".
 
     Raises:
-        ValueError: there is no such draw, or it takes no numbers, or others.
+        ValueError: there is no such draw, or the numbers are not for it or cannot be.
     """
     given, colon, rest = text.partition(":")
     name = OLD_NAMES.get(given, given)
@@ -209,7 +213,7 @@ def parse_times(text: str) -> tuple[str, tuple[float, ...]]:
 
 
 def times_of_today(text: str) -> str:
-    """Times under the name that their draw has today, with the numbers as they are given.
+    """A draw's setting under its present name, with its numbers as they are written.
 
     Raises:
         ValueError: see `parse_times`.
@@ -219,11 +223,12 @@ def times_of_today(text: str) -> str:
 
 
 def draw_of(times: str | Draw) -> Draw | None:
-    """The function of a name of `TIMES`, with LOC and SCALE where they are given; a user's own is checked. None is the
-    published draw, see `draw_timesteps`.
+    """The function that draws times, of a name of `TIMES` with or without LOC,SCALE, or of a user's function, checked.
+
+    None is the published draw, which `draw_timesteps` makes itself.
 
     Raises:
-        ValueError: there is no such name, see `names.parse_times`.
+        ValueError: there is no such name, see `parse_times`.
     """
     if not isinstance(times, str):
         return _checked(times)
@@ -233,7 +238,7 @@ def draw_of(times: str | Draw) -> Draw | None:
 
 
 def halfmixes(times: str | Draw, attributes: Attributes | None) -> bool:
-    """Whether half of a batch is synchronous where nothing is said of it: in the published draw, of images."""
+    """The default of half-mixing: True for the published draw of images, False otherwise."""
     return attributes is None and times == "combostoc"
 
 
@@ -258,15 +263,15 @@ def draw_timesteps(
             each, drawn as one entry's. A batch of one is asynchronous with probability async_fraction. None is True for
             the published draw of images and False otherwise, see `halfmixes`.
         async_fraction: the share of asynchronous samples.
-        use_blend: t = (1 - p) t_sync + p t_async with one p ~ U(0, 1) for the batch, as published, or, for "sample",
-            one for each sample. False is p = 1. Of the published draw only.
+        use_blend: the published draw is t = (1 - p) t_sync + p t_async. True: one p ~ U(0, 1) for the batch, as
+            published; "sample": one for each sample; False: p = 1.
 
     Returns:
         A tensor that broadcasts to x1: of `timestep_shape(x1.shape, combostoc_type)`, or one that broadcasts to it, or
         for attributes to all of their numbers.
 
     Raises:
-        ValueError: a function for times returned what is no tensor of times, or not of that shape.
+        ValueError: a function for times returned no tensor of times, or one of another shape.
     """
     use_halfmixing = halfmixes(times, attributes) if use_halfmixing is None else use_halfmixing
     t = _draw(x1, combostoc_type, attributes, times, use_halfmixing, async_fraction, use_blend)
