@@ -1,6 +1,6 @@
-"""Distances between two sets of images from their features: FID and its kin, in float64, and the report of all of them.
+"""Distances between two sets of images from their features: FID and its kin, in float64, and all of them in one report.
 
-Each distance takes features of shape (N, D) from a network that `features.py` loads, and does not know which.
+Each distance takes features of shape (N, D), of whichever network of `features.py`.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from torch import Tensor
 from runtime.device import float64
 from runtime.errors import DataError
 
-SEED = 2020  # of the permutations and subsets, torch-fidelity's, so that values agree
-NEIGHBOURS = 3  # of precision and recall
-CHUNK = 4096  # rows at a time
+SEED = 2020  # of permutations and subsets; torch-fidelity has this one, too, so that values agree
+NEIGHBOURS = 3  # k of precision and recall
+CHUNK = 4096  # rows that are computed at a time
 
 
 @dataclass
@@ -173,12 +173,12 @@ def share_among(points: Tensor, members: Tensor, k: int) -> float:
 
 @dataclass
 class Statistics:
-    """A set of images as a network sees it, on the CPU.
+    """The statistics of a set of images in a network's features, on the CPU.
 
     Attributes:
         extractor: the network's name.
-        count: images, 0 where a file does not say.
-        pooled, spatial: moments of its features; the spatial ones for inception only.
+        count: number of images, 0 where a file does not say.
+        pooled, spatial: moments of the features; the spatial ones for inception only.
         features: (K, D), of all images or of some; None where a file has the moments alone.
         logits: (K, classes), None where they come from a file.
     """
@@ -192,9 +192,10 @@ class Statistics:
 
 
 def compare(samples: Statistics, reference: Statistics, device: torch.device) -> dict[str, float]:
-    """What can be computed of FD, sFD, IS, KD, precision and recall (see `report_name`), on a device if it has float64.
+    """FD, sFD, IS, KD, precision and recall (see `report_name`), as far as the statistics have what they take.
 
-    IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std.
+    IS and KD have their standard deviation over subsets beside them, as IS_std and KD_std. Computed on the device if it
+    has float64.
 
     Raises:
         DataError: the spatial features differ in number, as from another layer.
@@ -223,7 +224,7 @@ def compare(samples: Statistics, reference: Statistics, device: torch.device) ->
 
 
 def report_name(name: str, extractor: str) -> str:
-    """What a number is called: FID, sFID and KID with inception, and with the network's name if that is another."""
+    """The name of a number: FID, sFID and KID with inception, else with the network's name in it."""
     if extractor == "inception":
         return {"FD": "FID", "sFD": "sFID", "KD": "KID", "KD_std": "KID_std"}.get(name, name)
     stem, _, std = name.partition("_")

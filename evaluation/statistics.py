@@ -16,8 +16,8 @@ from runtime import distributed, progress
 from runtime.errors import DataError
 from runtime.files import DAMAGE, replacing
 
-MAX_KEPT = 50_000  # images of a set whose features are kept for KID, precision and recall; moments are of all
-MAX_FEATURES = 10_000  # of these in a file of statistics, as many as ADM's reference batches have images
+MAX_KEPT = 50_000  # images of a set whose features are kept for KID, precision and recall; moments are of all images
+MAX_FEATURES = 10_000  # images whose features are in a file of statistics, as many as ADM's reference batches have
 
 
 # ---- from images ---------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
-"""Pictures completed from a part of them: by times of an entry's own, and by what a SiT model's users do instead.
+"""Pictures completed from a given region: by asynchronous times, and by the methods for models of one time per sample.
 
     python experiments/completion.py --ckpt A.pt B.pt --data-path FOLDER --out results/completion
-    make study-completion                                           # what visuals/completion* was made by
+    make study-completion                                           # makes visuals/completion*
 
-A part of each reference is given, the left half, all but a hole in the middle, or the first channel; its class is not.
-In equally many evaluations of each model: graded control by the ODE and by the SDE, which gives a time of 1 to what is
-known (for models that take a time an entry); replacement, which puts the known part, noised, in its place before each
-Euler step (Song et al., arXiv 2011.13456, appendix I); and RePaint (arXiv 2201.09865), which also goes back and repeats
-each step. The share of results that a classifier of the data puts in the reference's class, and the Frechet distance of
-its features to all images', in units of the data's total variance. Rows that OUT.csv has are not computed again.
+Of each reference the left half, all but a hole in the middle, or the first channel is given; its class is not. Methods
+are compared at equal numbers of model evaluations: graded control by the ODE and by the SDE, which gives known entries
+time 1 (for models that take a time per entry); replacement, which puts the known region, noised, in its place before
+each Euler step (Song et al., arXiv 2011.13456, appendix I); and RePaint (arXiv 2201.09865), which also goes back and
+repeats each step. Measured are the share of results that a classifier of the data puts in the reference's class, and
+the Frechet distance of its features to all images', in units of the data's total variance. Rows that OUT.csv has are
+not computed again.
 """
 
 import argparse
@@ -41,13 +42,13 @@ from sampling.network import ImageNoise, Network
 from transport import PUBLISHED_SDE, Sampler, Transport
 
 SHOWN = 8  # references in the picture
-REPEATS = (1, 5, 10)  # of each step: 1 is replacement, more is RePaint
+REPEATS = (1, 5, 10)  # how many times each step is taken: once is replacement, more often is RePaint
 Field = Callable[[Tensor, Tensor], Tensor]  # the model's velocity of (x, t)
 
 
 @dataclass
 class Row:
-    """What was measured of one checkpoint with one way to complete."""
+    """The measurements of one checkpoint with one method."""
 
     ckpt: str
     method: str
@@ -60,12 +61,12 @@ class Row:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Fields that identify a row."""
+        """The values that tell it from other rows."""
         return tuple(asdict(self).values())[:5]
 
 
 def known_part(given: str, channels: int, size: int) -> Tensor:
-    """1 where the reference is given, 0 where it is to be made: broadcasts to (C, h, w)."""
+    """A mask that is 1 where the reference is given, and 0 elsewhere; broadcasts to (C, h, w)."""
     side = torch.arange(size)
     if given == "half":
         return (side < size // 2).float().expand(1, size, size)
@@ -82,15 +83,16 @@ def known_part(given: str, channels: int, size: int) -> Tensor:
 def replacement(
     field: Field, transport: Transport, reference: Tensor, known: Tensor, noise: ImageNoise, *, steps: int, repeats: int
 ) -> Tensor:
-    """Euler's method for a model of one time a sample, with the known part put in its place before every step.
+    """Euler's method for a model of one time per sample, with the known region put in its place before every step.
 
     Each step from t to t' is taken `repeats` times, and in between x goes back from t' to t by the forward process,
     q(x_t | x_t') = N(a x_t', sigma_t^2 - a^2 sigma_t'^2) with a = alpha_t / alpha_t' (RePaint, algorithm 1).
 
     Args:
-        field: the velocity, one evaluation a call.
-        reference, known: (N, C, h, w), and 1 where the reference is given.
-        noise: of each sample.
+        field: the model's velocity at (x, t).
+        reference: (N, C, h, w).
+        known: a mask that is 1 where the reference is given; broadcasts to it.
+        noise: the randomness of each sample.
 
     Returns:
         Samples (N, C, h, w), equal to the reference where it is given.
@@ -138,7 +140,7 @@ def complete(args: argparse.Namespace, network: Network, images: Tensor, row: Ro
 
 
 def methods_of(network: Network) -> list[str]:
-    """Ways to complete that fit a model."""
+    """The methods that fit a model."""
     graded = ["graded, ODE", "graded, SDE"] if isinstance(network.model, ComboStoc) else []
     return graded + [f"repeats {n}" for n in REPEATS]
 
@@ -155,7 +157,7 @@ def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterato
                 yield Row(ckpt, method, given, args.references, evaluations)
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------------------------
 
 
 def model_name(ckpt: str) -> str:
@@ -165,7 +167,7 @@ def model_name(ckpt: str) -> str:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Means over the checkpoints of a model, and the standard deviation where there are several."""
+    """Print means over the checkpoints of a model, and the standard deviation where there are several."""
     given = list(dict.fromkeys(row.given for row in rows))
     print("| trained with | method | evaluations | " + " | ".join(f"{g} given: FD, in class" for g in given) + " |")
     print("| --- " * (3 + len(given)) + "|")
@@ -178,7 +180,7 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean +- standard deviation."""
+    """The mean of values and their standard deviation, in words."""
     return f"{statistics.fmean(values):.1f}" + (f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
@@ -186,7 +188,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every way to complete with every checkpoint.
+    """Measure every method with every checkpoint.
 
     Raises:
         DataError: a folder or a checkpoint that cannot be used, or too few images.
@@ -196,9 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-path", default="digits", help="folder of images, a sub-folder a class, or 'digits'")
     parser.add_argument("--out", type=Path, required=True, metavar="NAME", help="write NAME.csv, NAME-half.png ...")
     parser.add_argument("--references", type=positive_int, default=500, help="number of images to complete")
-    parser.add_argument("--evaluations", type=positive_int, nargs="+", default=[50], help="of the model, a picture")
+    parser.add_argument("--evaluations", type=positive_int, nargs="+", default=[50], help="model evaluations")
     parser.add_argument("--batch-size", type=positive_int, default=250, help="pictures at a time")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of references and of the noise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of references and of the noise")
     args = parser.parse_args(argv)
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")

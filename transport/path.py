@@ -210,7 +210,7 @@ class VPCPlan(ICPlan):
 
 
 class PathType(enum.Enum):
-    """Which interpolant joins noise and data."""
+    """The interpolant between noise and data."""
 
     LINEAR = enum.auto()
     GVP = enum.auto()
