@@ -285,12 +285,12 @@ def build_page(studio: Studio) -> Any:
                         use = gr.Button("Use the drawing", elem_id="use")
                 trouble = gr.Markdown(elem_id="trouble")
             with gr.Column(scale=5, min_width=400):
-                strength = as_typed(gr.Slider(0, 1, 1, step=0.01, label="Strength of the brush", elem_id="strength"))
+                strength = as_sent(gr.Slider(0, 1, 1, step=0.01, label="Strength of the brush", elem_id="strength"))
                 gr.HTML(LEGEND)
                 editor = gr.ImageEditor(
                     nothing, type="pil", brush=brush(brush_colour(1)), label="Paint here", elem_id="map", **editing
                 )
-                elsewhere = as_typed(
+                elsewhere = as_sent(
                     gr.Slider(0, 1, 0, step=0.01, label="Kept where nothing is painted", elem_id="elsewhere")
                 )
             with gr.Column(scale=4, min_width=300):
@@ -298,10 +298,10 @@ def build_page(studio: Studio) -> Any:
                 widgets = {
                     "elsewhere": elsewhere,
                     "label": gr.Dropdown(classes, value=ANY_CLASS, label="Class"),
-                    "guidance": as_typed(
+                    "guidance": as_sent(
                         gr.Slider(1, MAX_GUIDANCE, CFG_SCALE, step=0.1, label="Guidance", info="to a class; 1 for none")
                     ),
-                    "variations": as_typed(gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations")),
+                    "variations": as_sent(gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations")),
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")
@@ -309,7 +309,7 @@ def build_page(studio: Studio) -> Any:
                 channels = network.config.in_channels
                 with gr.Accordion("Channels", open=False, visible=channels > 1):
                     factors = [
-                        as_typed(gr.Slider(0, 1, 1, step=0.01, label=f"Channel {k}, times the map"))
+                        as_sent(gr.Slider(0, 1, 1, step=0.01, label=f"Channel {k}, times the map"))
                         for k in range(1, channels + 1 if channels > 1 else 1)
                     ]
         sheet = gr.Image(format="png", label="Samples", interactive=False, elem_id="sheet", buttons=["download"])

@@ -45,7 +45,7 @@ from data.latents import (
     shard_ranges,
     signed,
 )
-from data.moments import Moments, joined, moments_of
+from data.moments import ChannelMoments, joined_moments, moments_of
 from data.sets import ImageFolder, check_same_everywhere, class_counts
 from data.skipping import check_readable
 from runtime import distributed, precision, progress
@@ -266,7 +266,7 @@ def write_shard(folder: Path, k: int, moments: list[np.ndarray], labels: list[in
         path = shard_path(folder, k)
         with replacing(path) as beside, open(beside, "wb") as file:
             np.save(file, np.concatenate(moments))
-        record["statistics"] = joined(map(moments_of, moments))
+        record["statistics"] = joined_moments(map(moments_of, moments))
         record |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with replacing(record_path(folder, k)) as beside:
         beside.write_text(json.dumps(record))
@@ -288,7 +288,7 @@ def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_
     ]
     if not shards:
         raise DataError(f"not one of {len(unreadable)} images could be read; the first: {unreadable[0]}")
-    found = joined(statistics_of(folder, k, record) for k, record in enumerate(records) if record["labels"])
+    found = joined_moments(moments_of_shard(folder, k, record) for k, record in enumerate(records) if record["labels"])
     statistics = {"mean": found.mean, "std": found.std}
     manifest = signed(settings | {"unreadable": unreadable, "shards": shards, "statistics": statistics})
     with replacing(folder / MANIFEST) as beside:
@@ -296,12 +296,12 @@ def write_manifest(folder: Path, settings: dict[str, Any], num_shards: int, max_
     return manifest
 
 
-def statistics_of(folder: Path, k: int, record: dict[str, Any]) -> Moments:
+def moments_of_shard(folder: Path, k: int, record: dict[str, Any]) -> ChannelMoments:
     """The moments of a shard; an older version did not write them into its record."""
     if "statistics" in record:
-        return Moments(*record["statistics"])
+        return ChannelMoments(*record["statistics"])
     latents = np.load(shard_path(folder, k), mmap_mode="r")
-    return joined(moments_of(latents[start : start + 32]) for start in range(0, len(latents), 32))
+    return joined_moments(moments_of(latents[start : start + 32]) for start in range(0, len(latents), 32))
 
 
 if __name__ == "__main__":

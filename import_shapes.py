@@ -36,7 +36,7 @@ from shapes.mesh_files import UnreadableMesh
 from shapes.sets import ShapeSet, from_shapes, save_shapes
 
 
-def shares(value: str) -> tuple[float, ...]:
+def three_shares(value: str) -> tuple[float, ...]:
     """Three shares as an argument, whose sum is 1.
 
     Raises:
@@ -76,7 +76,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument(
         "--split",
-        type=shares,
+        type=three_shares,
         metavar="TRAIN,VAL,TEST",
         help="shares of each class's shapes for training, validation and test; default: no split",
     )

@@ -42,7 +42,7 @@ from training import resume
 from training.arguments import make_parser, resolve_arguments, without_effect
 from training.bookkeeping import Bookkeeping
 from training.experiment import Experiment, plain
-from training.monitor import report
+from training.monitor import report_evaluation
 from training.preview import preview
 from training.step import build_optimizer, ema_decay, ema_lines, learning_rate, settle, training_step
 from training.step import update_ema as update_ema  # SiT has it here
@@ -189,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
                 if monitor is not None and due(args.eval_every, step) and not experiment.has_evaluation(step):
                     with books.window.paused():
-                        signum = report(monitor, args, step, ema, transport, request, experiment)
+                        signum = report_evaluation(monitor, args, step, ema, transport, request, experiment)
                     if signum and saved_step != step:
                         save(experiment, args, data, state, books, order, step, rolling=True, kept=False, is_end=True)
                 if signum or step == total_steps:

@@ -14,7 +14,7 @@ import extract_latents
 from benchmarks import measure, predecessor
 from data.autoencoder import draw_posterior
 from data.feed import feed, load_batches
-from data.latents import CachedLatents, is_latents
+from data.latents import CachedLatents, is_extraction
 from data.order import BatchOrder
 from models import SiT
 from runtime import precision
@@ -168,7 +168,7 @@ def cached_batches(args: argparse.Namespace, case: Case, device: torch.device) -
     """
     if args.data_path != RANDOM:
         latents = CachedLatents(args.data_path)
-    elif is_latents(args.latents_folder):
+    elif is_extraction(args.latents_folder):
         latents = CachedLatents(args.latents_folder)
     else:
         latents = CachedLatents(random_latents(case, args.latents_folder))

@@ -12,7 +12,8 @@ Latents = CachedLatents | ForeignLatents
 def is_latents(path: str | Path) -> bool:
     """Whether a path holds cached latents, finished or not."""
     path = Path(path)
-    return latents.is_latents(path) or any(module.find(path) is not None for module in (vae_sd, lightningdit, fast_dit))
+    formats = (vae_sd, lightningdit, fast_dit)
+    return latents.is_extraction(path) or any(module.find(path) is not None for module in formats)
 
 
 def open_latents(path: str | Path, *, labels: bool = True) -> Latents | None:
@@ -25,7 +26,7 @@ def open_latents(path: str | Path, *, labels: bool = True) -> Latents | None:
         DataError: they are not finished, or damaged.
     """
     path = Path(path)
-    if latents.is_latents(path):
+    if latents.is_extraction(path):
         return CachedLatents(path)
     found: ForeignLatents | None = None
     if (tree := vae_sd.find(path)) is not None:

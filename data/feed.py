@@ -24,7 +24,7 @@ from data.autoencoder import (
 from data.caches import Latents
 from data.foreign_latents import ForeignLatents
 from data.order import BatchOrder
-from data.scaling import Known, Scaling, about, choose, described, rescaling
+from data.scaling import Known, Scaling, choose_scaling, rescaling, scaling_entry, scaling_lines
 from data.sets import LOOKED_AT, ImageFolder, Items, load_dataset
 from data.skipping import Skipping, collate
 from runtime import distributed, signals
@@ -97,10 +97,10 @@ def load_images(
         if args.encode_bf16:
             autoencoder.encode_precision = "bf16"
         known = Known(Scaling(autoencoder.scale, autoencoder.shift), autoencoder.is_scaled)
-        settings["latent_stats"], scaling = choose(args, known, saved or {}, source, autoencoder.channels)
+        settings["latent_stats"], scaling = choose_scaling(args, known, saved or {}, source, autoencoder.channels)
         autoencoder.scale, autoencoder.shift = scaling
         stats = settings["latent_stats"]
-        kept, lines = about(stats, scaling), lines + described(stats, scaling, known)
+        kept, lines = scaling_entry(stats, scaling), lines + scaling_lines(stats, scaling, known)
     return Data(dataset, autoencoder.encode, shape, autoencoder, kept, lines, settings)
 
 
@@ -145,7 +145,7 @@ def load_latents(
     dataset.verify(process.rank, process.world_size)
     channels, side, _ = dataset.latent_shape
     input_size = latent_size(image_size, image_size // side, args.model)
-    stats, scaling = choose(args, known, saved or {}, source, channels)
+    stats, scaling = choose_scaling(args, known, saved or {}, source, channels)
     if isinstance(autoencoder, LatentSpace):
         autoencoder.check_size(image_size)
         autoencoder.scale, autoencoder.shift = scaling
@@ -155,8 +155,8 @@ def load_latents(
         lambda moments: rescaled(draw_posterior(moments)),
         (channels, input_size, input_size),
         autoencoder,
-        about(stats, scaling),
-        lines + described(stats, scaling, known),
+        scaling_entry(stats, scaling),
+        lines + scaling_lines(stats, scaling, known),
         {"image_size": image_size, "latent_stats": stats},
     )
 

@@ -12,7 +12,7 @@ import numpy as np
 from data.archives import Archive
 from data.listing import Folder, Tree
 from runtime.errors import DataError, first_line
-from runtime.files import DAMAGE, describe
+from runtime.files import DAMAGE, describe_file
 
 HELP = "docs/training.md#data-of-other-kinds"
 MAX_FOLDERS = 200  # to look at, in search of pictures
@@ -70,14 +70,14 @@ def is_zip(path: Path) -> bool:
     """Whether a file is a .zip of files, by its content; an .npz or a checkpoint is not."""
     if not path.is_file():
         return False
-    what = describe(path)
+    what = describe_file(path)
     with open(path, "rb") as file:
         return file.read(2) == b"PK" and (what is None or what.startswith("a zip archive"))
 
 
 def named(path: Path) -> str:
     """The format of a file in words, after a comma; "" where it is not known."""
-    what = (describe(path) if path.is_file() else "no regular file") or format_of([f"/{path.name}"])
+    what = (describe_file(path) if path.is_file() else "no regular file") or format_of([f"/{path.name}"])
     return f", {what}" if what else ""
 
 

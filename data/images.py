@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from runtime.errors import DataError, first_line
-from runtime.files import describe
+from runtime.files import describe_file
 
 # Told by content, not by name. Without those that Pillow hands to another program, as it does EPS.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "PPM", "TIFF", "GIF")
@@ -62,7 +62,7 @@ def read_image(path: str, mode: str, background: str = "white", read: Callable[[
                 turn_upright(image)
                 return flatten(image, mode, background)
     except Exception as error:  # Pillow raises many kinds
-        what = describe(Path(path)) if isinstance(error, UnidentifiedImageError) and read is None else None
+        what = describe_file(Path(path)) if isinstance(error, UnidentifiedImageError) and read is None else None
         reason = f"image {path} cannot be read: {f'it is {what}' if what else first_line(error)}"
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in TROUBLE):
             raise DataError(reason) from error

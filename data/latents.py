@@ -38,8 +38,8 @@ OF_OLDER_VERSIONS = {"flip": True, "posterior": True}  # settings that older man
 REDO = "delete it and run extract_latents.py again, which makes what is missing"
 
 
-def is_latents(folder: str | Path) -> bool:
-    """Whether a folder holds cached latents, finished or not."""
+def is_extraction(folder: str | Path) -> bool:
+    """Whether a folder holds latents that `extract_latents.py` cached, finished or not."""
     return (Path(folder) / SETTINGS).is_file()
 
 

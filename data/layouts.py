@@ -24,7 +24,7 @@ COMPANIONS = {  # folders that lie beside wrappers and splits
     *("imagesets", "devkit", "ground_truth", "gt", "segmentation", "segmentationclass", "segmentationobject"),
     *("attributes", "bboxes", "boxes", "lists", "splits", "vae-sd", "latents", "features"),
 }
-TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".mat", ".pkl")
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".mat", ".pkl")
 OF_LABELS = re.compile(r"label|annot|attr|metadata|identity", re.IGNORECASE)
 IMAGEFOLDER = re.compile(r"metadata\.(jsonl|csv|parquet)", re.IGNORECASE)  # the table of Hugging Face's ImageFolder
 LABEL_COLUMNS = {"label", "labels", "class", "classes", "category", "categories", "target", "class_name", "class_id"}
@@ -140,7 +140,7 @@ def check_tables(tree: Tree, top: Children, first: Children) -> list[str]:
 
 def is_table(name: str) -> bool:
     """Whether a file may hold labels, by its name."""
-    return name.lower().endswith(TABLES) and OF_LABELS.search(name) is not None
+    return name.lower().endswith(TABLE_SUFFIXES) and OF_LABELS.search(name) is not None
 
 
 def columns(tree: Tree, name: str) -> set[str]:

@@ -86,7 +86,7 @@ class Known(NamedTuple):
     statistics: tuple[list[float], list[float]] | None = None  # mean and deviation of cached latents in each channel
 
 
-def choose(
+def choose_scaling(
     args: argparse.Namespace, known: Known, saved: dict[str, Any], source: str, channels: int
 ) -> tuple[str, Scaling]:
     """The scaling of a run, and the value of --latent-stats that stands for it.
@@ -118,16 +118,16 @@ def choose(
     return stats, known.stored.standardising(*known.statistics)
 
 
-def about(stats: str, scaling: Scaling) -> dict[str, Any]:
+def scaling_entry(stats: str, scaling: Scaling) -> dict[str, Any]:
     """The scaling as an entry of a checkpoint; {} where it is the configuration's."""
     return {} if stats == "config" else {KEY: scaling._asdict()}
 
 
-def described(stats: str, scaling: Scaling, known: Known) -> list[str]:
+def scaling_lines(stats: str, scaling: Scaling, known: Known) -> list[str]:
     """Lines for the log about a scaling that is not the usual one.
 
     Args:
-        stats: source of the scaling, see `choose`.
+        stats: source of the scaling, see `choose_scaling`.
     """
     if stats == "data":
         return [f"Latents: (z - shift) scale, shift {shown(scaling.shift)}, scale {shown(scaling.scale)}, of the data"]

@@ -79,7 +79,7 @@ def posterior(vae: Any, images: Tensor) -> tuple[Tensor, ...]:
     return found.mean, found.std
 
 
-def plain(vae: Any, images: Tensor) -> tuple[Tensor, ...]:
+def unsampled(vae: Any, images: Tensor) -> tuple[Tensor, ...]:
     """The latents of classes without a posterior."""
     return vae.encode(images, return_dict=False)[:1]
 
@@ -188,8 +188,10 @@ AUTOENCODERS = {
         one_frame, of_one_frame, lambda vae: latent_layout(vae.config, vae.spatial_compression_ratio, vae.config.z_dim)
     ),
     "AsymmetricAutoencoderKL": AutoencoderClass(posterior, decoded, asymmetric_layout),
-    "AutoencoderDC": AutoencoderClass(plain, decoded, by_blocks("encoder_block_out_channels"), has_posterior=False),
+    "AutoencoderDC": AutoencoderClass(unsampled, decoded, by_blocks("encoder_block_out_channels"), has_posterior=False),
     "AutoencoderRAE": AutoencoderClass(represented, pictured, represented_layout, has_posterior=False),
-    "AutoencoderTiny": AutoencoderClass(plain, decoded, by_blocks("encoder_block_out_channels"), has_posterior=False),
-    "VQModel": AutoencoderClass(plain, decoded, quantised_layout, has_posterior=False),
+    "AutoencoderTiny": AutoencoderClass(
+        unsampled, decoded, by_blocks("encoder_block_out_channels"), has_posterior=False
+    ),
+    "VQModel": AutoencoderClass(unsampled, decoded, quantised_layout, has_posterior=False),
 }

@@ -20,7 +20,7 @@ def start(loader: DataLoader[Any]) -> Any:
     Raises:
         DataError: they cannot be started.
     """
-    loader.worker_init_fn = begin
+    loader.worker_init_fn = begin_worker
     try:
         return iter(loader)
     except OSError as error:
@@ -30,7 +30,7 @@ def start(loader: DataLoader[Any]) -> Any:
         raise DataError(f"{text} ({advice or 'lower --num-workers'})") from error
 
 
-def begin(worker: int) -> None:
+def begin_worker(worker: int) -> None:
     """Keep a worker silent where the process that it loads for has been killed; it calls this first."""
     sys.excepthook = tell
 

@@ -18,9 +18,9 @@ from data.listing import image_files
 from data.pictures import to_uint8
 from data.sets import DIGITS, Digits
 from runtime.errors import DataError
-from runtime.files import DAMAGE, describe
+from runtime.files import DAMAGE, describe_file
 
-IMAGES = "arr_0"
+ARRAY = "arr_0"
 SKIPPED = 1 << 24  # bytes that are read at a time to pass over them
 
 Batch = tuple[Sequence[int], Tensor]  # indices of images in their set, and the images, (n, 3, H, W) uint8
@@ -57,14 +57,14 @@ class NpzImages:
     path: Path
 
     def __post_init__(self) -> None:
-        with open_array(self.path, IMAGES) as array:
+        with open_array(self.path, ARRAY) as array:
             shape, fortran_order, dtype = read_header(array, self.path)
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
-            raise DataError(f"{self.path}: {IMAGES} is {dtype} of shape {shape}; uint8 of (N, H, W, 3) is needed")
+            raise DataError(f"{self.path}: {ARRAY} is {dtype} of shape {shape}; uint8 of (N, H, W, 3) is needed")
         if 0 in shape:
-            raise DataError(f"{self.path} holds no images: {IMAGES} is of shape {shape}")
+            raise DataError(f"{self.path} holds no images: {ARRAY} is of shape {shape}")
         if fortran_order:
-            raise DataError(f"{self.path}: {IMAGES} is in Fortran order; save numpy.ascontiguousarray of it")
+            raise DataError(f"{self.path}: {ARRAY} is in Fortran order; save numpy.ascontiguousarray of it")
         self.shape = shape
 
     @property
@@ -79,7 +79,7 @@ class NpzImages:
         """A process's share of the set, in batches of at most `size`, in order."""
         n, *shape = self.shape
         image_bytes = int(np.prod(shape))
-        with open_array(self.path, IMAGES) as array:
+        with open_array(self.path, ARRAY) as array:
             read_header(array, self.path)
             position = 0
             for indices in shares(n, size, rank, world_size):
@@ -191,10 +191,10 @@ def array_names(path: Path) -> set[str]:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except DAMAGE as error:
-        what = describe(path)
+        what = describe_file(path)
         raise DataError(f"{path} is no .npz file{f' but {what}' if what else f': {error}'}") from None
     if not all(name.endswith(".npy") for name in names):
-        raise DataError(f"{path} is no .npz file but {describe(path)}")
+        raise DataError(f"{path} is no .npz file but {describe_file(path)}")
     return {name.removesuffix(".npy") for name in names}
 
 
@@ -239,7 +239,7 @@ def read(array: IO[bytes], count: int, path: Path) -> bytes:
     except DAMAGE as error:
         raise DataError(f"{path} is damaged: {error}") from None
     if len(content) < count:
-        raise DataError(f"{path} is damaged: {IMAGES} ends too early")
+        raise DataError(f"{path} is damaged: {ARRAY} ends too early")
     return content
 
 

@@ -38,7 +38,7 @@ def evaluate(args: argparse.Namespace, process: Process) -> None:
         print(f"Statistics of {args.samples} in {args.save_stats}")
     if process.is_main and args.reference:
         samples, reference = statistics
-        report(args, samples, reference, process.device)
+        print_report(args, samples, reference, process.device)
 
 
 def check_image_size(image_size: int | None, sources: Sequence[Source]) -> None:
@@ -73,7 +73,7 @@ def warnings_about_sources(sources: Sequence[Source]) -> Iterator[str]:
     yield from warnings_about_sizes(*(None if s.images is None else s.images.size for s in sources))
 
 
-def report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:
+def print_report(args: argparse.Namespace, samples: Statistics, reference: Statistics, device: torch.device) -> None:
     """Print the numbers of samples against a reference, and write them to --out, if it is given."""
     results = {report_name(k, samples.extractor): v for k, v in compare(samples, reference, device).items()}
     for line in warnings_about(samples, reference):

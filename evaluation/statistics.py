@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluation.features import DIMENSIONS, Extractor
-from evaluation.image_sets import IMAGES, Batch, ImageSet, array_names, open_images
+from evaluation.image_sets import ARRAY, Batch, ImageSet, array_names, open_images
 from evaluation.metrics import Moments, RunningMoments, Statistics
 from runtime import distributed, progress
 from runtime.errors import DataError
@@ -138,7 +138,7 @@ def open_source(name: str, extractor: str, image_size: int | None = None) -> Sou
     if path.suffix == ".npz":
         names = array_names(path)
         if has_moments := {"mu", "sigma"} <= names:
-            if IMAGES not in names:
+            if ARRAY not in names:
                 return Source(name, load_statistics(path, extractor), None)
             if extractor == "inception":
                 saved = load_statistics(path, extractor)

@@ -350,7 +350,7 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
         judge = open_shape_judge(args.data_path)
     else:
         mirror = args.data_path != DIGITS and program.make_parser().parse_args(common_args(args)).flip
-        judge = Judge(load_images(args), mirror=mirror)
+        judge = Judge(load_data_set(args), mirror=mirror)
         said = f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen"
         print(said, file=sys.stderr, flush=True)
     gpus = visible_gpus()
@@ -391,7 +391,7 @@ def run(args: argparse.Namespace, jobs: list[Job]) -> Iterator[Row]:
         raise DataError(f"{len(failures)} of {len(jobs)} runs failed; the last: {failures[-1]}")
 
 
-def load_images(args: argparse.Namespace) -> ImageDataset:
+def load_data_set(args: argparse.Namespace) -> ImageDataset:
     """The data set as train.py has it."""
     given = program.make_parser().parse_args(common_args(args))
     return load_dataset(args.data_path, given.image_size, given.channels if given.vae == "none" else 3)

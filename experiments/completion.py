@@ -146,11 +146,12 @@ def methods_of(network: Network) -> list[str]:
 
 
 def parts_of(network: Network) -> list[str]:
-    """Kinds of part that may be given of a model's pictures."""
+    """The names of the regions of a model's pictures that may be given, see `known_part`."""
     return ["half", "rest"] + ["channel"] * (network.config.in_channels > 1)
 
 
 def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterator[Row]:
+    """The rows of a checkpoint, before they are measured."""
     for given in parts_of(network):
         for evaluations in args.evaluations:
             for method in methods_of(network):
@@ -160,7 +161,7 @@ def rows_to_do(args: argparse.Namespace, network: Network, ckpt: str) -> Iterato
 # ---- tables --------------------------------------------------------------------------------------------------------
 
 
-def model_name(ckpt: str) -> str:
+def variant_name(ckpt: str) -> str:
     """The variant of a checkpoint that experiments/ablation.py trained: the folder's name without seed and digest."""
     folder = next((p.name for p in Path(ckpt).resolve().parents if "-study-" in p.name), None)
     return "-".join(folder.partition("-study-")[2].split("-")[:-3]) if folder else Path(ckpt).parent.name
@@ -171,10 +172,10 @@ def print_table(rows: Sequence[Row]) -> None:
     given = list(dict.fromkeys(row.given for row in rows))
     print("| trained with | method | evaluations | " + " | ".join(f"{g} given: FD, in class" for g in given) + " |")
     print("| --- " * (3 + len(given)) + "|")
-    for key in dict.fromkeys((model_name(row.ckpt), row.method, row.evaluations) for row in rows):
+    for key in dict.fromkeys((variant_name(row.ckpt), row.method, row.evaluations) for row in rows):
         cells = []
         for g in given:
-            those = [r for r in rows if (model_name(r.ckpt), r.method, r.evaluations, r.given) == (*key, g)]
+            those = [r for r in rows if (variant_name(r.ckpt), r.method, r.evaluations, r.given) == (*key, g)]
             cells.append(f"{spread([1000 * r.fd for r in those])} / {spread([100 * r.accuracy for r in those])} %")
         print(f"| {key[0]} | {key[1]} | {key[2]} | " + " | ".join(cells) + " |")
 
@@ -233,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row.fd, row.seconds = judge.distance(completed), round(time.time() - start, 1)
             rows.append(row)
             write_rows(rows, table)
-        if (name := model_name(ckpt)) in shown:
+        if (name := variant_name(ckpt)) in shown:
             continue
         shown.add(name)
         for given in parts_of(network):

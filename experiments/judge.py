@@ -106,7 +106,7 @@ def unguided(mode: str, *flags: str) -> argparse.Namespace:
     return parser.parse_args([mode, *flags, "--cfg-scale", "1"])
 
 
-def labels_of(network: Network, samples: int) -> Tensor:
+def balanced_labels(network: Network, samples: int) -> Tensor:
     """Labels in which all classes are equally often: (samples,)."""
     return torch.arange(samples) % network.num_labels
 
@@ -123,7 +123,7 @@ def judge_samples(args: argparse.Namespace, network: Network, judge: Judge, samp
 
     The samples have each class equally often, the noise of seed 0, and the settings of sample.py's arguments.
     """
-    images, labels, evaluations = [], labels_of(network, samples), 0
+    images, labels, evaluations = [], balanced_labels(network, samples), 0
     for x, taken in drawn(args, network, labels):
         images.append(shrunk(x.clamp(-1, 1)).cpu())
         evaluations = taken

@@ -2,7 +2,7 @@
 
 import argparse
 
-from experiments.judge import drawn, labels_of
+from experiments.judge import balanced_labels, drawn
 from experiments.measurements import ShapeRow
 from sampling.network import Network
 from shapes.control import layout_of
@@ -24,7 +24,7 @@ def make_shape_judge(shapes: ShapeSet) -> ShapeJudge:
 def judge_shapes(args: argparse.Namespace, network: Network, judge: ShapeJudge, row: ShapeRow) -> None:
     """Fill in the row, from samples of each class equally often, from the noise of seed 0."""
     layout = layout_of(network)
-    labels = labels_of(network, row.samples)
+    labels = balanced_labels(network, row.samples)
     made = [layout.decode(numbers) for x, _ in drawn(args, network, labels) for numbers in x]
     names = network.class_names or [str(k) for k in range(network.num_labels)]
     samples = from_shapes(made, labels.tolist(), names)

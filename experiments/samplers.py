@@ -31,7 +31,7 @@ from transport.solvers import AHEAD_METHODS, ODE_SOLVERS, SDE_SOLVERS
 
 
 @dataclass(frozen=True)
-class Method:
+class SamplerChoice:
     """A sampler: a mode and a solver."""
 
     mode: str
@@ -50,11 +50,11 @@ class Method:
 
 
 METHODS = {
-    "dopri5": Method("ODE", "dopri5"),  # the default
-    "Euler": Method("ODE", "euler"),
-    "Heun": Method("ODE", "heun2"),
-    "look-ahead": Method("ODE", "look-ahead"),
-    "SDE, Euler": Method("SDE", "Euler"),
+    "dopri5": SamplerChoice("ODE", "dopri5"),  # the default
+    "Euler": SamplerChoice("ODE", "euler"),
+    "Heun": SamplerChoice("ODE", "heun2"),
+    "look-ahead": SamplerChoice("ODE", "look-ahead"),
+    "SDE, Euler": SamplerChoice("SDE", "Euler"),
 }
 
 
@@ -76,7 +76,7 @@ class Row:
         return tuple(asdict(self).values())[:4]
 
 
-def sampling_args(args: argparse.Namespace, ckpt: str, method: Method, evaluations: int) -> argparse.Namespace:
+def sampling_args(args: argparse.Namespace, ckpt: str, method: SamplerChoice, evaluations: int) -> argparse.Namespace:
     """The arguments of sample.py, without guidance."""
     flags = ["--ckpt", ckpt, "--sampling-method", method.solver]
     if not method.decides:

@@ -6,10 +6,12 @@ have in tables and folders of earlier runs, and so call draws by the names of th
 
 from transport.timesteps import times_of_today
 
-DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean", "spread", "below", "two")
+STUDIED_DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean", "spread", "below", "two")
 
 
-def drawn(times: str, kind: str, compensation: bool = True, halfmixing: bool = False) -> dict[str, tuple[str, str]]:
+def one_variant(
+    times: str, kind: str, compensation: bool = True, halfmixing: bool = False
+) -> dict[str, tuple[str, str]]:
     """The variant of one draw of times: {name: (family, arguments)}."""
     name = f"{times}, {kind}" + ("" if compensation else ", no compensation") + (", half-mixed" if halfmixing else "")
     flags = f"--combostoc-type UNSYNC_{kind} --times {times_of_today(times)}" + (
@@ -36,8 +38,8 @@ TABLES = {
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-        **drawn("blend-lognormal", "NONE"),
-        **drawn("blend-lognormal-async", "ALL"),
+        **one_variant("blend-lognormal", "NONE"),
+        **one_variant("blend-lognormal-async", "ALL"),
     },
     "choices": {  # of UNSYNC_ALL; the paper has the first
         "UNSYNC_ALL": ("ComboStoc", ALL),
@@ -53,43 +55,43 @@ TABLES = {
     "times": {  # every draw
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,
-        **drawn("blend-lognormal", "VEC"),
+        **one_variant("blend-lognormal", "VEC"),
         **{
             name: variant
             for compensation in (True, False)
             for kind in ("ALL", "PATCH")
-            for draw in DRAWS
-            for name, variant in drawn(draw, kind, compensation).items()
+            for draw in STUDIED_DRAWS
+            for name, variant in one_variant(draw, kind, compensation).items()
         },
     },
     "marginals": {  # one distribution of an entry's time, drawn once per sample, per position, and per entry
         "UNSYNC_NONE": PUBLISHED["UNSYNC_NONE"],  # uniform, as an entry's is by the draws uniform and two
-        **drawn("lognormal", "NONE"),
+        **one_variant("lognormal", "NONE"),
         **{
             name: variant
             for draw in ("uniform", "two", "blend", "blend-lognormal", "blend-lognormal-async", "spread", "below")
             for kind in ("NONE", "PATCH", "ALL")
             if kind != "NONE" or draw not in ("uniform", "two")
-            for name, variant in drawn(draw, kind, compensation=kind == "NONE").items()
+            for name, variant in one_variant(draw, kind, compensation=kind == "NONE").items()
         },
     },
     "best": {  # for other data
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-        **drawn("lognormal", "NONE"),
-        **drawn("blend-lognormal", "NONE"),
-        **drawn("blend-lognormal", "ALL"),
-        **drawn("blend-lognormal-async", "ALL"),
-        **drawn("blend-lognormal", "ALL", halfmixing=True),
-        **drawn("blend-lognormal-async", "ALL", halfmixing=True),
+        **one_variant("lognormal", "NONE"),
+        **one_variant("blend-lognormal", "NONE"),
+        **one_variant("blend-lognormal", "ALL"),
+        **one_variant("blend-lognormal-async", "ALL"),
+        **one_variant("blend-lognormal", "ALL", halfmixing=True),
+        **one_variant("blend-lognormal-async", "ALL", halfmixing=True),
     },
     "difficulty": {  # for look-ahead, experiments/samplers.py
         f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")
         for name, (family, flags) in {
             "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-            **drawn("blend-lognormal-async", "ALL"),
-            **drawn("blend-lognormal-async", "PATCH"),
+            **one_variant("blend-lognormal-async", "ALL"),
+            **one_variant("blend-lognormal-async", "PATCH"),
         }.items()
     },
 }

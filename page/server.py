@@ -18,7 +18,7 @@ MAX_SESSIONS = 100  # sessions whose state is kept; each holds a copy of the pag
 MAX_STROKES = 60  # paintings that were sent and not yet generated from
 
 
-def as_typed(box: Any) -> Any:
+def as_sent(box: Any) -> Any:
     """A box whose value arrives unchanged, so that `page.studio.whole` and `real` can refuse it in words."""
     box.preprocess = lambda value: value
     return box

@@ -21,7 +21,7 @@ from sampling.network import Network
 from shapes import control as parts
 from shapes.meshes import write_glb
 from shapes.rendering import View, render
-from shapes.sets import SHAPES, Shape, ShapeSet, open_shapes
+from shapes.sets import EMBEDDED, Shape, ShapeSet, open_shapes
 
 PICTURE = 320  # side in pixels of a reference's picture
 OPEN_SETS = 4  # sets that are kept open
@@ -111,7 +111,7 @@ class ShapeStudio(Service):
     @cached_property
     def embedded(self) -> dict[str, np.ndarray]:
         """The shapes of the embedded set's test split, by class; {} where the model's shapes have other attributes."""
-        shapes = self.open(SHAPES)
+        shapes = self.open(EMBEDDED)
         if {name: v.shape[1] for name, v in shapes.attributes.items()} | {"exists": 1} != self.layout.attributes:
             return {}
         test = np.full(len(shapes), True) if shapes.split is None else shapes.split == "test"

@@ -15,7 +15,7 @@ from page.studio import (
 from runtime.errors import DataError, UsageError
 from sampling.arguments import VARIATIONS
 from shapes.meshes import PALETTE
-from shapes.sets import SHAPES
+from shapes.sets import EMBEDDED
 
 TITLE = "ComboStoc: parts and attributes"
 NO_SHAPE = "Load a set of shapes first"
@@ -83,7 +83,7 @@ def build_page(studio: ShapeStudio) -> Any:
             place = min(whole("Number", number, 0), len(numbers) - 1)
         except UsageError as error:
             return [gr.skip()] * 4 + [in_words(error, None)]
-        return load(SHAPES, int(numbers[place]))
+        return load(EMBEDDED, int(numbers[place]))
 
     def of_class(name: str) -> Any:
         return gr.Slider(maximum=len(embedded[name]) - 1, value=0)
@@ -135,10 +135,10 @@ def build_page(studio: ShapeStudio) -> Any:
                         names = list(embedded)
                         kind = gr.Dropdown(names, value=names[0] if names else None, label="Kind", elem_id="kind")
                         most = len(embedded[names[0]]) - 1 if names else 1
-                        number = as_typed(gr.Slider(0, most, 0, step=1, label="Number", info="of those not trained on"))
+                        number = as_sent(gr.Slider(0, most, 0, step=1, label="Number", info="of those not trained on"))
                     with gr.Tab("Another set", elem_id="another") as other_tab:
                         file = gr.File(file_types=[".npz"], label="Set of shapes (.npz)", height=140, elem_id="file")
-                        place = as_typed(gr.Number(0, precision=0, minimum=0, label="Number in the set"))
+                        place = as_sent(gr.Number(0, precision=0, minimum=0, label="Number in the set"))
                 model = gr.Model3D(
                     label="Shape",
                     interactive=False,
@@ -169,13 +169,13 @@ def build_page(studio: ShapeStudio) -> Any:
             with gr.Column(scale=4, min_width=300):
                 classes = [("any class", ANY_CLASS), *((network.class_name(k), k) for k in range(network.num_labels))]
                 widgets = {
-                    "kept": as_typed(
+                    "kept": as_sent(
                         gr.Slider(
                             0, 1, 0.9, step=0.01, label="How much is kept", info="0: made anew; 1: comes back as it is"
                         )
                     ),
                     "label": gr.Dropdown(classes, value=ANY_CLASS, label="Class"),
-                    "variations": as_typed(gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations")),
+                    "variations": as_sent(gr.Slider(1, MAX_VARIATIONS, VARIATIONS, step=1, label="Variations")),
                 }
                 button = gr.Button("Generate", variant="primary", elem_id="generate")
                 said = gr.Markdown(elem_id="said")

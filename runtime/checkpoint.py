@@ -27,7 +27,7 @@ from runtime import shards
 from runtime.errors import DataError, first_line
 from runtime.files import is_safetensors, is_utf8, other_than_weights, replacing
 from runtime.state_dicts import AVERAGE, EIGHT_BITS, StateDict, is_weight, models_in
-from runtime.values import checked, described, whole
+from runtime.values import checked_values, described, whole
 
 EXPORTED = ("step", "args", "class_names", "layout", "latent_scale")
 READERS = 4  # threads that compare checksums
@@ -137,7 +137,7 @@ def load(path: str | Path, verify: bool = True) -> dict[str, Any]:
     path = find(Path(path))
     if not shards.is_index(path):
         shards.check_whole(path)
-        return checked(load_file(path, verify), path)
+        return checked_values(load_file(path, verify), path)
     content: dict[str, Any] = {}
     for shard in shards.shards_of(path):
         content |= load_file(shard, verify)

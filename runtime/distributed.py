@@ -74,7 +74,7 @@ def setup(timeout: timedelta = LONG_TIMEOUT, device_name: str | None = None) -> 
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    check_name(os.environ["MASTER_ADDR"])
+    check_master(os.environ["MASTER_ADDR"])
     leaving.callback(abandon)
     try:
         join(rank, world_size, device, timeout)
@@ -85,7 +85,7 @@ def setup(timeout: timedelta = LONG_TIMEOUT, device_name: str | None = None) -> 
     return Process(rank, local_rank, world_size, device)
 
 
-def check_name(host: str) -> None:
+def check_master(host: str) -> None:
     """See that MASTER_ADDR is the address of a machine, waiting for it up to `NAME_PATIENCE`.
 
     Raises:

@@ -109,7 +109,7 @@ def is_safetensors(path: Path) -> bool:
     return brace == b"{" and int.from_bytes(length, "little") < path.stat().st_size
 
 
-def describe(path: Path) -> str | None:
+def describe_file(path: Path) -> str | None:
     """A file's kind by its content, in words that say what to do with it; None where it is not known."""
     with open(path, "rb") as file:
         head = file.read(512)
@@ -137,13 +137,13 @@ def describe(path: Path) -> str | None:
 
 
 def other_than_weights(path: Path) -> str | None:
-    """The kind of a file that cannot be read as weights, see `describe`; None where it may be weights, and damaged."""
-    what = describe(path)
+    """`describe_file` of a file that cannot be read as weights; None where it may be weights, and damaged."""
+    what = describe_file(path)
     return None if what in (PYTORCH, SAFETENSORS) else what
 
 
 def describe_zip(path: Path) -> str | None:
-    """The kind of a zip archive by the names in it, see `describe`; None where it cannot be read."""
+    """The kind of a zip archive by the names in it, see `describe_file`; None where it cannot be read."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

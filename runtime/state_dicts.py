@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 StateDict = dict[str, torch.Tensor]
-WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 # The tensor by which a model is found, under whatever keys and prefixes a program has saved it.
@@ -71,6 +71,6 @@ def is_weight(value: Any) -> bool:
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
-        and value.dtype in WEIGHTS + EIGHT_BITS
+        and value.dtype in FLOATS + EIGHT_BITS
         and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
     )

@@ -11,7 +11,7 @@ import torch
 from runtime.errors import DataError
 
 
-def checked(content: dict[Any, Any], path: Path) -> dict[str, Any]:
+def checked_values(content: dict[Any, Any], path: Path) -> dict[str, Any]:
     """The values of a training checkpoint, each of its type, without those that are absent, see `load`.
 
     Raises:

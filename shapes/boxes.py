@@ -26,7 +26,7 @@ TURNS = np.array(
 )
 
 
-class Box(NamedTuple):
+class OrientedBox(NamedTuple):
     """An oriented box."""
 
     center: np.ndarray  # (3,)
@@ -34,7 +34,7 @@ class Box(NamedTuple):
     axes: np.ndarray  # (3, 3), the rows of a rotation
 
 
-def oriented_box(points: np.ndarray) -> Box:
+def oriented_box(points: np.ndarray) -> OrientedBox:
     """A box that contains the points, of nearly the smallest volume.
 
     Of all boxes of about that volume it is the one nearest to the world's axes. A part that fills its box has this box
@@ -48,12 +48,12 @@ def oriented_box(points: np.ndarray) -> Box:
     low, high = points.min(0), points.max(0)
     middle, scale = low + (high - low) / 2, (high - low).max()
     if scale == 0:
-        return Box(middle, np.zeros(3), np.eye(3))
+        return OrientedBox(middle, np.zeros(3), np.eye(3))
     points = (points - middle) / scale
-    axes = named(best_frame(points))
+    axes = named_axes(best_frame(points))
     along = points @ axes.T
     low, high = along.min(0), along.max(0)
-    return Box(middle + scale * ((low + high) / 2) @ axes, scale * (high - low), axes)
+    return OrientedBox(middle + scale * ((low + high) / 2) @ axes, scale * (high - low), axes)
 
 
 def best_frame(points: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def best_frame(points: np.ndarray) -> np.ndarray:
         return frame_with(directions[0])
     try:
         if third < FLAT:
-            return choose(*rectangles(points, directions[2]), filled=plane_area(points @ directions[:2].T))
+            return nearest_frame(*rectangles(points, directions[2]), filled=plane_area(points @ directions[:2].T))
         hull = ConvexHull(points)
     except QhullError:  # it is too thin for the library's precision
         return frame_with(directions[2])
@@ -76,10 +76,10 @@ def best_frame(points: np.ndarray) -> np.ndarray:
     tried = [rectangles(points, normal) for normal in [*np.eye(3), *face_normals(hull)]]
     frames = np.concatenate([frames for frames, _ in tried])
     volumes = [areas * np.ptp(points @ frames[0, 2]) for frames, areas in tried]
-    return choose(frames, np.concatenate(volumes), filled)
+    return nearest_frame(frames, np.concatenate(volumes), filled)
 
 
-def choose(frames: np.ndarray, volumes: np.ndarray, filled: float) -> np.ndarray:
+def nearest_frame(frames: np.ndarray, volumes: np.ndarray, filled: float) -> np.ndarray:
     """The frame nearest to the world's axes, of those whose boxes are small enough."""
     least = volumes.min()
     slack = min(MOST_SLACK, SLACK * max(0.0, FULL - filled / least))
@@ -88,10 +88,10 @@ def choose(frames: np.ndarray, volumes: np.ndarray, filled: float) -> np.ndarray
     frames, volumes = (values[nearness == nearness.max()] for values in (frames, volumes))
     small = frames[volumes <= volumes.min() * (1 + TIE)]
     # mirror images of each other are equally good: take the same one whatever the rounding
-    return max(small, key=lambda frame: tuple(named(frame).round(6).ravel()))
+    return max(small, key=lambda frame: tuple(named_axes(frame).round(6).ravel()))
 
 
-def named(frame: np.ndarray) -> np.ndarray:
+def named_axes(frame: np.ndarray) -> np.ndarray:
     """The axes of a frame in the order and with the signs that are nearest to the world's: (3, 3)."""
     turned = TURNS @ frame + 0.0  # no -0
     nearness = np.trace(turned, axis1=1, axis2=2).round(6)

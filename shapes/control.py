@@ -27,7 +27,7 @@ from sampling.arguments import NUMBER
 from sampling.network import Network
 from shapes.files import finite_numbers
 from shapes.rendering import View, render
-from shapes.sets import EXISTS, SHAPES, Layout, Shape, ShapeSet, ShapeSpace, names_shapes, open_shapes
+from shapes.sets import EMBEDDED, EXISTS, Layout, Shape, ShapeSet, ShapeSpace, names_shapes, open_shapes
 from transport.graded import preservation_map
 
 ITEM = rf"(?:parts:(\d+(?:,\d+)*)|([A-Za-z_][\w.]*)):({NUMBER})"
@@ -132,7 +132,7 @@ def reference(word: str, layout: Layout, opened: Callable[[str], ShapeSet]) -> S
     """
     name, index = place(word)
     if not names_shapes(name):
-        raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {SHAPES}:3")
+        raise UsageError(f"--reference {word} is no shape: give one of a set, as FILE.npz:3 or {EMBEDDED}:3")
     try:
         shape = pick(opened(name), index, name)
         layout.encode(shape)

@@ -14,9 +14,9 @@ from scipy.spatial import cKDTree
 
 from data.listing import MESH_SUFFIXES, entries, files_below, is_folder, is_mesh, summary
 from runtime.errors import DataError
-from runtime.files import describe
+from runtime.files import describe_file
 from shapes.boxes import oriented_box
-from shapes.mesh_files import Piece, UnreadableMesh, read_mesh
+from shapes.mesh_files import MeshPiece, UnreadableMesh, read_mesh
 from shapes.sets import Shape
 
 SAME = 1e-6  # share of the longest side below which points count as one
@@ -50,7 +50,7 @@ def find_meshes(folder: Path) -> Meshes:
         DataError: the folder is missing, or something in it cannot be listed; there are no meshes.
     """
     if folder.is_file():
-        what = describe(folder)
+        what = describe_file(folder)
         raise DataError(f"{folder} is a file{f', {what}' if what else ''}; a folder of meshes is needed")
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
@@ -139,7 +139,7 @@ def shape_of(path: str, *, z_up: bool = False, keep_scale: bool = False, max_par
     return {name: values.astype(np.float32) for name, values in shape.items()}
 
 
-def parts_of(pieces: list[Piece]) -> list[np.ndarray]:
+def parts_of(pieces: list[MeshPiece]) -> list[np.ndarray]:
     """The points of each part: of each piece of a mesh, or of each connected component of its only piece."""
     if len(pieces) == 1:
         return components(*pieces[0])

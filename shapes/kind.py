@@ -29,7 +29,7 @@ from shapes.monitor import ShapeMonitor
 from shapes.network import Parts_models, PartsConfig, parts_config
 from shapes.rendering import SIDE, View, render
 from shapes.sets import (
-    SHAPES,
+    EMBEDDED,
     Layout,
     ShapeData,
     ShapeSpace,
@@ -186,4 +186,4 @@ def files(network: Network) -> Files:
 def is_reference(word: str) -> bool:
     """Whether a word of --reference names the embedded set, or an .npz that is there, with or without a number."""
     name, _ = place(word)
-    return name == SHAPES or (names_shapes(name) and Path(name).is_file())
+    return name == EMBEDDED or (names_shapes(name) and Path(name).is_file())

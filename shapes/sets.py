@@ -29,10 +29,10 @@ from torch.utils.data import Dataset
 from data.formats import HELP, array_headers
 from data.order import Key
 from runtime.errors import DataError, first_line
-from runtime.files import DAMAGE, NPZ, describe, replacing
+from runtime.files import DAMAGE, NPZ, describe_file, replacing
 from shapes.furniture import CLASSES, pieces
 
-SHAPES = "shapes"  # the name of the embedded set
+EMBEDDED = "shapes"  # the name of the embedded set
 BOX = {"box.center": 3, "box.size": 3, "box.axes": 6}
 EXPONENTS = "code.exponents"
 EXISTS = "exists"  # the attribute that is a part's first number in a model
@@ -108,8 +108,8 @@ def load_shapes(path: str | Path) -> ShapeSet:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"file of shapes {path} does not exist (or give '{SHAPES}', the embedded set)")
-    if (what := describe(path)) != NPZ:
+        raise DataError(f"file of shapes {path} does not exist (or give '{EMBEDDED}', the embedded set)")
+    if (what := describe_file(path)) != NPZ:
         raise DataError(f"{path} is not an .npz of shapes, but {what or 'damaged'}")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -159,17 +159,17 @@ def furniture(seed: int = 0, count: int = 4000) -> ShapeSet:
 
 def open_shapes(path: str | Path) -> ShapeSet:
     """The set of `--data-path`: the embedded one for "shapes", else that of an .npz (see `load_shapes`)."""
-    return furniture() if str(path) == SHAPES else load_shapes(path)
+    return furniture() if str(path) == EMBEDDED else load_shapes(path)
 
 
 def names_shapes(data_path: str) -> bool:
     """Whether --data-path is of shapes, by its name."""
-    return data_path == SHAPES or data_path.endswith(".npz")
+    return data_path == EMBEDDED or data_path.endswith(".npz")
 
 
 def holds_shapes(path: str | Path) -> bool:
     """Whether a name is the embedded set's, or that of an .npz with counts of parts."""
-    if str(path) == SHAPES:
+    if str(path) == EMBEDDED:
         return True
     try:
         with zipfile.ZipFile(path) as archive:
@@ -186,7 +186,7 @@ def check_shapes(path: str | Path) -> None:
     """
     if holds_shapes(path):
         return
-    if not Path(path).is_file() or describe(Path(path)) != NPZ:
+    if not Path(path).is_file() or describe_file(Path(path)) != NPZ:
         load_shapes(path)  # says what is the matter
     arrays = array_headers(Path(path))
     shown = ", ".join(f"{name} {dtype} {shape}" for name, (shape, dtype) in list(arrays.items())[:4])
@@ -289,7 +289,7 @@ class Layout:
         """
         there = {name: values.shape[1] for name, values in shape.items()}
         if there != (known := dict(zip(self.names, self.widths, strict=True))):
-            raise DataError(f"a shape has the attributes {in_words(there)}, not {in_words(known)}")
+            raise DataError(f"a shape has the attributes {with_widths(there)}, not {with_widths(known)}")
         values = np.concatenate([shape[name] for name in self.names], axis=1)
         if len(values) > self.max_parts:
             raise DataError(f"a shape has {len(values)} parts, more than the model's {self.max_parts}")
@@ -328,7 +328,7 @@ class Layout:
         return {name: part.astype(np.float32) for name, part in shape.items()}
 
 
-def in_words(widths: Mapping[str, int]) -> str:
+def with_widths(widths: Mapping[str, int]) -> str:
     """Attributes and their widths in words: box.center (3), box.size (3)."""
     return ", ".join(f"{name} ({width})" for name, width in widths.items())
 

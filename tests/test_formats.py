@@ -5,7 +5,7 @@ import shutil
 
 import kinds
 import train
-from data.latents import CachedLatents, is_latents
+from data.latents import CachedLatents, is_extraction
 from runtime import checkpoint
 from tests.conftest import DIGITS_ARGS, ROOT
 from training.arguments import make_parser, resolve_arguments
@@ -42,7 +42,7 @@ def test_a_checkpoint_of_before_continues(trained, tmp_path):
 
 def test_latents_of_before_are_trained_on(tmp_path):
     shutil.copytree(RECORDS / "latents", tmp_path / "latents")
-    assert is_latents(str(tmp_path / "latents"))
+    assert is_extraction(str(tmp_path / "latents"))
     latents = CachedLatents(str(tmp_path / "latents"))
     assert (len(latents), latents.class_names, latents.latent_shape) == (4, ["a", "b"], (4, 4, 4))
     args = ["--data-path", str(tmp_path / "latents"), "--num-classes", "2", "--model", "ComboStoc-XS/2"]

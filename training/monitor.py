@@ -12,7 +12,7 @@ from training.experiment import Experiment
 from transport import Transport
 
 
-def about(args: argparse.Namespace, step: int) -> dict[str, Any]:
+def first_columns(args: argparse.Namespace, step: int) -> dict[str, Any]:
     """The first columns of a row of evaluations.csv: step, features, reference and counts. Shapes have no features."""
     features = {"features": args.eval_features} if args.eval_features else {}
     reference = args.eval_reference or args.data_path
@@ -20,7 +20,7 @@ def about(args: argparse.Namespace, step: int) -> dict[str, Any]:
     return {"step": step, **features, "reference": reference, **counts}
 
 
-def report(
+def report_evaluation(
     evaluator: Evaluator,
     args: argparse.Namespace,
     step: int,
@@ -50,5 +50,5 @@ def report(
         experiment.logger.info(f"Warning: no evaluation at step {step}: {error}")
         results = {}
     if results:
-        experiment.log_evaluation(about(args, step), results, time.monotonic() - start_time)
+        experiment.log_evaluation(first_columns(args, step), results, time.monotonic() - start_time)
     return signum

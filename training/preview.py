@@ -12,7 +12,7 @@ from sampling.kind import Kind
 from sampling.network import ImageNoise, guided
 from transport import Sampler, Transport
 
-IMAGES = 16  # in a preview
+COUNT = 16  # in a preview
 
 
 def preview(
@@ -25,9 +25,9 @@ def preview(
     """
     assert data.autoencoder is not None
     class_names = data.dataset.class_names
-    z = ImageNoise(args.global_seed, range(IMAGES)).randn(data.input_shape, device)
-    spread = [k * len(class_names) // IMAGES for k in range(IMAGES)]  # of many classes, evenly spaced ones
-    labels = spread if len(class_names) > IMAGES else [k % len(class_names) for k in range(IMAGES)]
+    z = ImageNoise(args.global_seed, range(COUNT)).randn(data.input_shape, device)
+    spread = [k * len(class_names) // COUNT for k in range(COUNT)]  # of many classes, evenly spaced ones
+    labels = spread if len(class_names) > COUNT else [k % len(class_names) for k in range(COUNT)]
     model = guided(ema, args.cfg_scale, precision_name=args.precision)
     x = Sampler(transport).sample_ode()(z, model, y=torch.tensor(labels, device=device))[-1]
     return grid(

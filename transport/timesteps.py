@@ -119,12 +119,12 @@ def blended(t: Tensor, p: Tensor, loc: float, scale: float) -> Tensor:
 def srm(t: Tensor, sharpness: float = 1.0) -> Tensor:
     """Times whose mean over a sample is uniform (SRM, arXiv 2502.21075, appendix C.1)."""
     n, d = t.shape[0], t[0].numel()
-    shares = split(torch.rand_like(t.reshape(n, -1)[:, 0]) * d, d, sharpness)  # (N, d)
+    shares = split_total(torch.rand_like(t.reshape(n, -1)[:, 0]) * d, d, sharpness)  # (N, d)
     order = torch.rand_like(shares).argsort(1)
     return shares.gather(1, order).reshape(t.shape)
 
 
-def split(total: Tensor, d: int, sharpness: float) -> Tensor:
+def split_total(total: Tensor, d: int, sharpness: float) -> Tensor:
     """d numbers in [0, 1] of a given sum, halved again and again: (M,) -> (M, d).
 
     The first half's share of what both halves can take is Beta(a, a), a = (d - 1 - d mod 2)^1.05 sharpness.
@@ -136,8 +136,8 @@ def split(total: Tensor, d: int, sharpness: float) -> Tensor:
     a = torch.full_like(total, (d - 1 - d % 2) ** 1.05 * sharpness)
     left = low + (high - low) * torch.distributions.Beta(a, a).sample()
     if first == second:
-        return torch.cat(split(torch.cat([left, total - left]), first, sharpness).chunk(2), 1)
-    return torch.cat([split(left, first, sharpness), split(total - left, second, sharpness)], 1)
+        return torch.cat(split_total(torch.cat([left, total - left]), first, sharpness).chunk(2), 1)
+    return torch.cat([split_total(left, first, sharpness), split_total(total - left, second, sharpness)], 1)
 
 
 def asyncpatch(t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from shapes.furniture.piece import MAX_PARTS, ROUND, Piece
 
 def shelf(p: Piece) -> None:
     """A shelf or another piece of storage."""
-    kind = p.one_of(bookcase, bookcase, grid, rack, chest, cabinet, wardrobe)
+    kind = p.one_of(bookcase, bookcase, grid_shelf, rack, chest, cabinet, wardrobe)
     kind(p, p.between(0.02, 0.045), p.one_of(0.0, 0.0, p.between(0.06, 0.16)))
 
 
@@ -39,7 +39,7 @@ def bookcase(p: Piece, board: float, feet: float) -> None:
             p.box(x, y + board * 0.9, 0, wide, room * p.between(0.6, 0.85), d * 0.7)
 
 
-def grid(p: Piece, board: float, feet: float) -> None:
+def grid_shelf(p: Piece, board: float, feet: float) -> None:
     """A case divided into rows and columns."""
     w, h = p.one_of((p.between(1.0, 1.5), p.between(0.7, 1.1)), (p.between(0.8, 1.1), p.between(1.2, 1.6)))
     d, n, columns = p.between(0.28, 0.42), p.one_of(2, 3, 4), p.one_of(2, 3)

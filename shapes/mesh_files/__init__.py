@@ -12,10 +12,10 @@ import numpy as np
 
 from data.images import TROUBLE
 from runtime.errors import DataError, first_line
-from runtime.files import describe
+from runtime.files import describe_file
 from shapes.mesh_files.gltf import read_gltf
 from shapes.mesh_files.obj import read_obj
-from shapes.mesh_files.pieces import MAX_BYTES, MAX_FACES, Piece
+from shapes.mesh_files.pieces import MAX_BYTES, MAX_FACES, MeshPiece
 from shapes.mesh_files.ply import read_ply
 
 MAX_COORDINATE = 1e18  # squares of larger numbers do not fit into float32
@@ -26,7 +26,7 @@ class UnreadableMesh(DataError):
     """The error of a file that is no mesh, or of a kind that is not read."""
 
 
-def read_mesh(path: str) -> list[Piece]:
+def read_mesh(path: str) -> list[MeshPiece]:
     """The objects and groups of a file with their triangles, in its own coordinates and order; at least one.
 
     Raises:
@@ -52,7 +52,7 @@ def what_is_wrong(path: str, error: Exception) -> str:
     """The fault of a file in a few words; a file of another kind is named by it."""
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
-    what = describe(Path(path)) if os.path.isfile(path) else None
+    what = describe_file(Path(path)) if os.path.isfile(path) else None
     if what and not what.startswith("text"):
         return f"it is {what}"
     if isinstance(error, MemoryError):
@@ -61,7 +61,7 @@ def what_is_wrong(path: str, error: Exception) -> str:
     return said if isinstance(error, ValueError) else f"it is not understood ({said})"
 
 
-def checked(pieces: list[Piece]) -> list[Piece]:
+def checked(pieces: list[MeshPiece]) -> list[MeshPiece]:
     """The pieces that have triangles.
 
     Raises:
@@ -73,7 +73,7 @@ def checked(pieces: list[Piece]) -> list[Piece]:
         raise ValueError(f"it has {alone:,} points and no faces" if alone else "it has no faces")
     if (count := sum(len(piece.faces) for piece in found)) > MAX_FACES:
         raise ValueError(f"it has {count:,} triangles, more than {MAX_FACES:,}")
-    for points, faces in map(Piece.check, found):
+    for points, faces in map(MeshPiece.check, found):
         if not (np.abs(points[faces.ravel()]) < MAX_COORDINATE).all():
             raise ValueError(f"a face has a point that is not finite, or beyond {MAX_COORDINATE:g}")
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from shapes.mesh_files.gltf_file import GltfFile, natural
-from shapes.mesh_files.pieces import MAX_FACES, Piece, strip
+from shapes.mesh_files.pieces import MAX_FACES, MeshPiece, strip
 
 INSTANCES, VISIBILITY, LEVELS = "EXT_mesh_gpu_instancing", "KHR_node_visibility", "MSFT_lod"
 # Extensions that can be decompressed only by libraries of their own.
@@ -26,7 +26,7 @@ AT_REST = {"translation": np.zeros(3), "rotation": np.array([0.0, 0, 0, 1]), "sc
 TRIANGLES, STRIP, FAN = 4, 5, 6  # the modes of primitives; those before are points and lines
 
 
-def read_gltf(path: str) -> list[Piece]:
+def read_gltf(path: str) -> list[MeshPiece]:
     """The pieces of a .gltf or .glb: one for each node of the scene that has a mesh, and for each instance of it.
 
     They are where the scene puts them, in the pose that the file has without animations.
@@ -42,7 +42,7 @@ def read_gltf(path: str) -> list[Piece]:
         raise ValueError("its header has a value of the wrong kind") from error
 
 
-def pieces_of(file: GltfFile) -> list[Piece]:
+def pieces_of(file: GltfFile) -> list[MeshPiece]:
     """The pieces of a glTF, see `read_gltf`.
 
     Raises:
@@ -57,7 +57,7 @@ def pieces_of(file: GltfFile) -> list[Piece]:
         file.header["nodes"] = [{"mesh": k} for k in range(len(file.items("mesh")))]  # a library of meshes
     worlds = worlds_of(file)
     pieces, faces = [], 0
-    for k in shown(file):
+    for k in visible_nodes(file):
         node = file.item("node", k)
         if "mesh" not in node:
             continue
@@ -67,7 +67,7 @@ def pieces_of(file: GltfFile) -> list[Piece]:
         if "skin" in node:
             pieces.append(piece)
         elif len(piece.faces):
-            pieces += [Piece(moved(piece.points, one), piece.faces) for one in worlds[k] @ instances(file, k)]
+            pieces += [MeshPiece(moved(piece.points, one), piece.faces) for one in worlds[k] @ instances(file, k)]
     return pieces
 
 
@@ -100,7 +100,7 @@ def worlds_of(file: GltfFile) -> np.ndarray:
     return worlds
 
 
-def shown(file: GltfFile) -> list[int]:
+def visible_nodes(file: GltfFile) -> list[int]:
     """The numbers of the visible nodes: of the scene, or all of a file without scenes; without coarser copies."""
     nodes = file.items("node")
     left_out = {k for node in nodes for k in extension(node, LEVELS).get("ids", [])}
@@ -190,7 +190,7 @@ def instances(file: GltfFile, k: int) -> np.ndarray:
 # ---- meshes --------------------------------------------------------------------------------------------------------
 
 
-def mesh_of(file: GltfFile, k: int, worlds: np.ndarray) -> Piece:
+def mesh_of(file: GltfFile, k: int, worlds: np.ndarray) -> MeshPiece:
     """The triangles of a node's mesh, its morph targets weighed: in the node's frame, or in the scene's if skinned.
 
     Raises:
@@ -207,13 +207,13 @@ def mesh_of(file: GltfFile, k: int, worlds: np.ndarray) -> Piece:
         if mode < TRIANGLES or "POSITION" not in attributes:
             continue
         points = file.accessor(attributes["POSITION"], "VEC3").astype(float)
-        faces = Piece(points, triangles_of(file, primitive, mode, len(points))).check().faces
+        faces = MeshPiece(points, triangles_of(file, primitive, mode, len(points))).check().faces
         used, faces = np.unique(faces, return_inverse=True)
         kept = (points + morph(file, primitive, weights, len(points)))[used]
         if "skin" in node:
             kept = posed(kept, *influences(file, attributes, len(points), used), skin_of(file, node, worlds))
-        pieces.append(Piece(kept, faces.reshape(-1, 3)))
-    return joined(pieces)
+        pieces.append(MeshPiece(kept, faces.reshape(-1, 3)))
+    return merged(pieces)
 
 
 def triangles_of(file: GltfFile, primitive: dict[str, Any], mode: int, points: int) -> np.ndarray:
@@ -320,11 +320,11 @@ def posed(points: np.ndarray, joints: np.ndarray, weights: np.ndarray, skin: np.
     return there
 
 
-def joined(pieces: list[Piece]) -> Piece:
+def merged(pieces: list[MeshPiece]) -> MeshPiece:
     """Several pieces as one; of none, an empty one."""
     starts = np.cumsum([0, *(len(points) for points, _ in pieces)])
     faces = [faces + start for (_, faces), start in zip(pieces, starts, strict=False)]
-    nothing = Piece(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
-    return Piece(
+    nothing = MeshPiece(np.zeros((0, 3)), np.zeros((0, 3), np.int64))
+    return MeshPiece(
         np.concatenate([nothing.points, *(points for points, _ in pieces)]), np.concatenate([nothing.faces, *faces])
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from shapes.mesh_files.pieces import MAX_FACES, MAX_POINTS, Piece, encoding_of
+from shapes.mesh_files.pieces import MAX_FACES, MAX_POINTS, MeshPiece, encoding_of
 
 # Statements that neither move points nor make faces: of textures, normals, looks, points, lines and curves.
 SKIPPED = {
@@ -16,7 +16,7 @@ SKIPPED = {
 }
 
 
-def read_obj(path: str) -> list[Piece]:
+def read_obj(path: str) -> list[MeshPiece]:
     """The objects and groups of an .obj, with their points and faces.
 
     Not by trimesh: it counts points backwards (f -3 -2 -1) from the end of the file, not from the face, and it doubles
@@ -41,7 +41,7 @@ def read_obj(path: str) -> list[Piece]:
                     try:
                         x, y, z = map(float, words[1:4])
                     except ValueError:
-                        raise ValueError(f"line {number:,} is no point: {shown(words)}") from None
+                        raise ValueError(f"line {number:,} is no point: {quoted(words)}") from None
                     coordinates.extend((x, y, z))
                     points += 1
                     if points > MAX_POINTS:
@@ -50,9 +50,9 @@ def read_obj(path: str) -> list[Piece]:
                     try:
                         corners = [corner_of(word, points) for word in words[1:]]
                     except ValueError:
-                        raise ValueError(f"line {number:,} is no face: {shown(words)}") from None
+                        raise ValueError(f"line {number:,} is no face: {quoted(words)}") from None
                     if corners and (most := max(corners)) > farthest:
-                        farthest, its_line = most, f"line {number:,} is no face: {shown(words)}"
+                        farthest, its_line = most, f"line {number:,} is no face: {quoted(words)}"
                     for b, c in itertools.pairwise(corners[1:]):
                         here.extend((corners[0], b, c))
                         count += 1
@@ -69,7 +69,7 @@ def read_obj(path: str) -> list[Piece]:
     if farthest >= points:
         raise ValueError(f"{its_line} has point {farthest + 1:,} of {points:,}")
     shared = np.array(coordinates).reshape(-1, 3)
-    return [Piece(shared, np.array(faces, np.int64).reshape(-1, 3)) for faces in triangles.values()]
+    return [MeshPiece(shared, np.array(faces, np.int64).reshape(-1, 3)) for faces in triangles.values()]
 
 
 def statements(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
@@ -85,7 +85,7 @@ def statements(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
         yield number, words
 
 
-def shown(words: list[str]) -> str:
+def quoted(words: list[str]) -> str:
     """The first words of a line, quoted for a message."""
     return repr(" ".join(words)[:60])
 

@@ -17,13 +17,13 @@ MARKS = {  # byte order marks at a file's beginning; UTF-32's begins with UTF-16
 }
 
 
-class Piece(NamedTuple):
+class MeshPiece(NamedTuple):
     """An object or a group of a mesh file."""
 
     points: np.ndarray  # (V, 3) float64
     faces: np.ndarray  # (F, 3) int64, the points of each triangle
 
-    def check(self) -> "Piece":
+    def check(self) -> "MeshPiece":
         """The piece itself, whose triangles have points that are there.
 
         Raises:

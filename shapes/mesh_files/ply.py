@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from shapes.mesh_files.pieces import MAX_FACES, MAX_POINTS, Piece, encoding_of, strip
+from shapes.mesh_files.pieces import MAX_FACES, MAX_POINTS, MeshPiece, encoding_of, strip
 
 PLY_FORMATS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
 PLY_TYPES = {  # in the letters of struct and NumPy
@@ -52,10 +52,10 @@ class Numbers:
 
 
 Columns = dict[str, Any]  # the numbers of an element, by property: (rows,), for lists (rows, n) or a sequence of each
-Place = int | slice  # the place of a property among the numbers of a row; of a list without its length
+Position = int | slice  # the place of a property among the numbers of a row; of a list without its length
 
 
-def read_ply(path: str) -> list[Piece]:
+def read_ply(path: str) -> list[MeshPiece]:
     """The one piece of a .ply: points, polygons, strips of triangles.
 
     Not by trimesh, which cannot read polygons of different numbers of corners where the file is binary, nor by plyfile,
@@ -87,17 +87,17 @@ def read_ply(path: str) -> list[Piece]:
                 raise ValueError(f"its {element} lack vertex_indices")
             triangles += [fans(lists[0])] if element == "face" else [strip(np.asarray(each)) for each in lists[0]]
     if rest := (body[numbers.at :].strip(b"\0 \t\r\n") if order else b"".join(lines)):
-        raise ValueError(f"it goes on after all that its header names: {in_words(rest)}")
-    return [Piece(points, np.concatenate(triangles))]
+        raise ValueError(f"it goes on after all that its header names: {quoted(rest)}")
+    return [MeshPiece(points, np.concatenate(triangles))]
 
 
-def places(row: Sequence[float], properties: dict[str, str]) -> dict[str, Place]:
+def places(row: Sequence[float], properties: dict[str, str]) -> dict[str, Position]:
     """The places of the properties in a row of a text file.
 
     Raises:
         ValueError: it has more numbers, or fewer.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, Position] = {}
     at = 0
     for name, kind in properties.items():
         if len(kind) == 2:
@@ -135,11 +135,11 @@ def ply_lines(lines: list[bytes], element: str, properties: dict[str, str]) -> C
         try:
             row = [float(word) for word in line.split()]
         except ValueError:
-            raise ValueError(f"{element} {k:,} (counted from 0) is no line of numbers: {in_words(line)}") from None
+            raise ValueError(f"{element} {k:,} (counted from 0) is no line of numbers: {quoted(line)}") from None
         try:
             found_here = places(row, properties)
         except ValueError as error:
-            raise ValueError(f"{element} {k:,} (counted from 0) {error}: {in_words(line)}") from None
+            raise ValueError(f"{element} {k:,} (counted from 0) {error}: {quoted(line)}") from None
         for name, place in found_here.items():
             found[name].append(row[place])
     return found
@@ -201,7 +201,7 @@ def fans(polygons: np.ndarray | Sequence[Sequence[float]]) -> np.ndarray:
     return np.array(flat, np.int64).reshape(-1, 3)
 
 
-def in_words(line: bytes) -> str:
+def quoted(line: bytes) -> str:
     """The beginning of a line, quoted for a message."""
     return repr(line.strip()[:60].decode("ascii", "backslashreplace"))
 
@@ -242,5 +242,5 @@ def ply_header(content: bytes) -> tuple[str, list[tuple[str, int, dict[str, str]
             case ["comment" | "obj_info", *_] | []:
                 pass
             case _:
-                raise ValueError(f"its header has the line {in_words(line)}")
+                raise ValueError(f"its header has the line {quoted(line)}")
     raise ValueError("its header does not end")

@@ -9,7 +9,7 @@ import torch
 
 import extract_latents
 from data.autoencoder import draw_posterior, load_autoencoder
-from data.latents import CachedLatents, is_latents, map_shard, shard_batches, shard_ranges, signed
+from data.latents import CachedLatents, is_extraction, map_shard, shard_batches, shard_ranges, signed
 from data.sets import ImageFolder
 from runtime.errors import DataError, UsageError
 
@@ -96,7 +96,7 @@ def test_damage_is_named(folder):
         with pytest.raises(DataError, match=r"manifest\.json is damaged"):
             CachedLatents(folder)
     manifest.unlink()
-    assert is_latents(folder)
+    assert is_extraction(folder)
     with pytest.raises(DataError, match=r"is not finished: run extract_latents\.py again"):
         CachedLatents(folder)
 
@@ -166,11 +166,11 @@ def test_another_size_or_autoencoder_is_refused(folder, tiny_vae, tmp_path):
 
 
 def test_an_image_folder_is_no_cached_latents(image_folder, folder, tmp_path):
-    assert not is_latents(image_folder) and not is_latents("digits") and is_latents(folder)
+    assert not is_extraction(image_folder) and not is_extraction("digits") and is_extraction(folder)
     (tmp_path / "pictures").mkdir()
     for name in ("settings.json", "manifest.json"):  # as other tools, and sample_ddp.py, leave them
         (tmp_path / "pictures" / name).write_text("{}")
-    assert not is_latents(tmp_path / "pictures")
+    assert not is_extraction(tmp_path / "pictures")
 
 
 def test_batches_stay_within_shards():

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from data.moments import Moments, joined, moments_of
+from data.moments import ChannelMoments, joined_moments, moments_of
 
 RNG = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ def test_parts_together_are_the_whole(sizes):
     x = RNG.standard_normal((sum(sizes), 2, 2, 3, 4, 4))
     x += np.array([1e6, 0.0, -3.0]).reshape(3, 1, 1)
     parts = [moments_of(part) for part in np.split(x, np.cumsum(sizes)[:-1])]
-    found, whole = joined(Moments(*json.loads(json.dumps(part))) for part in parts), moments_of(x)
+    found, whole = joined_moments(ChannelMoments(*json.loads(json.dumps(part))) for part in parts), moments_of(x)
     assert found.numbers == whole.numbers
     np.testing.assert_allclose(found.mean, whole.mean, rtol=1e-13)
     np.testing.assert_allclose(found.std, whole.std, rtol=1e-9)

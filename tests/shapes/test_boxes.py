@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial import ConvexHull
 
-from shapes.boxes import TURNS, named, oriented_box
+from shapes.boxes import TURNS, named_axes, oriented_box
 
 CUBE = np.array(list(itertools.product([-0.5, 0.5], repeat=3)))
 
@@ -83,7 +83,7 @@ def test_the_same_box_has_the_same_axes_whatever_the_rounding():
 def test_axes_that_are_equally_near_are_named_the_same_from_wherever_one_starts():
     turn = rotation([0, 1, 0], 45).T
     for start in TURNS:
-        assert np.allclose(named(start @ turn), named(turn), atol=1e-12)
+        assert np.allclose(named_axes(start @ turn), named_axes(turn), atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [[1, 0, 2], [1, 1, 0], [0, 0, 1], [1, 1, 1e-7], [1, 1e-7, 1e-8], [1, 1e-4, 1e-5]])

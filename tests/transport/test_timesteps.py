@@ -305,7 +305,7 @@ def test_logit_normal_times_are_normal_before_the_sigmoid():
 def test_shares_are_in_bounds_and_have_their_sum(d):
     torch.manual_seed(0)
     total = torch.cat([torch.tensor([0.0, d]), torch.rand(1000) * d])
-    shares = timesteps.split(total, d, sharpness=1.0)
+    shares = timesteps.split_total(total, d, sharpness=1.0)
     assert shares.shape == (1002, d) and shares.min() >= 0 and shares.max() <= 1
     assert (shares.mean(1) - total / d).abs().max() < 1e-6
 
