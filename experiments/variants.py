@@ -9,7 +9,7 @@ from transport.timesteps import times_of_today
 STUDIED_DRAWS = ("uniform", "blend", "blend-lognormal", "blend-lognormal-async", "mean", "spread", "below", "two")
 
 
-def one_variant(
+def variant_of(
     times: str, kind: str, compensation: bool = True, halfmixing: bool = False
 ) -> dict[str, tuple[str, str]]:
     """The variant of one draw of times: {name: (family, arguments)}."""
@@ -38,8 +38,8 @@ TABLES = {
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-        **one_variant("blend-lognormal", "NONE"),
-        **one_variant("blend-lognormal-async", "ALL"),
+        **variant_of("blend-lognormal", "NONE"),
+        **variant_of("blend-lognormal-async", "ALL"),
     },
     "choices": {  # of UNSYNC_ALL; the paper has the first
         "UNSYNC_ALL": ("ComboStoc", ALL),
@@ -55,43 +55,43 @@ TABLES = {
     "times": {  # every draw
         **{name: variant for name, variant in PUBLISHED.items() if name != "UNSYNC_NONE"},
         **LOGNORMAL,
-        **one_variant("blend-lognormal", "VEC"),
+        **variant_of("blend-lognormal", "VEC"),
         **{
             name: variant
             for compensation in (True, False)
             for kind in ("ALL", "PATCH")
             for draw in STUDIED_DRAWS
-            for name, variant in one_variant(draw, kind, compensation).items()
+            for name, variant in variant_of(draw, kind, compensation).items()
         },
     },
     "marginals": {  # one distribution of an entry's time, drawn once per sample, per position, and per entry
         "UNSYNC_NONE": PUBLISHED["UNSYNC_NONE"],  # uniform, as an entry's is by the draws uniform and two
-        **one_variant("lognormal", "NONE"),
+        **variant_of("lognormal", "NONE"),
         **{
             name: variant
             for draw in ("uniform", "two", "blend", "blend-lognormal", "blend-lognormal-async", "spread", "below")
             for kind in ("NONE", "PATCH", "ALL")
             if kind != "NONE" or draw not in ("uniform", "two")
-            for name, variant in one_variant(draw, kind, compensation=kind == "NONE").items()
+            for name, variant in variant_of(draw, kind, compensation=kind == "NONE").items()
         },
     },
     "best": {  # for other data
         "SiT": PUBLISHED["SiT"],
         **LOGNORMAL,
         "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-        **one_variant("lognormal", "NONE"),
-        **one_variant("blend-lognormal", "NONE"),
-        **one_variant("blend-lognormal", "ALL"),
-        **one_variant("blend-lognormal-async", "ALL"),
-        **one_variant("blend-lognormal", "ALL", halfmixing=True),
-        **one_variant("blend-lognormal-async", "ALL", halfmixing=True),
+        **variant_of("lognormal", "NONE"),
+        **variant_of("blend-lognormal", "NONE"),
+        **variant_of("blend-lognormal", "ALL"),
+        **variant_of("blend-lognormal-async", "ALL"),
+        **variant_of("blend-lognormal", "ALL", halfmixing=True),
+        **variant_of("blend-lognormal-async", "ALL", halfmixing=True),
     },
     "difficulty": {  # for look-ahead, experiments/samplers.py
         f"{name}, difficulty": (family, f"{flags} --difficulty 0.01")
         for name, (family, flags) in {
             "UNSYNC_ALL": PUBLISHED["UNSYNC_ALL"],
-            **one_variant("blend-lognormal-async", "ALL"),
-            **one_variant("blend-lognormal-async", "PATCH"),
+            **variant_of("blend-lognormal-async", "ALL"),
+            **variant_of("blend-lognormal-async", "PATCH"),
         }.items()
     },
 }
