@@ -1,4 +1,4 @@
-"""What the programs share: argument groups, and models, transports and samplers built from arguments."""
+"""Helpers that programs share: argument groups, and models, transports and samplers built from arguments."""
 
 import argparse
 import math
@@ -63,7 +63,7 @@ guidance_scale = accepting(finite, lambda w: w >= 1, "is less than 1, which is n
 
 
 def sampling_scale(value: str) -> float:
-    """Of a program that samples: 0 is without a class."""
+    """A guidance scale of a program that samples: from 1 on, or 0, which is without a class."""
     return 0.0 if finite(value) == 0 else guidance_scale(value)
 
 
@@ -100,7 +100,7 @@ def add_flip_arg(parser: argparse._ActionsContainer, what: str) -> None:
 
 
 def time_shift(value: str) -> float | str:
-    """A positive number, or the word auto."""
+    """A time shift as an argument: a positive number, or the word auto."""
     return value if value == "auto" else positive_float(value)
 
 
@@ -183,7 +183,7 @@ def set_defaults(parser: argparse.ArgumentParser, settings: OdeSettings | SdeSet
 
 
 class Preset(argparse.Action):
-    """Gives the arguments that a name of `PRESETS` stands for."""
+    """An argument that sets all arguments that a name of `PRESETS` stands for."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, of: str, **kwargs: Any) -> None:
         super().__init__(option_strings, dest, default=argparse.SUPPRESS, choices=PRESETS, **kwargs)
@@ -195,7 +195,7 @@ class Preset(argparse.Action):
 
 
 def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
-    """Add --preset, of training, ODE or SDE."""
+    """Add --preset, for `of`: training, ODE or SDE."""
     flags = {
         preset: " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings[of].items())
         for preset, settings in PRESETS.items()
@@ -223,7 +223,7 @@ def typed_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A model of images and its sizes, all of which a state dict shows."""
+    """A model of images and its sizes, all of which can be read from a state dict."""
 
     name: str
     input_size: int
@@ -232,12 +232,13 @@ class ModelConfig:
     learn_sigma: bool
 
     def __str__(self) -> str:
-        """For messages: a user's checkpoint against a user's arguments."""
+        """The model in words, for messages that set a user's checkpoint against a user's arguments."""
         variant = "" if self.learn_sigma else " without learn_sigma"
         shape = f"{self.in_channels} x {self.input_size} x {self.input_size}"
         return f"{self.name}{variant} for inputs of {shape} and {self.num_classes} classes"
 
     def build(self, **kwargs: Any) -> SiT:
+        """The model, freshly initialised."""
         return (ComboStoc_models | SiT_models)[self.name](
             input_size=self.input_size,
             in_channels=self.in_channels,
@@ -248,7 +249,7 @@ class ModelConfig:
 
 
 def image_model_config(state: StateDict, source: str) -> ModelConfig:
-    """Family, size, patch, channels, classes and learn_sigma of a state dict.
+    """The model of images that a state dict belongs to: family, size, patch, channels, classes and learn_sigma.
 
     Raises:
         DataError: it is no SiT or ComboStoc model of the registries.
@@ -270,7 +271,7 @@ def weight_shape(state: StateDict, name: str, ndim: int, source: str) -> tuple[i
     """The shape of a weight that every model has.
 
     Raises:
-        DataError: the state dict has it not, of another number of dimensions, or not in floats.
+        DataError: the weight is missing, has another number of dimensions, or is not in floats.
     """
     fault = ""
     if name not in state:
@@ -295,8 +296,10 @@ def no_such_model(source: str, what: str, known: str) -> DataError:
 
 
 def check_weights(model: SiT, state: StateDict, source: str) -> list[str]:
-    """Compare a state dict with a model. Returns a line that names what is left aside, which is no float: counters, or
-    buffers of positions.
+    """Compare a state dict with a model.
+
+    Returns:
+        Lines that name tensors left aside because they are no floats: counters, or buffers of positions.
 
     Raises:
         DataError: a weight is missing, left over, of another shape or no float; the first is named.
@@ -335,7 +338,7 @@ def load_weights(model: SiT, state: StateDict, source: str) -> list[str]:
 
 
 def trained_with(content: dict[str, Any]) -> dict[str, Any]:
-    """The arguments a checkpoint was trained with, {} where it does not say; a draw of times by its name of today."""
+    """The arguments a checkpoint was trained with, {} where it does not say; a draw of times has its present name."""
     values = checkpoint.training_args(content)
     if isinstance(times := values.get("times"), str):
         with suppress(ValueError):  # unknown: to be said by whoever needs it
@@ -344,7 +347,7 @@ def trained_with(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_method(values: Mapping[str, Any]) -> Method:
-    """The method of arguments by their names on the command line; what is absent or None is the default.
+    """The method that arguments describe, by their names on the command line; what is absent or None is the default.
 
     Raises:
         UsageError: a value that is not accepted, or does not fit the others; settings are named by their flags.

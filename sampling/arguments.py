@@ -121,10 +121,11 @@ Rule = tuple[bool, str, tuple[str, ...]]  # whether it applies, why, and to whic
 def ignore_what_has_no_effect(
     args: argparse.Namespace, parser: Parser, argv: Sequence[str] | None, of_kind: Iterable[Rule]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments with those that change nothing at their defaults, so that they do not seem to be settings.
+    """The arguments, with those that change nothing at their defaults, so that no record takes them for settings.
 
     Args:
-        args: what `parser`, of `sampling_parser`, made of `argv`, with the program's and the checkpoint's values in it.
+        args: the arguments that `parser`, a `sampling_parser`, made of `argv`, with the program's and the checkpoint's
+            values in them.
         of_kind: the rules of the kind of data, see `sampling.kind.Kind.without_effect_in_sampling`.
 
     Returns:
@@ -168,6 +169,7 @@ def pictures_parser(doc: str | None) -> Parser:
 
 
 def add_pictures_args(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of sample.py alone, and those of graded control."""
     group = parser.add_argument_group("program")
     group.add_argument("--seed", type=whole, default=0, help="of the noise, which for picture i depends on (seed, i)")
     group.add_argument(
@@ -200,8 +202,10 @@ REGION = rf"(?:([a-z]+)|({NUMBER}),({NUMBER}),({NUMBER}),({NUMBER})):({NUMBER})"
 
 @dataclass(frozen=True)
 class Preserve:
-    """A SPEC of --preserve: a path to a mask, or boxes with a value each. Of shapes the text says it, see
-    `shapes.control`."""
+    """A SPEC of --preserve for images: the path of a mask, or boxes with a value each.
+
+    For shapes, `shapes.control` reads the text.
+    """
 
     text: str
     mask: str | None
@@ -210,7 +214,11 @@ class Preserve:
 
 
 def preserve_spec(text: str) -> Preserve:
-    """A number, regions, or else the path of a mask."""
+    """A SPEC of --preserve as an argument: a number, regions, or else the path of a mask.
+
+    Raises:
+        argparse.ArgumentTypeError: a box is not within the picture, or a value not in [0, 1].
+    """
     if re.fullmatch(NUMBER, text):
         return Preserve(text, None, [(REGIONS["all"], unit_float(text))])
     if not re.fullmatch(rf"{REGION}(?:,{REGION})*", text):
@@ -229,6 +237,7 @@ def preserve_spec(text: str) -> Preserve:
 
 
 def channel_factors(text: str) -> list[float]:
+    """Factors in [0, 1] as an argument, separated by commas."""
     return [unit_float(value) for value in text.split(",")]
 
 

@@ -1,4 +1,4 @@
-"""A network from a checkpoint, with what training said of its method."""
+"""A network from a checkpoint, with the method that it was trained with."""
 
 import argparse
 from collections.abc import Callable
@@ -125,7 +125,7 @@ def ready(args: argparse.Namespace, trained: Trained, device: torch.device) -> t
 def load_guide(
     args: argparse.Namespace, good: Trained, path: Path, device: torch.device, kind_of: Callable[[StateDict], Kind]
 ) -> tuple[SiT, list[str]]:
-    """The model of --guide-ckpt, and what there is to say of its weights.
+    """The model of --guide-ckpt, and notes on its weights.
 
     Args:
         good: the checkpoint that is guided.
@@ -159,14 +159,15 @@ def load_guide(
 
 
 def inputs(config: ModelConfig) -> tuple[int, int, int]:
-    """What models that guide one another must have in common."""
+    """The sizes that models must have in common to guide one another: channels, input size, classes."""
     return config.in_channels, config.input_size, config.num_classes
 
 
 def check_trained(trained: dict[str, Any], class_names: list[str] | None, config: ModelConfig, source: str) -> None:
-    """
+    """See that a checkpoint's record of its training can be.
+
     Raises:
-        DataError: what a checkpoint says of its training cannot be.
+        DataError: it cannot; names the value.
     """
     for name in CHECKED:
         accepted, fits = ("a name or a folder", lambda v: isinstance(v, str)) if name == "vae" else ACCEPTED[name]

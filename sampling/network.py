@@ -1,4 +1,4 @@
-"""What the programs that sample share: a network ready to use, guidance, and randomness by image."""
+"""Sampling's common ground: a network ready to use, guidance, and randomness by image."""
 
 import argparse
 import os
@@ -24,14 +24,14 @@ from transport import Transport
 
 
 def say(lines: Sequence[str]) -> None:
-    """What a program has to say beside its results."""
+    """Print lines that a program has to say beside its results, to stderr."""
     for line in lines:
         print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
 
 
 @dataclass
 class Network:
-    """A trained model in inference mode and what belongs to it."""
+    """A trained model in inference mode, and all that belongs to it."""
 
     model: SiT
     config: ModelConfig
@@ -49,7 +49,7 @@ class Network:
 
     @property
     def images(self) -> Autoencoder:
-        """The way to images and back.
+        """The autoencoder, of a model of images.
 
         Raises:
             UsageError: the model does not make images.
@@ -60,11 +60,11 @@ class Network:
 
     @property
     def num_labels(self) -> int:
-        """Classes that have been trained: those of the data, which may be fewer than the model has room for."""
+        """The number of classes in the data, which may be fewer than the model has room for."""
         return len(self.class_names) if self.class_names else self.config.num_classes
 
     def class_name(self, k: int) -> str:
-        """What to write under a picture of class k."""
+        """The name of class k, for captions."""
         if k == self.config.num_classes:
             return "no class"
         return self.class_names[k] if self.class_names and k < len(self.class_names) else str(k)
@@ -94,7 +94,7 @@ def guided(
 class ImageNoise:
     """The randomness of each image as a function of (seed, its index) alone.
 
-    One generator an image, on the CPU: the same numbers in any batch, on any process, on any device.
+    Each image has a generator on the CPU: its numbers are the same in any batch, on any process, on any device.
     """
 
     def __init__(self, seed: int, indices: Sequence[int]) -> None:
@@ -105,18 +105,18 @@ class ImageNoise:
         return torch.cat([torch.randint(num_classes, (1,), generator=g) for g in self.generators])
 
     def randn(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Standard normal (N, *shape)."""
+        """Standard normal numbers (N, *shape)."""
         noise = torch.stack([torch.randn(*shape, generator=g) for g in self.generators])
         if device.type == "cuda":
             return noise.pin_memory().to(device, non_blocking=True)  # or every step would wait for the copy
         return noise.to(device)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """The noise of one step of an SDE."""
+        """The noise of one step of an SDE: standard normal, like x."""
         return self.randn(x.shape[1:], x.device).to(x.dtype)
 
     def rand_like(self, x: Tensor) -> Tensor:
-        """Uniform in [0, 1), like x."""
+        """Uniform numbers in [0, 1), like x."""
         return torch.stack([torch.rand(*x.shape[1:], generator=g) for g in self.generators]).to(x)
 
 
@@ -135,11 +135,12 @@ def draw(
     model: Callable[..., Tensor],
     keep: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, int]:
-    """Decoded samples of the classes y, from the randomness of each: images (N, C, H, W), or the numbers of shapes
-    (N, L, F); and the number of model evaluations.
+    """Decoded samples of the classes y, and the number of model evaluations.
+
+    Images (N, C, H, W), or the numbers of shapes (N, L, F); each depends on its own randomness alone.
 
     Args:
-        keep: for graded control, latents to keep something of, and how much: (N, C, h, w) and a preservation map.
+        keep: for graded control, references as latents (N, C, h, w), and their preservation map.
     """
     z = noise.randn(network.input_shape, y.device)
     randn: dict[str, Any] = {"randn": noise.randn_like} if args.mode == "SDE" else {}

@@ -1,4 +1,4 @@
-"""What a run begins from: nothing, weights, any checkpoint, or the newest of its own experiment."""
+"""The start of a run: from nothing, from weights, from any checkpoint, or from the newest of its own experiment."""
 
 import argparse
 from dataclasses import replace
@@ -32,7 +32,7 @@ RESTORED = (
 
 
 class Start(NamedTuple):
-    """What to continue: a checkpoint ({} for none), where it came from, lines to log, and the folder as it was then."""
+    """A checkpoint to continue ({} for none), its name, lines to log, and the folder's stamps when it was chosen."""
 
     saved: dict[str, Any]
     source: str
@@ -43,13 +43,13 @@ class Start(NamedTuple):
 def find_start(
     args: argparse.Namespace, parser: argparse.ArgumentParser, typed: set[str]
 ) -> tuple[argparse.Namespace, Start]:
-    """What a run begins from: the experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
+    """The start of a run: the experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
 
     Args:
         args, typed: what `parser` made of the command line, and which of them were on it, see `typed_arguments`.
 
     Returns:
-        The arguments with the checkpoint's configuration, but for what was typed, and what there is to continue.
+        The arguments with the checkpoint's configuration, but for those that were typed, and the start.
 
     Raises:
         UsageError: another model was typed than the checkpoint holds.
@@ -82,8 +82,10 @@ def find_start(
 
 
 def newest_own(args: argparse.Namespace) -> tuple[Path | None, list[str], Stamps]:
-    """The experiment's checkpoint that all processes continue from, which the first one has looked for and verified,
-    warnings, and the folder as it was."""
+    """The experiment's newest valid checkpoint, warnings, and the folder's stamps.
+
+    The first process looks for it and verifies it; all processes get its answer.
+    """
 
     def look() -> tuple[Path | None, list[str], Stamps]:
         seen = stamps(folder_for(args))
@@ -95,7 +97,7 @@ def newest_own(args: argparse.Namespace) -> tuple[Path | None, list[str], Stamps
 def restore_arguments(
     args: argparse.Namespace, parser: argparse.ArgumentParser, typed: set[str], saved: dict[str, Any], source: str
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments with the training configuration of a checkpoint, but for what was typed, and lines that say so.
+    """The arguments with a checkpoint's training configuration, but for those that were typed, and lines that say so.
 
     Raises:
         UsageError: another model was typed than the checkpoint holds.
@@ -136,10 +138,12 @@ def as_typed(name: str, value: Any) -> str:
 
 
 def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, source: str) -> None:
-    """Look at what a checkpoint was trained with; what is None and cannot be is left out, whole floats become ints.
+    """Check the values a checkpoint was trained with, and mend them in place.
+
+    A None that its argument cannot be is left out; a whole float becomes an int where the argument is one.
 
     Raises:
-        DataError: a value is none that the command line would take.
+        DataError: the command line would not take a value.
     """
     for action in parser._actions:
         if action.dest not in RESTORED or action.dest not in trained:
@@ -168,7 +172,7 @@ def check_values(trained: dict[str, Any], parser: argparse.ArgumentParser, sourc
 
 
 def find_model(start: Start, args: argparse.Namespace) -> ModelConfig | None:
-    """The model in the checkpoint, None where there is none.
+    """The model in the checkpoint; None where there is no checkpoint.
 
     Raises:
         UsageError: the autoencoder does not fit it.
@@ -197,7 +201,7 @@ def check_model(config: ModelConfig, found: ModelConfig | None, source: str) -> 
 
 
 def check_classes(class_names: list[str], args: argparse.Namespace, start: Start) -> list[str]:
-    """Classes of the data against those of the model and of the checkpoint; returns warnings.
+    """Warnings that compare the classes of the data with those of the model and of the checkpoint.
 
     Raises:
         UsageError: they do not fit.
@@ -216,15 +220,15 @@ def check_classes(class_names: list[str], args: argparse.Namespace, start: Start
 
 
 def fingerprint(dataset: Items) -> dict[str, Any]:
-    """What a checkpoint knows of the data, to tell others from them."""
+    """The number of items and the digest of a set, by which a checkpoint tells it from others."""
     return {"images": len(dataset), "sha256": dataset.digest}
 
 
 def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespace, kind: Kind) -> tuple[int, list[str]]:
-    """Images that a run to be continued is past, as `BatchOrder` counts them, and a warning where the data were others.
+    """The images that a continued run is past, as `BatchOrder` counts, and a warning where the data were others.
 
     Raises:
-        DataError: the checkpoint does not count them as it should.
+        DataError: the checkpoint's count cannot be.
     """
     progress, length = start.saved.get("progress", {}), len(dataset)
     if step == 0:
@@ -252,8 +256,10 @@ def images_seen(start: Start, step: int, dataset: Items, args: argparse.Namespac
 
 
 def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer) -> tuple[int, list[str]]:
-    """Load model, EMA and optimiser from a checkpoint. Returns its step and lines on what it lacks or has beside them;
-    from weights alone a run starts at step 0.
+    """Load model, EMA and optimiser from a checkpoint.
+
+    Returns:
+        Its step, 0 for weights alone, and lines on what it lacks or has beside them.
 
     Raises:
         DataError: something does not fit the model.
@@ -284,10 +290,10 @@ def restore_state(start: Start, model: SiT, ema: SiT, opt: torch.optim.Optimizer
 
 
 def checked_moments(moments: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """What AdamW keeps of a parameter, its step, of which older versions of torch make an int, as a tensor.
+    """AdamW's state of one parameter, with its step as a tensor, which older versions of torch keep as an int.
 
     Raises:
-        ValueError: it is not that.
+        ValueError: it is something else.
     """
     if set(moments) != {"step", "exp_avg", "exp_avg_sq"}:
         raise ValueError(f"moments of {', '.join(map(str, moments))}")

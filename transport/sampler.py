@@ -26,10 +26,14 @@ from .targets import Model, Transport
 
 
 class SampleFn:
-    """A sampler with its settings fixed, which counts evaluations of the model, and runs without autograd unless grad.
+    """A sampler with fixed settings, a function of noise and a model. It counts evaluations of the model.
 
-    The state and the times are kept in at least float32 (bfloat16 cannot tell 250 steps apart); the model gets the
-    state in z's dtype, and the sample comes back in it.
+    It runs without autograd unless `grad`. The state and the times are kept in at least float32 (bfloat16 cannot tell
+    250 steps apart); the model gets the state in z's dtype, and the sample comes back in it.
+
+    Args:
+        solve: integrates from noise, called as solve(z, model, **model_kwargs).
+        grad, grad_checkpointing: see `Sampler.sample_ode`.
 
     Attributes:
         evaluations: how many times a call will evaluate the model, None where that is not known before.
@@ -75,7 +79,7 @@ class SampleFn:
 
 
 class Sampler:
-    """Sampling methods for one `Transport`."""
+    """The samplers of one `Transport`."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
