@@ -261,7 +261,11 @@ def gather_to_main(value: T) -> list[T]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """The value that the first process makes, for all processes. All raise an error that it raises."""
+    """The value that the first process makes, for all processes.
+
+    Raises:
+        Exception: the error that the first process has raised, in all.
+    """
     if not dist.is_initialized():
         return make()
     outcome: list[Any] = [None, None]

@@ -216,6 +216,6 @@ def new_parts(keep: Tensor, numbers: np.ndarray) -> np.ndarray | None:
 
 
 def kept_words(parts: Tensor) -> str:
-    """How much is kept of parts (P, F), in words."""
+    """The share that is kept of parts (P, F), in words."""
     low, high = f"{parts.min():.3g}", f"{parts.max():.3g}"
     return f"kept {low}" if low == high else f"kept {low} to {high}"
