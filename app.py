@@ -28,7 +28,7 @@ from PIL import Image
 import kinds
 from page import shapes as shape_page
 from page.hosts import LOOPBACK, allowed_host, host_name
-from page.server import application, as_typed, guard, sampler_boxes
+from page.server import application, as_sent, guard, sampler_boxes
 from page.shape_studio import ShapeStudio
 from page.studio import (
     ANY_CLASS,

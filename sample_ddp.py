@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def sample_to_npz(args: argparse.Namespace, network: Network, kind: Kind, process: distributed.Process) -> None:
-    """Draw what is missing into a folder of its own, then pack it, with a manifest beside it."""
+    """Draw the missing samples into a folder of these settings, then pack all, with a manifest beside the .npz."""
     files, what = kind.files(network), kind.THINGS
     folder = Path(distributed.from_main(lambda: str(make_folder(args, network, files, what))))
     start_time = time.time()
@@ -137,10 +137,7 @@ def sample_to_npz(args: argparse.Namespace, network: Network, kind: Kind, proces
 def sample_images(
     args: argparse.Namespace, network: Network, files: Files, what: str, folder: Path, process: distributed.Process
 ) -> Tensor:
-    """Draw this process's images, every world_size-th of those that are not there yet, or not as they were written.
-
-    Args:
-        files, what: how they are written, and what they are called.
+    """Draw this process's share, every world_size-th, of the samples that are missing or damaged.
 
     Returns:
         (2,) float64: the number of images, and the sum over them of model evaluations per image.
@@ -257,7 +254,7 @@ def settings_of(args: argparse.Namespace, network: Network) -> dict[str, object]
 
 
 def make_folder(args: argparse.Namespace, network: Network, files: Files, what: str) -> Path:
-    """The folder of these settings, with a record of them, on a disk that has room for the samples.
+    """Make the folder of these settings, with a record of them, on a disk that has room for the samples.
 
     Its name says model, step, guidance, sampler and seed, and ends in a digest of all settings, so that images of
     different settings or checkpoints never mix.

@@ -73,7 +73,7 @@ def add_workers_arg(parser: argparse._ActionsContainer) -> None:
         "--num-workers",
         type=count,
         default=min(4, os.cpu_count() or 1),
-        help="data loading processes for each process; default: 4, or the CPUs if fewer",
+        help="data-loading workers per process; default: 4, or the number of CPUs if that is less",
     )
 
 
@@ -110,24 +110,33 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
     source = "; default: read from the checkpoint" if from_checkpoint else ""
     unused = " (of training: no effect here)" if from_checkpoint else ""
     group = parser.add_argument_group("transport")
-    group.add_argument("--path-type", choices=PATHS, default=defaults.get("path_type"), help="interpolant" + source)
+    group.add_argument(
+        "--path-type",
+        choices=PATHS,
+        default=defaults.get("path_type"),
+        help="interpolant x_t = alpha_t data + sigma_t noise: Linear (t, 1 - t), GVP (sin, cos of pi t / 2) or VP"
+        + source,
+    )
     group.add_argument(
         "--prediction",
         choices=PREDICTIONS,
         default=defaults.get("prediction"),
-        help="what the model predicts" + source,
+        help="quantity that the model predicts" + source,
     )
     group.add_argument(
-        "--loss-weight", type=none_or_str, choices=WEIGHTS, help="weight of all losses but the velocity's" + unused
+        "--loss-weight",
+        type=none_or_str,
+        choices=WEIGHTS,
+        help="weight over t of a noise, score or data loss; velocity: errors count as those of the velocity" + unused,
     )
     group.add_argument(
         "--time-shift",
         type=time_shift,
         default=defaults.get("time_shift"),
         metavar="A",
-        help="move times t to t / (A - (A - 1) t)"
-        + (", the points of fixed steps; " if from_checkpoint else ", in training and sampling; ")
-        + "auto: the square root of a sample's size / 4096"
+        help="time shift t -> t / (A - (A - 1) t)"
+        + (" of the points of fixed steps; " if from_checkpoint else ", in training and sampling; ")
+        + "auto: A = sqrt(numbers in a sample / 4096)"
         + (source or "; default: 1, no shift"),
     )
     if not from_checkpoint:
@@ -136,32 +145,36 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
             type=unit_float,
             default=DEFAULTS["loss_clamp"],
             metavar="C",
-            help="of --prediction data --loss-weight velocity: the weight is 1 / max(1 - t, C)^2; 0: without",
+            help="weight 1 / max(1 - t, C)^2 of the loss with --prediction data --loss-weight velocity; 0: no clamp",
         )
-    group.add_argument("--sample-eps", type=float, help="distance from t = 0 and 1 in sampling; default: the path's")
     group.add_argument(
-        "--train-eps", type=float, help="distance from t = 0 and 1 in training; default: the path's" + unused
+        "--sample-eps", type=float, help="distance kept from t = 0 and t = 1 in sampling; default: the path's own"
+    )
+    group.add_argument(
+        "--train-eps",
+        type=float,
+        help="distance kept from t = 0 and t = 1 in training; default: the path's own" + unused,
     )
 
 
 def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> None:
     """Add the ODE group. `reverse` is for programs that can start from images."""
     group = parser.add_argument_group("ODE")
-    group.add_argument("--sampling-method", choices=ODE_METHODS, help="solver of torchdiffeq")
-    group.add_argument("--atol", type=positive_float, help="absolute tolerance, of all but fixed steps")
-    group.add_argument("--rtol", type=positive_float, help="relative tolerance, of all but fixed steps")
+    group.add_argument("--sampling-method", choices=ODE_METHODS, help="ODE solver of torchdiffeq, or look-ahead")
+    group.add_argument("--atol", type=positive_float, help="absolute tolerance of adaptive and implicit solvers")
+    group.add_argument("--rtol", type=positive_float, help="relative tolerance of adaptive and implicit solvers")
     group.add_argument(
         "--max-evaluations",
         type=positive_int,
         metavar="N",
-        help="of the model, at most, by a solver that chooses its own steps; tolerances that are too small have no end",
+        help="model evaluations after which an adaptive solver gives up, as where its tolerances are too small",
     )
     if reverse:
         group.add_argument(
-            "--reverse", action="store_true", help="map the images of --data-path to noise, and back to compare"
+            "--reverse", action="store_true", help="map the images of --data-path to noise and back, and compare"
         )
     group.add_argument(
-        "--likelihood", action="store_true", help="score the images of --data-path in bits per dimension"
+        "--likelihood", action="store_true", help="likelihood of the images of --data-path, in bits per dimension"
     )
     set_defaults(parser, OdeSettings())
 
@@ -169,11 +182,13 @@ def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> Non
 def parse_sde_args(parser: argparse.ArgumentParser) -> None:
     """Add the SDE group."""
     group = parser.add_argument_group("SDE")
-    group.add_argument("--sampling-method", choices=SDE_METHODS, help="Euler-Maruyama or Heun")
-    group.add_argument("--diffusion-form", choices=DIFFUSION_FORMS, help="diffusion coefficient w_t")
-    group.add_argument("--diffusion-norm", type=float, help="scale of the diffusion coefficient")
+    group.add_argument("--sampling-method", choices=SDE_METHODS, help="SDE solver: Euler-Maruyama or stochastic Heun")
+    group.add_argument(
+        "--diffusion-form", choices=DIFFUSION_FORMS, help="diffusion coefficient w_t, as a function of t"
+    )
+    group.add_argument("--diffusion-norm", type=float, help="factor of the diffusion coefficient")
     group.add_argument("--last-step", type=none_or_str, choices=LAST_STEPS, help="final noise-free step")
-    group.add_argument("--last-step-size", type=float, help="size of the final step; 0 is the same as None")
+    group.add_argument("--last-step-size", type=float, help="size of the final step in t; 0: no final step")
     set_defaults(parser, PUBLISHED_SDE)
 
 
@@ -371,9 +386,10 @@ def build_transport(method: Method, attributes: Attributes | None = None) -> Tra
 
 @contextmanager
 def as_usage_errors() -> Iterator[None]:
-    """
+    """A context in which a ValueError becomes a UsageError, with its words.
+
     Raises:
-        UsageError: in place of a ValueError, in its words.
+        UsageError: in place of a ValueError.
     """
     try:
         yield
@@ -382,7 +398,7 @@ def as_usage_errors() -> Iterator[None]:
 
 
 def sampler_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """A mode's arguments as `Sampler`'s methods call them."""
+    """The settings of a mode, under the names that `Sampler`'s methods give them."""
     names = [field.name for field in fields(OdeSettings if args.mode == "ODE" else SdeSettings)]
     return {name: getattr(args, "num_sampling_steps" if name == "num_steps" else name) for name in names}
 

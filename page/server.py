@@ -35,9 +35,9 @@ def sampler_boxes(default: argparse.Namespace) -> dict[str, Any]:
     with gr.Accordion("Sampler and seed", open=False):
         return {
             "sampler": gr.Dropdown(list(SAMPLERS), value=f"ODE {default.sampling_method}", label="Sampler"),
-            "points": as_typed(gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")),
+            "points": as_sent(gr.Slider(2, MAX_POINTS, default.num_sampling_steps, step=1, label="Time points")),
             "schedule": gr.Radio(SCHEDULE_NAMES, value="number", label="Steps"),
-            "seed": as_typed(gr.Number(default.seed, precision=0, label="Seed")),
+            "seed": as_sent(gr.Number(default.seed, precision=0, label="Seed")),
         }
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from page.server import as_typed, guard, sampler_boxes
+from page.server import as_sent, guard, sampler_boxes
 from page.shape_studio import PICTURE, ShapeChoices, ShapeStudio, attribute_name, part_name
 from page.studio import (
     ANY_CLASS,

@@ -51,19 +51,20 @@ def sampling_parser(
         group.add_argument(
             "--cfg-scale",
             type=sampling_scale,
-            help="classifier-free guidance, 1 for none, 0 for samples without a class; default: "
+            help="classifier-free guidance scale: 1 for no guidance, 0 for samples without a class; default: "
             + (f"{cfg_scale}" if cfg_scale == 1 else f"{cfg_scale}, and 1 for shapes"),
         )
         group.add_argument(
             "--cfg-channels",
             choices=["3", "all"],
-            help="guide the first 3 channels, or all; default: 3 of four, as published numbers do, else all",
+            help="channels that guidance works on: the first 3, or all; default: 3 of four, as published numbers do, "
+            "else all",
         )
         group.add_argument(
             "--guide-ckpt",
             metavar="FILE",
-            help="guide away from the model of this checkpoint, smaller or trained for less and of the same inputs "
-            "(autoguidance), in place of the model without a class",
+            help="autoguidance: guide away from the model of this checkpoint, smaller or trained for less and of the "
+            "same inputs, in place of the model without a class",
         )
         group.add_argument(
             "--guidance-interval",
@@ -71,20 +72,21 @@ def sampling_parser(
             nargs=2,
             default=(0.0, 1.0),
             metavar=("LO", "HI"),
-            help="guide while t, from 0 (noise) to 1, is in it; outside, an evaluation costs half; default: 0 1",
+            help="guide only while LO <= t <= HI, t from 0 (noise) to 1; outside, an evaluation costs half; default: "
+            "0 1",
         )
         group.add_argument(
             "--num-sampling-steps",
             type=positive_int,
             default=PUBLISHED_SDE.num_steps,
-            help="time points of fixed steps, both ends included",
+            help="time points of a fixed-step solver, both ends included: one more than steps",
         )
         add_preset_arg(group, mode)
         add_speed_args(group)
         add_program_args(sub)
         if mode == "ODE":
             parse_ode_args(sub, reverse=reverse)
-            group.add_argument("--data-path", help="images to score: a folder, or 'digits'")
+            group.add_argument("--data-path", help="images to start from: a folder, or 'digits'")
         else:
             parse_sde_args(sub)
             sub.set_defaults(likelihood=False, reverse=False)
@@ -97,22 +99,24 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--ckpt",
-        help="a .pt or .safetensors file, a folder of shards, a published name, or hf://owner/repo/file",
+        help="checkpoint: a .pt or .safetensors file, a folder of shards, a published name, or hf://owner/repo/file",
     )
     group.add_argument(
         "--model",
-        help=f"default: read from the checkpoint; without one a published model, {DEFAULT_MODEL}",
+        help=f"architecture; default: read from the checkpoint; without one a published model, {DEFAULT_MODEL}",
     )
     group.add_argument(
         "--vae",
-        help=f"ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a folder",
+        help=f"autoencoder: ema, mse, none or a diffusers folder; default: {vae}, or as trained if that was none or a "
+        "folder",
     )
     group.add_argument(
         "--image-size",
         type=positive_int,
-        help="default: read from the checkpoint; of shapes the side of a picture, default: 192",
+        help="side of the images in pixels, default: read from the checkpoint; for shapes that of their pictures, "
+        "default: 192",
     )
-    group.add_argument("--num-classes", type=positive_int, help="default: read from the checkpoint")
+    group.add_argument("--num-classes", type=positive_int, help="number of classes; default: read from the checkpoint")
 
 
 Rule = tuple[bool, str, tuple[str, ...]]  # whether it applies, why, and to which arguments
@@ -171,17 +175,19 @@ def pictures_parser(doc: str | None) -> Parser:
 def add_pictures_args(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of sample.py alone, and those of graded control."""
     group = parser.add_argument_group("program")
-    group.add_argument("--seed", type=whole, default=0, help="of the noise, which for picture i depends on (seed, i)")
+    group.add_argument("--seed", type=whole, default=0, help="random seed; the noise of picture i depends on (seed, i)")
     group.add_argument(
         "--class-labels",
         nargs="+",
         metavar="K",
-        help=f"one picture a label: a class's number or name, or {NULL} for none; default: a choice of classes. "
-        f"With --reference: of all or of each; default: {NULL}",
+        help=f"a picture for each label, a class's number or name, or {NULL} for none; default: a choice of classes. "
+        f"With --reference: one label for all or one for each; default: {NULL}",
     )
-    group.add_argument("--out", type=Path, default=Path("sample.png"), help="the picture to write")
-    group.add_argument("--glb", type=Path, metavar="FILE", help="of shapes: write them there, too, side by side in 3D")
-    group.add_argument("--batch-size", type=positive_int, default=64, help="pictures at a time")
+    group.add_argument("--out", type=Path, default=Path("sample.png"), help="picture to write, a .png")
+    group.add_argument(
+        "--glb", type=Path, metavar="FILE", help="also write sampled shapes to this .glb, side by side in 3D"
+    )
+    group.add_argument("--batch-size", type=positive_int, default=64, help="pictures that are sampled at a time")
     add_control_args(parser)
 
 
@@ -248,7 +254,7 @@ def add_control_args(parser: argparse.ArgumentParser) -> None:
         "--reference",
         nargs="+",
         metavar="IMG",
-        help="pictures to start from, cropped to squares; or shapes, as FILE.npz:3 or shapes:3",
+        help="pictures to keep something of, cropped to squares; or shapes, as FILE.npz:3 or shapes:3",
     )
     group.add_argument(
         "--preserve",
@@ -262,16 +268,20 @@ def add_control_args(parser: argparse.ArgumentParser) -> None:
         "--preserve-channels",
         type=channel_factors,
         metavar="F,F,...",
-        help="a factor for each latent channel, from 0 to 1, that multiplies --preserve",
+        help="factors from 0 to 1, one for each latent channel, that multiply --preserve",
     )
     group.add_argument(
         "--preserve-schedule",
         choices=SCHEDULES,
-        help="the same number of steps everywhere, or steps of the same size (ODE euler, SDE Euler); default: number",
+        help="number: every entry takes equally many steps; size: steps of equal size (ODE euler, SDE Euler); default: "
+        "number",
     )
     group.add_argument(
         "--preserve-pixels", action="store_true", help="paste pixels that are kept at 1 over the decoded picture"
     )
     group.add_argument(
-        "--variations", type=positive_int, metavar="N", help=f"samples of each reference; default: {VARIATIONS}"
+        "--variations",
+        type=positive_int,
+        metavar="N",
+        help=f"number of samples of each reference; default: {VARIATIONS}",
     )

@@ -115,7 +115,7 @@ def load_data(
 
 
 def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, device: torch.device) -> Output:
-    """The autoencoder, and the size that the model and it give.
+    """The autoencoder of a checkpoint's model, and the sizes that follow.
 
     Raises:
         UsageError: an argument does not fit the model.

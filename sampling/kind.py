@@ -134,7 +134,7 @@ class Kind(Protocol):
 
     # ---- sampling ----
     def load_output(self, args: argparse.Namespace, trained: Trained, default_vae: str, device: torch.device) -> Output:
-        """What the model of a checkpoint makes.
+        """The output of a checkpoint's model.
 
         Raises:
             UsageError: an argument contradicts the checkpoint.

@@ -98,9 +98,10 @@ def load_network(
 
 
 def read_checkpoint(path: Path, source: str, kind_of: Callable[[StateDict], Kind]) -> Trained:
-    """
+    """A checkpoint that has been read, its model and its training checked.
+
     Raises:
-        DataError: it cannot be loaded, is of no model, or says of its training what cannot be.
+        DataError: it cannot be loaded, is of no model, or has a record of its training that cannot be.
     """
     content = checkpoint.load(path)
     state = checkpoint.weights(content, source)
@@ -112,7 +113,7 @@ def read_checkpoint(path: Path, source: str, kind_of: Callable[[StateDict], Kind
 
 
 def ready(args: argparse.Namespace, trained: Trained, device: torch.device) -> tuple[SiT, list[str]]:
-    """The model of a checkpoint in inference mode, and what there is to say of its weights."""
+    """The model of a checkpoint in inference mode, and notes on its weights."""
     model = trained.config.build()
     notes = checkpoint.origin(trained.content, trained.source) + load_weights(model, trained.state, trained.source)
     if args.precision == "bf16":

@@ -124,7 +124,7 @@ def load_data(
 
 
 def load_output(args: argparse.Namespace, trained: Trained, default_vae: str, device: torch.device) -> Output:
-    """The layout of the checkpoint.
+    """The layout of a checkpoint's model.
 
     Raises:
         DataError: the checkpoint has none, or one that does not fit the model.

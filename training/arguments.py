@@ -249,10 +249,19 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
     """Add --eval-every and the arguments of such evaluations."""
     parser.add_argument("--eval-every", type=count, default=0, help="steps between evaluations; 0: never")
     parser.add_argument(
+        "--eval-samples", type=positive_int, default=10_000, help="samples to draw with the averaged weights"
+    )
+    parser.add_argument(
         "--eval-sampling-steps",
         type=positive_int,
         default=PUBLISHED_SDE.num_steps,
         help="time points of the Euler SDE, without guidance",
+    )
+    parser.add_argument(
+        "--eval-features", choices=EXTRACTORS, help="network that gives an image's features; default: inception"
+    )
+    parser.add_argument(
+        "--eval-weights", type=Path, metavar="FILE", help="weights of the inception network; default: downloaded once"
     )
     parser.add_argument(
         "--eval-reference",

@@ -45,9 +45,6 @@ def find_start(
 ) -> tuple[argparse.Namespace, Start]:
     """The start of a run: the experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
 
-    Args:
-        args, typed: what `parser` made of the command line, and which of them were on it, see `typed_arguments`.
-
     Returns:
         The arguments with the checkpoint's configuration, but for those that were typed, and the start.
 

@@ -12,7 +12,8 @@ from .settings import OdeSettings
 from .solvers import ODE_SOLVERS
 
 ADAMS_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
-WITHOUT_FLOAT64 = ("mps",)  # devices; torchdiffeq keeps times in float64 elsewhere, and Adams' coefficients everywhere
+# Kinds of device. Elsewhere torchdiffeq keeps times in float64; Adams' coefficients are float64 on all devices.
+WITHOUT_FLOAT64 = ("mps",)
 
 StateField = Callable[[Tensor, Tensor], Tensor]  # field(x, t) with t of shape (N,)
 SdeStep = Callable[[Tensor, Tensor, Tensor, Tensor, StateField, StateField], Tensor]

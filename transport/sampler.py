@@ -36,8 +36,10 @@ class SampleFn:
         grad, grad_checkpointing: see `Sampler.sample_ode`.
 
     Attributes:
-        evaluations: how many times a call will evaluate the model, None where that is not known before.
-        nfe: how many times the last call evaluated it.
+        nfe: the number of model evaluations in the last call.
+
+    Raises:
+        ValueError: grad_checkpointing without grad.
     """
 
     def __init__(

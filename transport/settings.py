@@ -1,4 +1,4 @@
-"""What a sampler is set to, by ODE or by SDE, with defaults and checks in one place.
+"""The settings of a sampler, by ODE or by SDE, with defaults and checks in one place.
 
 `Sampler`'s methods and the command line make one of what they hold.
 """
@@ -11,22 +11,24 @@ from typing import Any
 from .names import DIFFUSION_FORMS, LAST_STEPS
 from .solvers import ODE_SOLVERS, SDE_SOLVERS
 
-MAX_STEPS = 2**20  # as many times in [0, 1] are still some roundings of float32 apart
+MAX_STEPS = 2**20  # so that neighbouring times in [0, 1] are still some roundings of float32 apart
 
 
 def check_choice(what: str, value: Any, choices: Collection[Any]) -> None:
-    """
+    """See that a value is among the choices.
+
     Raises:
-        ValueError: a value is not among the choices.
+        ValueError: it is not.
     """
     if value not in choices:
         raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(map(str, choices))}")
 
 
 def check_num_steps(num_steps: int) -> None:
-    """
+    """See that a number of time points is at least two, and not so large that they coincide.
+
     Raises:
-        ValueError: there are fewer time points than two, or so many that they are one.
+        ValueError: it is not.
     """
     if num_steps < 2:
         raise ValueError(f"the number of sampling steps must be at least 2 (a start and an end), got {num_steps}")
@@ -36,7 +38,7 @@ def check_num_steps(num_steps: int) -> None:
 
 @dataclass(frozen=True)
 class OdeSettings:
-    """How the probability-flow ODE is integrated.
+    """The settings of a sampler by the probability-flow ODE.
 
     Args:
         sampling_method: one of `solvers.ODE_SOLVERS`; look-ahead is for models that were trained with times that differ
@@ -67,8 +69,10 @@ class OdeSettings:
 
 @dataclass(frozen=True)
 class SdeSettings:
-    """How the SDE is integrated: up to last_step_size short of t = 1, where the score may be infinite, and from there
-    by a last step without noise.
+    """The settings of a sampler by the SDE.
+
+    The SDE is integrated up to last_step_size short of t = 1, where the score may be infinite; a last step without noise
+    covers the rest.
 
     Args:
         sampling_method: "Euler" (Euler-Maruyama) or "Heun".
