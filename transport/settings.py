@@ -71,8 +71,8 @@ class OdeSettings:
 class SdeSettings:
     """The settings of a sampler by the SDE.
 
-    The SDE is integrated up to last_step_size short of t = 1, where the score may be infinite; a last step without noise
-    covers the rest.
+    The SDE is integrated up to last_step_size short of t = 1, where the score may be infinite; a last step without
+    noise covers the rest.
 
     Args:
         sampling_method: "Euler" (Euler-Maruyama) or "Heun".
