@@ -139,6 +139,10 @@ def sample_images(
 ) -> Tensor:
     """Draw this process's share, every world_size-th, of the samples that are missing or damaged.
 
+    Args:
+        files: how samples are written.
+        what: plural of a sample, for messages.
+
     Returns:
         (2,) float64: the number of images, and the sum over them of model evaluations per image.
     """

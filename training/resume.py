@@ -45,6 +45,10 @@ def find_start(
 ) -> tuple[argparse.Namespace, Start]:
     """The start of a run: the experiment's own newest checkpoint if there is one, else --ckpt, else nothing.
 
+    Args:
+        args: parsed by `parser`.
+        typed: names of those that were on the command line.
+
     Returns:
         The arguments with the checkpoint's configuration, but for those that were typed, and the start.
 
