@@ -1,7 +1,7 @@
 """What the table says of each solver, against what the solver does."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -43,16 +43,18 @@ def test_whether_tolerances_change_anything(method):
     assert torch.equal(loose, tight) is not ODE_SOLVERS[method].uses_tolerance
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "data"])
 @pytest.mark.filterwarnings("ignore:Functional iteration")
 @pytest.mark.parametrize(("mode", "method"), [("ode", m) for m in SOLVERS] + [("sde", m) for m in SDE_METHODS])
-def test_evaluations_are_those_counted(mode, method, prediction):
-    transport = create_transport("Linear", prediction)
-    model = GaussianModel(transport.path_sampler, prediction, MU, SD)
-    for steps in (1, 4):
-        make = getattr(Sampler(transport), f"sample_{mode}")
-        sampler = make(sampling_method=method, num_steps=steps + 1)
-        sampler(Z, model)
+def test_evaluations_are_those_counted(mode, method):
+    """Each is one call of the model, for one time a sample; the count is that of the last call."""
+    for prediction, steps in product(("velocity", "data"), (1, 4)):
+        transport, asked = create_transport("Linear", prediction), []
+        model = GaussianModel(transport.path_sampler, prediction, MU, SD)
+        sampler = getattr(Sampler(transport), f"sample_{mode}")(sampling_method=method, num_steps=steps + 1)
+        for _ in range(2):
+            asked.clear()
+            sampler(Z, lambda x, t, model=model, asked=asked: asked.append(t.shape) or model(x, t))
+            assert sampler.nfe == len(asked) and set(asked) == {Z.shape[:1]}
         if mode == "sde":
             assert sampler.nfe == steps * SDE_SOLVERS[method].evaluations + 1  # a last step without noise
         else:

@@ -1,5 +1,6 @@
 import functools
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -79,21 +80,21 @@ def test_on_one_channel_a_time_a_position_is_one_an_entry():
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("shape", [(6, 4, 8, 8), (5, 4, 8, 8), (6, 5, 3), (1, 4, 8, 8), (4, 2, 3, 4, 4)])
 @pytest.mark.parametrize("settings", [{}, {"use_halfmixing": False}, {"use_blend": False}, {"use_blend": "sample"}])
-def test_segments_are_the_batch_in_its_two_kinds(kind, shape, settings, seeded):
+def test_segments_are_the_batch_in_its_two_kinds(kind, settings, seeded):
     """Asynchronous samples as they are, synchronous ones as one time each; joined they are the batch again."""
     transport = create_transport(train_eps=0.01, combostoc_type=kind, **settings)
-    t, *_ = transport.sample(torch.zeros(shape))
-    segments = transport.segments(t)
-    assert torch.equal(torch.cat([s.expand(-1, *t.shape[1:]) for s in segments]), t)
-    is_mixed = "use_halfmixing" not in settings and shape[0] > 1
-    if kind in ("UNSYNC_PATCH", "UNSYNC_ALL") and is_mixed:
-        n_async = shape[0] // 2
-        ones = (1,) * (len(shape) - 1)
-        assert [s.shape for s in segments] == [(n_async, *t.shape[1:]), (shape[0] - n_async, *ones)]
-    else:
-        assert len(segments) == 1 and segments[0] is t
+    for shape in ((6, 4, 8, 8), (5, 4, 8, 8), (6, 5, 3), (1, 4, 8, 8), (4, 2, 3, 4, 4)):
+        t, *_ = transport.sample(torch.zeros(shape))
+        segments = transport.segments(t)
+        assert torch.equal(torch.cat([s.expand(-1, *t.shape[1:]) for s in segments]), t)
+        is_mixed = "use_halfmixing" not in settings and shape[0] > 1
+        if kind in ("UNSYNC_PATCH", "UNSYNC_ALL") and is_mixed:
+            n_async = shape[0] // 2
+            ones = (1,) * (len(shape) - 1)
+            assert [s.shape for s in segments] == [(n_async, *t.shape[1:]), (shape[0] - n_async, *ones)]
+        else:
+            assert len(segments) == 1 and segments[0] is t
 
 
 @pytest.mark.parametrize(("fraction", "sizes"), [(0.0, [(4, 1, 1, 1)]), (1.0, [(4, 2, 4, 4)])])
@@ -345,10 +346,10 @@ NAMES = [name for name in timesteps.TIMES if name != "combostoc"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", [ComboStocType[name] for name in TYPES])
-@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (1, 2, 1, 1), (4, 6, 3), (2, 2, 2, 3, 4)])
-def test_every_draw_has_a_shape_that_its_type_allows(name, kind, shape):
-    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+def test_every_draw_has_a_shape_that_its_type_allows(name):
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    shapes = ((5, 3, 4, 4), (1, 2, 1, 1), (4, 6, 3), (2, 2, 2, 3, 4))
+    for kind, shape, dtype in product(map(ComboStocType.__getitem__, TYPES), shapes, dtypes):
         t = draw_timesteps(torch.zeros(shape, dtype=dtype), kind, times=name)
         assert t.dtype == torch.promote_types(dtype, torch.float32)
         assert t.expand(timestep_shape(shape, kind)).shape == timestep_shape(shape, kind)
@@ -356,15 +357,14 @@ def test_every_draw_has_a_shape_that_its_type_allows(name, kind, shape):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@async_types
-@pytest.mark.parametrize("half", [False, True])
-def test_the_loss_of_any_draw_is_that_of_its_segments(name, kind, half):
+def test_the_loss_of_any_draw_is_that_of_its_segments(name):
     """Through a model that takes a time for each segment, and one that takes them all at once."""
-    losses, transport = [], create_transport(combostoc_type=kind, times=name, use_halfmixing=half)
-    for model in (SegmentRecorder(), Recorder()):
-        torch.manual_seed(5)
-        losses.append(transport.training_losses(model, torch.randn(6, 4, 8, 8))["loss"])
-    assert torch.equal(*losses) and losses[0].isfinite().all()
+    for kind, half in product(ASYNC, (False, True)):
+        losses, transport = [], create_transport(combostoc_type=kind, times=name, use_halfmixing=half)
+        for model in (SegmentRecorder(), Recorder()):
+            torch.manual_seed(5)
+            losses.append(transport.training_losses(model, torch.randn(6, 4, 8, 8))["loss"])
+        assert torch.equal(*losses) and losses[0].isfinite().all(), (kind, half)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -472,33 +472,33 @@ WHERE = {  # what has one time: over parts, over the numbers of an attribute, ov
 }
 
 
-@pytest.mark.parametrize("name", timesteps.TIMES)
 @pytest.mark.parametrize("kind", WHERE)
-def test_times_of_shapes_are_constant_where_they_must_be_and_differ_where_they_may(name, kind, seeded):
+def test_times_of_shapes_are_constant_where_they_must_be_and_differ_where_they_may(kind, seeded):
     """The numbers of an attribute share one in UNSYNC_ATT and UNSYNC_ATT_PART, all parts in UNSYNC_ATT, and so on."""
-    x1 = torch.zeros(400, 5, 13)
-    transport = create_transport(combostoc_type=kind, attributes=ATTRIBUTES, times=name, use_halfmixing=False)
-    t, *_ = transport.sample(x1)
-    t = (t[:, None, None] if t.ndim == 1 else t).expand_as(x1)
-    assert t.min() >= 0 and t.max() <= 1
-    parts, numbers = WHERE[kind]
-    if name == "logit-normal":
-        parts, numbers = 1, 1
-    if parts == 1:
-        assert (t == t[:, :1]).all()
-    if numbers == 1:
-        assert (t == t[:, :, :1]).all()
-    if numbers == len(ATTRIBUTES):
-        for attribute in t.split(ATTRIBUTES, dim=2):
-            assert (attribute == attribute[:, :, :1]).all()
-    distinct = torch.tensor([len(sample.unique()) for sample in t])
-    assert distinct.max() <= (2 if name == "self-flow" else parts * numbers)
-    if name == "diffusion-forcing":
-        assert (distinct == parts * numbers).double().mean() > 0.9
-        starts = [0, 1, 4, 7][:numbers] if numbers <= 4 else range(13)
-        own = t[:, :parts, starts].flatten(1)
-        correlation = torch.corrcoef(own.T) if own.shape[1] > 1 else torch.ones(1, 1)
-        assert (correlation - torch.eye(len(correlation))).abs().max() < 0.25  # independent
+    for name in timesteps.TIMES:
+        x1 = torch.zeros(400, 5, 13)
+        transport = create_transport(combostoc_type=kind, attributes=ATTRIBUTES, times=name, use_halfmixing=False)
+        t, *_ = transport.sample(x1)
+        t = (t[:, None, None] if t.ndim == 1 else t).expand_as(x1)
+        assert t.min() >= 0 and t.max() <= 1
+        parts, numbers = WHERE[kind]
+        if name == "logit-normal":
+            parts, numbers = 1, 1
+        if parts == 1:
+            assert (t == t[:, :1]).all()
+        if numbers == 1:
+            assert (t == t[:, :, :1]).all()
+        if numbers == len(ATTRIBUTES):
+            for attribute in t.split(ATTRIBUTES, dim=2):
+                assert (attribute == attribute[:, :, :1]).all()
+        distinct = torch.tensor([len(sample.unique()) for sample in t])
+        assert distinct.max() <= (2 if name == "self-flow" else parts * numbers)
+        if name == "diffusion-forcing":
+            assert (distinct == parts * numbers).double().mean() > 0.9
+            starts = [0, 1, 4, 7][:numbers] if numbers <= 4 else range(13)
+            own = t[:, :parts, starts].flatten(1)
+            correlation = torch.corrcoef(own.T) if own.shape[1] > 1 else torch.ones(1, 1)
+            assert (correlation - torch.eye(len(correlation))).abs().max() < 0.25  # independent
 
 
 def test_types_are_of_images_or_of_shapes():
@@ -534,11 +534,11 @@ def test_a_half_mixed_batch_of_shapes_in_segments(kind, seeded):
         (functools.partial(torch.full_like, fill_value=1000), "times by partial: they run from 1000 to 1000"),
     ],
 )
-@pytest.mark.parametrize("half", [False, True])
-def test_own_times_that_are_none_end_in_one_line(times, named, half):
-    transport = create_transport(combostoc_type="UNSYNC_ALL", times=times, use_halfmixing=half)
-    with pytest.raises(ValueError, match=named):
-        transport.sample(torch.zeros(4, 2, 4, 4))
+def test_own_times_that_are_none_end_in_one_line(times, named):
+    for half in (False, True):
+        transport = create_transport(combostoc_type="UNSYNC_ALL", times=times, use_halfmixing=half)
+        with pytest.raises(ValueError, match=named):
+            transport.sample(torch.zeros(4, 2, 4, 4))
 
 
 @pytest.mark.parametrize("kind", ComboStocType.__members__)
