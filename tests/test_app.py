@@ -365,7 +365,7 @@ def visit(server, browser) -> Iterator[Visit]:
     assert visit.requests and not strangers
 
 
-def test_painted_strokes_are_kept(visit, files):
+def test_painted_strokes_are_kept_and_a_drawing_is_a_reference(visit, files):
     digit = np.asarray(Image.open(files / "digit.png")).astype(int)
     visit.load(files / "digit.png")
     visit.paint("#map", (0.5, 2.6, 4.5, 2.6), (4.5, 3.4, 0.5, 3.4))
@@ -388,7 +388,19 @@ def test_painted_strokes_are_kept(visit, files):
     reference, m, *_ = tiles(visit.generate())
     assert (reference == digit).all() and (m == 51).all()
 
+    # a drawing is a reference, too
+    visit.page.get_by_role("tab", name="Draw one").click()
+    visit.page.wait_for_selector("#drawing canvas")
+    visit.settle()
+    visit.paint("#drawing", (2, 0.5, 2, 7.5))
+    with visit.page.expect_response("**/run/predict"):
+        visit.page.locator("#use").click()
+    visit.settle()
+    reference, *_ = tiles(visit.generate())
+    assert (reference[1:7, 1:3] > 200).all() and (reference[:, 4:] == 0).all()
 
+
+@pytest.mark.drill
 def test_on_a_phone_the_samples_are_large_enough_and_beside_their_label(server, browser, files):
     visit = Visit(browser, server[0], width=390)
     visit.load(files / "digit.png")
@@ -405,18 +417,6 @@ def test_on_a_phone_the_samples_are_large_enough_and_beside_their_label(server, 
     assert image["x"] + image["width"] <= sheet["x"] + sheet["width"]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()
-
-
-def test_a_drawing_is_a_reference(visit):
-    visit.page.get_by_role("tab", name="Draw one").click()
-    visit.page.wait_for_selector("#drawing canvas")
-    visit.settle()
-    visit.paint("#drawing", (2, 0.5, 2, 7.5))
-    with visit.page.expect_response("**/run/predict"):
-        visit.page.locator("#use").click()
-    visit.settle()
-    reference, *_ = tiles(visit.generate())
-    assert (reference[1:7, 1:3] > 200).all() and (reference[:, 4:] == 0).all()
 
 
 @pytest.mark.drill

@@ -16,7 +16,6 @@ from models import SiT_models
 from runtime import checkpoint
 from runtime.errors import DataError
 from sampling.network import ImageNoise, guided_by
-from tests.conftest import run_cli
 from tests.forked import run_forked
 from tests.runtime.test_checkpoint import predecessor_checkpoint
 from transport import Sampler, create_transport
@@ -32,8 +31,7 @@ def picture(path) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["ODE", "SDE"])
 def test_from_the_command_line(trained, tmp_path, mode):
     """Nothing about the model is retyped; ten classes, four rows, a caption for each."""
-    start = {"ODE": run_cli, "SDE": run_forked}[mode]
-    result = start("sample.py", mode, "--ckpt", trained / "ckpt.pt", *FAST, cwd=tmp_path)
+    result = run_forked("sample.py", mode, "--ckpt", trained / "ckpt.pt", *FAST, cwd=tmp_path)
     assert "40 pictures in sample.png" in result.stdout and "model evaluations" in result.stdout
     assert picture(tmp_path / "sample.png").shape == (4 * 82 + 4, 10 * 68 + 4, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["sample.png"]

@@ -36,7 +36,7 @@ def contains(points, box) -> bool:
     return bool((np.abs((points - box.center) @ box.axes.T) <= box.size / 2 + 1e-9 * np.ptp(points)).all())
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(12))
 def test_a_box_gives_itself(seed):
     """In any position, of any proportions, with equal edges, with points on its faces, and once in float32."""
     rng = np.random.default_rng(seed)

@@ -2,6 +2,7 @@ import base64
 import json
 import os
 import struct
+from itertools import product
 
 import numpy as np
 import pytest
@@ -81,13 +82,12 @@ def as_is(path, **more):
 # ---- parts and boxes -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("faces", [TRIANGLES, SIDES])
 @pytest.mark.parametrize("name", ["", "o part {}", "g part {}", "o table\ng part {}", "o part {}\nusemtl wood\ns off"])
-@pytest.mark.parametrize("relative", [False, True])
-def test_obj_parts_are_objects_groups_or_components(tmp_path, faces, name, relative):
+def test_obj_parts_are_objects_groups_or_components(tmp_path, name):
     """Cuboids that touch at corners stay apart, as in the files that ShapeAssembly writes."""
-    text = obj_text(TABLE, name.format, faces, relative=relative)
-    assert same(as_is(write(tmp_path / "a.obj", "mtllib absent.mtl\n" + text)), TABLE)
+    for faces, relative in product((TRIANGLES, SIDES), (False, True)):
+        text = obj_text(TABLE, name.format, faces, relative=relative)
+        assert same(as_is(write(tmp_path / "a.obj", "mtllib absent.mtl\n" + text)), TABLE)
 
 
 def test_components_whose_faces_have_points_of_their_own(tmp_path):
@@ -155,10 +155,10 @@ def ply_file(parts, faces, form="ascii", between="") -> bytes:
 
 
 @pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
-@pytest.mark.parametrize("faces", [TRIANGLES, SIDES, [*SIDES[:5], (1, 5, 7), (1, 7, 3)]], ids=["tri", "quad", "mixed"])
-@pytest.mark.parametrize("between", ["", "property uchar flags\n"])
-def test_ply_parts_are_components(tmp_path, form, faces, between):
-    assert same(as_is(write(tmp_path / "a.ply", ply_file(TABLE, faces, form, between))), TABLE)
+def test_ply_parts_are_components(tmp_path, form):
+    mixed = [*SIDES[:5], (1, 5, 7), (1, 7, 3)]
+    for faces, between in product((TRIANGLES, SIDES, mixed), ("", "property uchar flags\n")):
+        assert same(as_is(write(tmp_path / "a.ply", ply_file(TABLE, faces, form, between))), TABLE)
 
 
 def gltf_file(nodes, roots, pieces=(TABLE[0],), strip=False, **more) -> tuple[dict, bytes]:

@@ -87,8 +87,7 @@ def test_bf16_keeps_the_residual_stream_in_float32(model, batch):
 
 
 @pytest.mark.parametrize("kind", ["NONE", "PART", "ATT", "ATT_PART", "VEC", "ALL"])
-@pytest.mark.parametrize("prediction", ["data", "velocity"])
-@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("prediction", "half"), [("data", False), ("velocity", True)])
 def test_every_type_trains(kind, prediction, half, seeded):
     """With segments, too: a step makes the loss of its own batch less."""
     settings = {"combostoc_type": f"UNSYNC_{kind}", "times": "diffusion-forcing", "use_halfmixing": half}
