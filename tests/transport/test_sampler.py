@@ -13,6 +13,7 @@ from transport.solvers import ODE_SOLVERS, SOLVERS
 G = golden("samplers")
 PATHS = ["Linear", "GVP", "VP"]
 PREDICTIONS = ["velocity", "score", "noise", "data"]
+PAIRS = list(itertools.product(PATHS, PREDICTIONS))
 MU, SD = 0.4, 0.6
 
 
@@ -22,28 +23,33 @@ def golden_case(path, prediction):
     return Sampler(transport), GaussianModel(transport.path_sampler, prediction, G["mu"], G["sd"])
 
 
-@pytest.mark.parametrize("name", [k for k in G if k.startswith("ode/")])
-def test_golden_ode(name):
-    _, path, prediction, method, num_steps = name.split("/")
-    sampler, model = golden_case(path, prediction)
-    end = sampler.sample_ode(sampling_method=method, num_steps=int(num_steps), atol=1e-6, rtol=1e-3)(G["z"], model)[-1]
-    assert relative_error(end, G[name]) < (1e-2 if method == "dopri5" else 1e-4)
+def golden_names(mode, path, prediction):
+    return [name for name in G if name.startswith(f"{mode}/{path}/{prediction}/")]
 
 
-@pytest.mark.parametrize("name", [k for k in G if k.startswith("sde/")])
-def test_golden_sde(name):
-    _, path, prediction, method, form, last_step = name.split("/")
-    sampler, model = golden_case(path, prediction)
-    torch.manual_seed(int(G["seed_sde"]))
-    end = sampler.sample_sde(
-        sampling_method=method,
-        diffusion_form=form,
-        diffusion_norm=0.7,
-        last_step=None if last_step == "None" else last_step,
-        last_step_size=0.04,
-        num_steps=13,
-    )(G["z"], model)[-1]
-    assert relative_error(end, G[name]) < 1e-4
+golden_pairs = pytest.mark.parametrize(
+    ("path", "prediction"), sorted({tuple(k.split("/")[1:3]) for k in G if "/" in k})
+)
+
+
+@golden_pairs
+def test_golden_ode(path, prediction):
+    for name in golden_names("ode", path, prediction):
+        *_, method, num_steps = name.split("/")
+        sampler, model = golden_case(path, prediction)
+        draw = sampler.sample_ode(sampling_method=method, num_steps=int(num_steps), atol=1e-6, rtol=1e-3)
+        assert relative_error(draw(G["z"], model)[-1], G[name]) < (1e-2 if method == "dopri5" else 1e-4), name
+
+
+@golden_pairs
+def test_golden_sde(path, prediction):
+    for name in golden_names("sde", path, prediction):
+        *_, method, form, last_step = name.split("/")
+        sampler, model = golden_case(path, prediction)
+        settings = {"sampling_method": method, "diffusion_form": form, "diffusion_norm": 0.7, "num_steps": 13}
+        settings |= {"last_step": None if last_step == "None" else last_step, "last_step_size": 0.04}
+        torch.manual_seed(int(G["seed_sde"]))
+        assert relative_error(sampler.sample_sde(**settings)(G["z"], model)[-1], G[name]) < 1e-4, name
 
 
 # ---- every combination of settings, against the closed form --------------------------------------------------------
@@ -101,16 +107,13 @@ def drill_but(in_suite: bool) -> tuple:
     return () if in_suite else (pytest.mark.drill,)
 
 
-PAIRS = list(itertools.product(PATHS, PREDICTIONS))
-
-
 def ode_settings():
     """All of them. In the suite is each solver, and each path with each prediction; the others: make drill."""
     for (m, method), (k, pair) in itertools.product(enumerate(SOLVERS), enumerate(PAIRS)):
         yield pytest.param(*pair, method, marks=drill_but(m % len(PAIRS) == k))
 
 
-@pytest.mark.parametrize(("path", "prediction", "method"), ode_settings())
+@pytest.mark.parametrize(("path", "prediction", "method"), list(ode_settings()))
 @pytest.mark.usefixtures("integrated_once")
 def test_every_ode_setting_is_right_and_reversible(path, prediction, method):
     """Noise maps to mu + sd z, also with eps given as 0, and back to the same noise."""
@@ -134,7 +137,7 @@ def sde_settings():
             yield pytest.param(*case, marks=drill_but(case in in_suite))
 
 
-@pytest.mark.parametrize(("path", "prediction", "method", "form"), sde_settings())
+@pytest.mark.parametrize(("path", "prediction", "method", "form"), list(sde_settings()))
 @pytest.mark.usefixtures("integrated_once")
 def test_every_sde_setting_has_the_right_moments(path, prediction, method, form):
     """The scheme's own moments, free of sampling error, are those of the marginal sent through the last step.
@@ -210,9 +213,13 @@ def true_logp(x):
     return torch.distributions.Normal(MU, SD).log_prob(x).flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("exact_trace", [False, True])
+@pytest.mark.parametrize(
+    ("path", "prediction", "exact_trace"),
+    [  # each pair by one of them; the other: make drill
+        pytest.param(*pair, exact, marks=drill_but((k + k // 4) % 2 == exact))
+        for (k, pair), exact in itertools.product(enumerate(PAIRS), (False, True))
+    ],
+)
 def test_likelihood_of_a_gaussian(path, prediction, exact_trace, seeded):
     """Within 1 % of the truth. The Jacobian is diagonal, so that a single Rademacher probe is exact as well."""
     transport, model = gaussian(path, prediction)
