@@ -126,8 +126,7 @@ def test_an_oracle_of_one_data_point_lands_on_it_in_ten_steps(schedule, method, 
     assert 1e-3 < errors[1] < 2e-2
 
 
-@pytest.mark.parametrize("path", ["GVP", "VP"])
-@pytest.mark.parametrize("schedule", ["number", "size"])
+@pytest.mark.parametrize(("path", "schedule"), [("GVP", "size"), ("VP", "number")])
 def test_on_curved_paths_the_error_is_that_of_the_integrator(path, schedule, seeded):
     """First order for Euler, down to nothing, as it would not be with another field. Up to s = 0.9: VP is singular."""
     x1, z = samples(2, 4, 2, 4, 4)
