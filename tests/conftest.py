@@ -36,7 +36,7 @@ LONG = (
 SLOW = ("test_train.py", "test_graded.py", "test_sampler.py", "test_monitor.py", "test_evaluate.py", "test_resume.py")
 SLOW += ("test_throughput.py", "test_ablation.py", "test_features.py")
 STARTS = {"run_cli", "run_forked", "launch", "start", "subprocess", "modules_after", "log_in", "serving", "Process"}
-STARTS |= {"trained", "uninterrupted", "after_programs", "server", "browser", "compile_blocks"}
+STARTS |= {"trained", "uninterrupted", "after_imports", "server", "browser", "compile_blocks"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

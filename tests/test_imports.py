@@ -108,23 +108,24 @@ def modules_after(*statements: str) -> list[set[str]]:
     return [set(line.split()) for line in ran.stdout.splitlines()]
 
 
-def test_the_transport_stands_alone():
-    (loaded,) = modules_after("import transport")
+@pytest.fixture(scope="module")
+def after_imports() -> dict[str, set[str]]:
+    """What is loaded after the transport and each of the programs is imported, one after the other."""
+    names = ("transport", *PROGRAMS)
+    return dict(zip(names, modules_after(*(f"import {name}" for name in names)), strict=True))
+
+
+def test_the_transport_stands_alone(after_imports):
+    loaded = after_imports["transport"]
     assert "transport.sampler" in loaded
     ours = {*PROGRAMS, *LAYERS} - {"transport"}
     assert not loaded & (ours | {"timm", "diffusers", "wandb", "accelerate", "PIL"})
 
 
-@pytest.fixture(scope="module")
-def after_programs() -> dict[str, set[str]]:
-    """What is loaded after each of the programs is imported, one after the other."""
-    return dict(zip(PROGRAMS, modules_after(*(f"import {program}" for program in PROGRAMS)), strict=True))
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_heavy_packages_are_imported_when_used(program, after_programs):
-    loaded = after_programs[program]  # not wandb: timm imports it where it is installed
-    assert program in loaded and not loaded & {"diffusers", "sklearn", "accelerate", "gradio"}
+def test_heavy_packages_are_imported_when_used(after_imports):
+    for program in PROGRAMS:  # not wandb: timm imports it where it is installed
+        loaded = after_imports[program]
+        assert program in loaded and not loaded & {"diffusers", "sklearn", "accelerate", "gradio"}, program
 
 
 SHAPES_MAY_BE_IMPORTED_BY = ("kinds", "import_shapes", "experiments.partnet", "experiments.judge_shapes")

@@ -1,4 +1,4 @@
-"""train.py --eval-every, with EfficientNet-Lite0, which is there without a network."""
+"""train.py --eval-every, with few features in the place of EfficientNet-Lite0's 1,280, whose moments take seconds."""
 
 import csv
 import json
@@ -12,12 +12,16 @@ import torch
 import evaluate
 import sample_ddp
 import train
+from evaluation import features, report
+from evaluation.features import Extractor, Features
 from evaluation.image_sets import open_images
 from models import ComboStoc_models
 from runtime import checkpoint
+from sampling import monitor
 from sampling.network import ImageNoise
 from tests.conftest import DIGITS_ARGS
 from tests.faults import Fault, launch
+from tests.forked import run_forked
 from tests.test_train import assert_equal_bit_for_bit
 from transport import Transport
 
@@ -31,27 +35,45 @@ def rows(folder) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "evaluations.csv").read_text().splitlines()))
 
 
+def see_little(rank: int = 0) -> None:
+    """In a process of train.py or evaluate.py: features that are means over parts of a picture."""
+
+    def extract(images: torch.Tensor) -> Features:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1)  # (N, 48)
+        return Features(pooled, None, pooled / 50)
+
+    features.DIMENSIONS["efficientnet-lite0"] = 48
+    monitor.load_extractor = report.load_extractor = lambda name, *_: Extractor(name, extract)
+
+
+@pytest.fixture
+def few_features(monkeypatch):
+    monkeypatch.setitem(features.DIMENSIONS, "efficientnet-lite0", 1280)  # to be put back
+    for module in (monitor, report):
+        monkeypatch.setattr(module, "load_extractor", module.load_extractor)
+    see_little()
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Statistics of some digits."""
-    root = tmp_path_factory.mktemp("reference")
+    """Some digits."""
+    path = tmp_path_factory.mktemp("reference") / "some.npz"
     ((_, digits),) = open_images("digits").batches(1797)
-    np.savez(root / "some.npz", digits[:40].permute(0, 2, 3, 1).numpy())
-    evaluate.main([str(root / "some.npz"), "--features", "efficientnet-lite0", "--save-stats", str(root / "stats.npz")])
-    return root / "stats.npz"
+    np.savez(path, digits[:40].permute(0, 2, 3, 1).numpy())
+    return path
 
 
-def test_numbers_are_those_of_sample_ddp_and_evaluate(tmp_path, reference):
+def test_numbers_are_those_of_sample_ddp_and_evaluate(tmp_path, reference, few_features):
     """By two processes while training, and by one afterwards."""
     args = [*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", "6", *EVALUATED, "--ema-decay", "0.5"]
     args += ["--eval-every", "3", "--eval-reference", str(reference), "--lr", "1e-2"]
-    assert launch(args, tmp_path / "log", world_size=2) == [0, 0], (tmp_path / "log").read_text()
+    run_forked("train.py", *args, processes=2, cwd=tmp_path, before=see_little)
     folder = tmp_path / "ComboStoc-XS-4-exp_tmp"
     found = rows(folder)
     assert [row["step"] for row in found] == ["3", "6"] and found[0]["FD"] != found[1]["FD"]
     log = (folder / "log.txt").read_text()
     assert f"FD-efficientnet-lite0 {float(found[1]['FD']):.5g}" in log and "24 samples" in log
-    assert "Warning: 24 images (samples) are not more than the 1,280 features" in log
+    assert "Warning: 24 images (samples) are not more than the 48 features" in log
 
     drawn = ["--num-fid-samples", "24", "--num-sampling-steps", "4", "--balanced-labels"]
     sample_ddp.main(["SDE", "--ckpt", str(folder / "ckpt.pt"), "--sample-dir", str(tmp_path / "samples"), *drawn])
@@ -63,7 +85,7 @@ def test_numbers_are_those_of_sample_ddp_and_evaluate(tmp_path, reference):
         assert float(found[1][name]) == pytest.approx(expected[f"{name}-efficientnet-lite0"], rel=1e-3)
 
 
-def test_evaluating_changes_nothing_and_a_run_continues(tmp_path, image_folder):
+def test_evaluating_changes_nothing_and_a_run_continues(tmp_path, image_folder, few_features):
     """Against the training images; the same checkpoint as without, and after an interruption the same table."""
     data = ["--data-path", str(image_folder), "--num-classes", "3", "--global-batch-size", "4"]
 
@@ -101,7 +123,7 @@ def test_a_signal_ends_an_evaluation_which_the_run_that_continues_makes_up_for(t
     assert [row["step"] for row in rows(folder)] == ["2", "4"]
 
 
-def test_a_signal_in_an_evaluation_after_a_bad_step_loses_nothing(tmp_path, reference, monkeypatch):
+def test_a_signal_in_an_evaluation_after_a_bad_step_loses_nothing(tmp_path, reference, few_features, monkeypatch):
     """A bad step is not saved, and so what came before it is not, either, if the run ends there."""
     losses, labels, steps = Transport.training_losses, ImageNoise.labels, []
 
@@ -121,7 +143,8 @@ def test_a_signal_in_an_evaluation_after_a_bad_step_loses_nothing(tmp_path, refe
     folder = tmp_path / "ComboStoc-XS-4-exp_tmp"
     saved = checkpoint.load(folder / "ckpt.pt")
     assert saved["step"] == 2 and saved["progress"]["bad_steps"] == [1, 1]
-    monkeypatch.undo()
+    monkeypatch.setattr(Transport, "training_losses", losses)
+    monkeypatch.setattr(ImageNoise, "labels", labels)
     train.main([*args, "--eval-reference", str(reference)])
     assert [row["step"] for row in rows(folder)] == ["2", "4"]
 
@@ -134,7 +157,7 @@ def test_samples_that_are_not_finite_are_warnings_and_training_goes_on(tmp_path,
     torch.save(model.state_dict(), tmp_path / "nan.pt")
     args = [*DIGITS_ARGS, "--results-dir", str(tmp_path), "--max-steps", "2", *EVALUATED, "--sample-every", "1"]
     args += ["--eval-every", "1", "--eval-reference", str(reference), "--init-from", str(tmp_path / "nan.pt")]
-    assert launch(args, tmp_path / "log", world_size=2) == [0, 0], (tmp_path / "log").read_text()
+    run_forked("train.py", *args, processes=2, cwd=tmp_path, before=see_little)
     folder = tmp_path / "ComboStoc-XS-4-exp_tmp"
     log = (folder / "log.txt").read_text()
     for step in (1, 2):
@@ -148,7 +171,6 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
     from data.feed import Data
     from data.sets import ImageFolder
     from runtime.distributed import Process
-    from sampling import monitor
 
     dataset = ImageFolder(image_folder, 8)
     data = Data(dataset, lambda x: x, (3, 8, 8), None)
@@ -165,8 +187,6 @@ def test_training_images_are_looked_at_once_each_and_not_more_than_so_many(image
 def test_a_reference_of_another_resolution_is_warned_of():
     from argparse import Namespace
     from types import SimpleNamespace
-
-    from sampling import monitor
 
     watcher = object.__new__(monitor.Monitor)
     watcher.args = Namespace(image_size=8, eval_samples=5000, eval_reference="large.npz")
@@ -189,7 +209,6 @@ def test_all_processes_ask_alike_often_and_end_when_told_to(image_folder):
     from data.sets import ImageFolder
     from models import SiT_models
     from runtime.distributed import Process
-    from sampling import monitor
     from transport import create_transport
 
     cpu = torch.device("cpu")

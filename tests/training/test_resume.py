@@ -53,6 +53,12 @@ def begin(tmp_path, *args: str, exp: str = "x"):
     return folder
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """The checkpoint of a run of one step: for reading."""
+    return begin(tmp_path_factory.mktemp("begun")) / "ckpt.pt"
+
+
 def random_weights(path, model, **settings):
     torch.manual_seed(3)
     model = model(in_channels=1, **settings)
@@ -130,22 +136,24 @@ def test_weights_alone_begin_at_step_0_whatever_step_they_are_of(tmp_path):
     assert f"Continuing {kept} from step 0 to 1" in (again / "log.txt").read_text()
 
 
-def test_moments_in_another_memory_layout_are_the_same_moments(tmp_path):
+@pytest.mark.drill
+def test_moments_in_another_memory_layout_are_the_same_moments(begun, tmp_path):
     """The fused kernel goes by the parameters' layout; files may come from anywhere."""
-    folder = begin(tmp_path)
-    content = checkpoint.load(folder / "ckpt.pt")
+    content = checkpoint.load(begun)
     for moments in content["opt"]["state"].values():
         moments |= {k: v.t().contiguous().t() for k, v in moments.items() if v.ndim == 2}
     checkpoint.save(tmp_path / "turned.pt", content)
     flags = ["--max-steps", "2", "--log-every", "1"]
-    for name, source in (("same", folder / "ckpt.pt"), ("turned", tmp_path / "turned.pt")):
+    for name, source in (("same", begun), ("turned", tmp_path / "turned.pt")):
         begin(tmp_path, "--ckpt", source, *flags, exp=name)
     assert differences(tmp_path / "ComboStoc-XS-4-same", tmp_path / "ComboStoc-XS-4-turned") == []
 
 
-@pytest.mark.parametrize("harm", ["shape", "missing", "repeated"])
-def test_moments_that_do_not_fit_are_named(tmp_path, harm):
-    content = checkpoint.load(begin(tmp_path) / "ckpt.pt")
+@pytest.mark.parametrize(
+    "harm", ["shape", *(pytest.param(h, marks=pytest.mark.drill) for h in ("missing", "repeated"))]
+)
+def test_moments_that_do_not_fit_are_named(begun, tmp_path, harm):
+    content = checkpoint.load(begun)
     moments = content["opt"]["state"][1]
     if harm == "missing":
         del content["opt"]["state"][1]
@@ -156,10 +164,9 @@ def test_moments_that_do_not_fit_are_named(tmp_path, harm):
         begin(tmp_path, "--ckpt", tmp_path / "bad.pt", "--max-steps", "2", exp="bad")
 
 
-def test_what_a_checkpoint_lacks_is_said(tmp_path):
+def test_what_a_checkpoint_lacks_is_said(begun, tmp_path):
     """Without moments a run begins; without an average it goes on, and the average begins from what is trained."""
-    folder = begin(tmp_path)
-    content = checkpoint.load(folder / "ckpt.pt")
+    content = checkpoint.load(begun)
     for name, harm, step, line in (
         ("no opt", {"opt": None}, 0, "holds no optimiser state ('opt'): its weights begin at step 0, and the 1 steps"),
         ("no state", {"opt": content["opt"] | {"state": {}}}, 1, "an optimiser without moments: they begin at zero"),
@@ -173,20 +180,22 @@ def test_what_a_checkpoint_lacks_is_said(tmp_path):
         assert checkpoint.load(again / "ckpt.pt")["step"] == 2
 
 
-@pytest.mark.parametrize("name", ["model", "ema", "opt"])
-def test_a_run_whose_own_checkpoint_was_stripped_is_not_begun_anew(tmp_path, name):
+def test_a_run_whose_own_checkpoint_was_stripped_is_not_begun_anew(tmp_path):
     path = begin(tmp_path) / "ckpt.pt"
-    checkpoint.save(path, checkpoint.load(path) | {name: None})
-    before = path.read_bytes()
-    with pytest.raises(DataError, match=rf"holds no '{name}', so that .*--init-from .*ckpt\.pt with a new --exp"):
-        begin(tmp_path, "--max-steps", "2")
-    assert path.read_bytes() == before
+    whole = checkpoint.load(path)
+    for name in ("model", "ema", "opt"):
+        checkpoint.save(path, whole | {name: None})
+        before = path.read_bytes()
+        with pytest.raises(DataError, match=rf"holds no '{name}', so that .*--init-from .*ckpt\.pt with a new --exp"):
+            begin(tmp_path, "--max-steps", "2")
+        assert path.read_bytes() == before
 
 
-def test_steps_of_any_kind_continue_to_the_same_bits(tmp_path):
-    content = checkpoint.load(begin(tmp_path) / "ckpt.pt")
+@pytest.mark.drill
+def test_steps_of_any_kind_continue_to_the_same_bits(begun, tmp_path):
+    content = checkpoint.load(begun)
     flags = ["--max-steps", "2", "--log-every", "1"]
-    for name, number in (("same", lambda n: n), ("float", float), ("tensor", torch.tensor), ("numpy", np.float32)):
+    for name, number in (("same", lambda n: n), ("tensor", torch.tensor), ("numpy", np.float32)):
         moments = {k: m | {"step": number(int(m["step"]))} for k, m in content["opt"]["state"].items()}
         changed = {"opt": content["opt"] | {"state": moments}, "step": number(content["step"])}
         settings = {"global_batch_size": float(content["args"]["global_batch_size"]), "path_type": None}
@@ -335,19 +344,15 @@ def test_a_checkpoint_of_an_older_version_says_nothing_of_the_data(plain, tmp_pa
     assert "the data have changed" not in (tmp_path / NAME / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [{"images_seen": "7"}, {"images_seen": -1}, {"images_seen": 2**70}, {"data": 3}, {"data": {"images": 0}}],
-    ids=str,
-)
-def test_a_count_of_images_that_is_none_is_named(plain, tmp_path, harm):
+def test_a_count_of_images_that_is_none_is_named(plain, tmp_path):
     run(*plain, "--max-steps", "1")
     path = tmp_path / NAME / "ckpt.pt"
     content = checkpoint.load(path)
-    content["progress"] |= harm
-    checkpoint.save(path, content)
-    with pytest.raises(DataError, match=r"ckpt\.pt: its progress has images_seen .*, which cannot be continued"):
-        run(*plain, "--max-steps", "2")
+    counts = ({"images_seen": count} for count in ("7", -1, 2**70))
+    for harm in (*counts, {"data": 3}, {"data": {"images": 0}}):
+        checkpoint.save(path, content | {"progress": content["progress"] | harm})
+        with pytest.raises(DataError, match=r"ckpt\.pt: its progress has images_seen .*, which cannot be continued"):
+            run(*plain, "--max-steps", "2")
 
 
 def test_two_processes_with_other_data_are_refused(pictures, tmp_path):
