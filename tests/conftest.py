@@ -164,6 +164,31 @@ def trained(tmp_path_factory) -> Path:
     return folder / "results" / "ComboStoc-XS-4-two"
 
 
+def see_little(rank: int = 0) -> None:
+    """In a process: means over parts of a picture in the place of EfficientNet-Lite0's features, whose moments take
+    seconds."""
+    from evaluation import features, report
+    from sampling import monitor
+
+    def extract(images: torch.Tensor) -> features.Features:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1)  # (N, 48)
+        return features.Features(pooled, None, pooled / 50)
+
+    features.DIMENSIONS["efficientnet-lite0"] = 48
+    monitor.load_extractor = report.load_extractor = lambda name, *_: features.Extractor(name, extract)
+
+
+@pytest.fixture
+def few_features(monkeypatch):
+    from evaluation import features, report
+    from sampling import monitor
+
+    monkeypatch.setitem(features.DIMENSIONS, "efficientnet-lite0", 1280)  # to be put back
+    for module in (monitor, report):
+        monkeypatch.setattr(module, "load_extractor", module.load_extractor)
+    see_little()
+
+
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory) -> Path:
     """Three classes of four colour pictures of different sizes."""

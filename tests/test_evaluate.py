@@ -1,4 +1,4 @@
-"""evaluate.py on the digits, seen by EfficientNet-Lite0: what it prints, files of statistics, and mistakes."""
+"""evaluate.py on the digits, seen by few features or EfficientNet-Lite0: numbers, files of statistics, mistakes."""
 
 import json
 import sys
@@ -13,7 +13,8 @@ from evaluation import features, metrics, report
 from evaluation.features import Extractor, Features
 from evaluation.image_sets import open_images
 from runtime.errors import DataError, run_program
-from tests.faults import launch
+from tests.conftest import see_little
+from tests.forked import run_forked
 
 OFFLINE = ["--features", "efficientnet-lite0"]
 N = 40
@@ -40,7 +41,7 @@ def numbers(capsys, *args: str) -> dict[str, float]:
     return {name: float(value) for name, value, *_ in map(str.split, printed) if value.lstrip("-")[0].isdigit()}
 
 
-def test_noise_grows_and_a_set_is_at_no_distance_from_itself(files, capsys, tmp_path):
+def test_noise_grows_and_a_set_is_at_no_distance_from_itself(files, capsys, tmp_path, few_features):
     reference = str(tmp_path / "some-stats.npz")
     evaluate.main([str(files / "some.npz"), "--save-stats", reference, *OFFLINE])
     assert f"Statistics of {files / 'some.npz'} in {reference}" in capsys.readouterr().out
@@ -53,7 +54,7 @@ def test_noise_grows_and_a_set_is_at_no_distance_from_itself(files, capsys, tmp_
     assert kernels == sorted(kernels)
 
 
-def test_statistics_say_what_the_images_do_in_any_batch_size(files, capsys, tmp_path):
+def test_statistics_say_what_the_images_do_in_any_batch_size(files, capsys, tmp_path, few_features):
     some, others, saved = str(files / "some.npz"), str(files / "others.npz"), str(tmp_path / "others-stats.npz")
     evaluate.main([others, "--save-stats", saved, "--batch-size", "7", *OFFLINE])
     capsys.readouterr()
@@ -69,8 +70,11 @@ def test_statistics_say_what_the_images_do_in_any_batch_size(files, capsys, tmp_
 
 
 def test_few_images_are_warned_of(files, capsys):
-    evaluate.main([str(files / "some.npz"), str(files / "others.npz"), *OFFLINE])
-    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Warning")]
+    """Few for the network itself, by which noise is far away."""
+    evaluate.main([str(files / "some.npz"), str(files / "noise96.npz"), *OFFLINE])
+    said = capsys.readouterr()
+    assert float(said.out.split()[1]) > 0.5 and said.out.startswith("FD-efficientnet-lite0 ")
+    warnings = [line for line in said.err.splitlines() if line.startswith("Warning")]
     assert len(warnings) == 2 and all(
         "40 images (" in line and ") are not more than the 1,280 features" in line for line in warnings
     )
@@ -106,11 +110,10 @@ def test_a_reference_in_the_place_of_the_samples_is_warned_of(files, tmp_path, c
 
 def test_two_processes_see_what_one_does(files, tmp_path):
     """Each half of the batches: the same numbers, and the same file of statistics up to rounding."""
-    for world_size in (1, 2):
-        out = ["--out", str(tmp_path / f"{world_size}.json"), "--save-stats", str(tmp_path / f"{world_size}.npz")]
-        args = [str(files / "some.npz"), str(files / "others.npz"), *OFFLINE, "--batch-size", "12", *out]
-        codes = launch(args, tmp_path / "log", world_size=world_size, program="evaluate")
-        assert codes == [0] * world_size, (tmp_path / "log").read_text()
+    for processes in (1, 2):
+        out = ["--out", tmp_path / f"{processes}.json", "--save-stats", tmp_path / f"{processes}.npz"]
+        args = [files / "some.npz", files / "others.npz", *OFFLINE, "--batch-size", "12", *out]
+        run_forked("evaluate.py", *args, processes=processes, cwd=tmp_path, before=see_little)
     one, two = (json.loads((tmp_path / f"{k}.json").read_text()) for k in (1, 2))
     assert one.keys() == two.keys() and one["sample_count"] == N
     assert all(two[k] == pytest.approx(v, rel=1e-5) for k, v in one.items() if isinstance(v, float))

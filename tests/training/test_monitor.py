@@ -12,14 +12,12 @@ import torch
 import evaluate
 import sample_ddp
 import train
-from evaluation import features, report
-from evaluation.features import Extractor, Features
 from evaluation.image_sets import open_images
 from models import ComboStoc_models
 from runtime import checkpoint
 from sampling import monitor
 from sampling.network import ImageNoise
-from tests.conftest import DIGITS_ARGS
+from tests.conftest import DIGITS_ARGS, see_little
 from tests.faults import Fault, launch
 from tests.forked import run_forked
 from tests.test_train import assert_equal_bit_for_bit
@@ -33,25 +31,6 @@ EVALUATED = [
 
 def rows(folder) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "evaluations.csv").read_text().splitlines()))
-
-
-def see_little(rank: int = 0) -> None:
-    """In a process of train.py or evaluate.py: features that are means over parts of a picture."""
-
-    def extract(images: torch.Tensor) -> Features:
-        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float(), 4).flatten(1)  # (N, 48)
-        return Features(pooled, None, pooled / 50)
-
-    features.DIMENSIONS["efficientnet-lite0"] = 48
-    monitor.load_extractor = report.load_extractor = lambda name, *_: Extractor(name, extract)
-
-
-@pytest.fixture
-def few_features(monkeypatch):
-    monkeypatch.setitem(features.DIMENSIONS, "efficientnet-lite0", 1280)  # to be put back
-    for module in (monitor, report):
-        monkeypatch.setattr(module, "load_extractor", module.load_extractor)
-    see_little()
 
 
 @pytest.fixture(scope="module")
