@@ -11,7 +11,6 @@ import pytest
 import timm.layers
 import timm.models.vision_transformer
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import nn
 
@@ -59,6 +58,8 @@ def exported(ckpt: Path, *flags: str) -> Path:
 
 
 def opened(folder: Path, **settings):
+    from diffusers import DiffusionPipeline  # not in every worker of pytest-xdist
+
     pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
