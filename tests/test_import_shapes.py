@@ -1,12 +1,12 @@
 import os
+import sys
 
 import numpy as np
 import pytest
 
 import import_shapes
-from runtime.errors import DataError
+from runtime.errors import DataError, run_program
 from shapes.sets import ShapeData, load_shapes
-from tests.conftest import run_cli
 from tests.shapes.test_importing import BROKEN, TABLE, TRIANGLES, changed, cuboid, obj_text, ply_file, same, write
 
 
@@ -135,12 +135,18 @@ def test_arguments_that_cannot_be_carried_out(arguments, reason, capsys):
     assert ended.value.code == 2 and reason in said and said.count("\n") == 1
 
 
-def test_the_program_ends_with_one_line_and_a_code(tmp_path):
+def test_the_program_ends_with_one_line_and_a_code(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["import_shapes.py"])
+    monkeypatch.chdir(tmp_path)
     name = os.fsdecode(b"st\xfchle")
     write(tmp_path / name / name / "a.obj", obj_text(TABLE))
     write(tmp_path / name / name / "b.obj", "v 1 2\n")
-    ran = run_cli("import_shapes.py", name, "--out", "set.npz", cwd=tmp_path)
-    assert ran.stdout.startswith("1 shapes of 1 class in set.npz: 5 parts") and ran.stderr.count("\n") == 1
+    sys.stderr.reconfigure(errors="backslashreplace")  # as a process's is
+    run_program(lambda: run(name, "--out", "set.npz"))
+    said = capfd.readouterr()
+    assert said.out.startswith("1 shapes of 1 class in set.npz: 5 parts") and said.err.count("\n") == 1
     assert load_shapes(tmp_path / "set.npz").class_names == [r"st\xfchle"]
-    ran = run_cli("import_shapes.py", "absent", "--out", "other.npz", cwd=tmp_path, check=False)
-    assert ran.returncode == 1 and ran.stderr == "import_shapes.py: error: folder absent does not exist\n"
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: run("absent", "--out", "other.npz"))
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == "import_shapes.py: error: folder absent does not exist\n"

@@ -181,9 +181,14 @@ def test_seconds_are_the_logs_and_what_was_done_again_counts_once(tmp_path):
     assert ablation.training_seconds(tmp_path, 300) == 27
 
 
-def test_a_failed_run_says_why(tmp_path):
-    with pytest.raises(ablation.DataError, match=r"training UNSYNC_ALL with seed 0 failed: .*--lr.*-1"):
-        ablation.train(job(tmp_path, "UNSYNC_ALL", "--", "--lr=-1"))
+def test_a_failed_run_says_why(tmp_path, monkeypatch):
+    rate = "sys.argv[len(sys.argv) - sys.argv[::-1].index('--lr')]"  # the last one
+    (tmp_path / "train.py").write_text(
+        f"import sys; print(file=sys.stderr); sys.exit('train.py: error: --lr ' + {rate})"
+    )
+    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    with pytest.raises(ablation.DataError, match=r"training UNSYNC_ALL with seed 0 failed: train.py: error: --lr -1"):
+        ablation.train(job(tmp_path, "UNSYNC_ALL", "--", "--lr", "-1"))
 
 
 def complete_table(tmp_path) -> list[str]:

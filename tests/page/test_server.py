@@ -159,7 +159,6 @@ def test_every_handler_is_guarded(images, shapes):
         assert len(handlers) > 5 and all(handler.__wrapped__ for handler in handlers)
 
 
-@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -169,12 +168,13 @@ def test_every_handler_is_guarded(images, shapes):
         ("GET", f"{API}/queue/data?session_hash=x"),
     ],
 )
-def test_other_sites_get_403_on_every_route(method, path, headers, images, folder):
+def test_other_sites_get_403_on_every_route(method, path, images, folder):
     before = set(folder.rglob("*"))
     sent = {"files": ("a.png", picture())} if method == "POST" and "upload" in path else None
-    answer = images.http.request(method, path, headers=headers, files=sent)
-    assert answer.status_code == 403 and not any(name.startswith("access-control") for name in answer.headers)
-    assert set(folder.rglob("*")) == before
+    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"origin": "null"}):
+        answer = images.http.request(method, path, headers=headers, files=sent)
+        assert answer.status_code == 403 and not any(name.startswith("access-control") for name in answer.headers)
+        assert set(folder.rglob("*")) == before
 
 
 def test_its_own_pages_are_answered(images):
