@@ -26,11 +26,11 @@ def pytest_configure() -> None:
 
 # What takes longest, in this order, so that the workers of pytest-xdist end together.
 LONG = (
-    *("test_faults.py", "test_train.py", "test_app.py", "test_shapes.py", "test_sampler.py", "test_graded.py"),
-    *("test_imports.py", "test_app_shapes.py", "test_resume.py", "test_bad_input.py", "test_monitor.py"),
-    *("test_evaluate.py", "test_sample.py", "test_sample_ddp.py", "test_extract_latents.py", "test_images.py"),
-    *("test_environment.py", "test_server.py", "test_transforms.py", "test_wandb_utils.py", "test_ablation.py"),
-    *("test_throughput.py", "test_experiment.py", "test_pictures.py", "test_checkpoint.py"),
+    *("test_train.py", "test_app.py", "test_faults.py", "test_shapes.py", "test_resume.py", "test_app_shapes.py"),
+    *("test_graded.py", "test_sampler.py", "test_models.py", "test_models_transforms.py", "test_imports.py"),
+    *("test_bad_input.py", "test_ablation.py", "test_monitor.py", "test_sample.py", "test_extract_latents.py"),
+    *("test_folder.py", "test_evaluate.py", "test_server.py", "test_sample_ddp.py", "test_integrators.py"),
+    *("test_throughput.py", "test_network.py", "test_tokenizers.py", "test_wandb_utils.py", "test_environment.py"),
 )
 # `make test-fast` leaves out these files, and every test that starts a process: it has one of these names in it.
 SLOW = ("test_train.py", "test_graded.py", "test_sampler.py", "test_monitor.py", "test_evaluate.py", "test_resume.py")

@@ -70,14 +70,15 @@ def test_every_choice_of_every_sampler_flag_runs(mode, flags):
         assert state.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("Parts")])
 @pytest.mark.parametrize("learn_sigma", [False, True])
-def test_a_state_dict_tells_its_model(name, learn_sigma, monkeypatch):
+def test_a_state_dict_tells_its_model(learn_sigma, monkeypatch):
     monkeypatch.setattr(SiT, "initialize_weights", lambda self: None)
-    config = ModelConfig(name, 32, 3, 17, learn_sigma)
-    with torch.device("meta"):
-        state = config.build().state_dict()
-    assert model_config(state, "x.pt") == config
+    for name in MODELS:
+        if not name.startswith("Parts"):
+            config = ModelConfig(name, 32, 3, 17, learn_sigma)
+            with torch.device("meta"):
+                state = config.build().state_dict()
+            assert model_config(state, "x.pt") == config
 
 
 def test_other_models_are_named():

@@ -13,20 +13,16 @@ def sin_model(x, t):
     return torch.sin(2 * x) * (1 + t.reshape(t.shape + (1,) * (x.ndim - t.ndim)))
 
 
-LOSSES = [k for k in G if k.startswith("loss_uncompensated/")]
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_golden_losses(name, monkeypatch):
-    _, path, prediction, weight, kind = name.split("/")
-    transport = create_transport(path, prediction, None if weight == "None" else weight, train_eps=1e-3)
-    monkeypatch.setattr(transport, "sample", lambda x1: (G[kind], G["x0"], x1))
-    loss = transport.training_losses(sin_model, G["x1"])["loss"]
-    torch.testing.assert_close(loss, G[name], rtol=1e-9, atol=0)
-
-
-def test_there_are_all_losses():
-    assert len(LOSSES) == 3 * (1 + 3 + 3) * 2
+@paths
+def test_golden_losses(path, monkeypatch):
+    names = [name for name in G if name.startswith(f"loss_uncompensated/{path}/")]
+    assert len(names) == (1 + 3 + 3) * 2  # weights of the predictions, times of a sample or an entry
+    for name in names:
+        *_, prediction, weight, kind = name.split("/")
+        transport = create_transport(path, prediction, None if weight == "None" else weight, train_eps=1e-3)
+        monkeypatch.setattr(transport, "sample", lambda x1, kind=kind: (G[kind], G["x0"], x1))
+        loss = transport.training_losses(sin_model, G["x1"])["loss"]
+        torch.testing.assert_close(loss, G[name], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("with_t", [False, True])
