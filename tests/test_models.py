@@ -223,8 +223,11 @@ def test_bfloat16_autocast_leaves_times_norms_and_output_in_float32(cls, seeded)
     assert 0 < (output - exact).norm() / exact.norm() < 0.02
 
 
-def test_compiled_equals_eager(seeded):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.drill)])  # half a minute
+def test_compiled_equals_eager(backend, seeded, monkeypatch):
     """Outputs and gradients of a half-mixed batch, and of inference; blocks share what is compiled."""
+    by_default = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kw: by_default(self, **kw, backend=backend))
     counters = torch._dynamo.utils.counters
     torch._dynamo.reset()
     counters.clear()

@@ -5,11 +5,13 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import torch
 from PIL import Image
 
 import kinds
 import train
 from data.sets import Digits
+from evaluation.metrics import moments
 from experiments import ablation, judge_shapes
 from experiments.judge import Judge
 from experiments.judge_shapes import make_shape_judge
@@ -117,6 +119,14 @@ def test_a_run_is_trained_once_and_judged(tmp_path, monkeypatch):
     # real digits are at no distance and of their class
     images = ablation.JUDGE.distance(Digits(8, 1).images.contiguous())
     assert images < 1e-6
+
+
+def test_the_judges_distance_is_in_units_of_the_datas_variance(seeded):
+    judge, images = object.__new__(Judge), torch.rand(50, 1, 2, 2) - 0.5
+    judge.body = torch.nn.Flatten()
+    judge.moments = moments(judge.features(images))
+    expected = 4 * 0.25**2 / judge.moments.cov.trace().item()
+    assert judge.distance(images + 0.25) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.drill
