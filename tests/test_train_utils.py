@@ -70,15 +70,13 @@ def test_every_choice_of_every_sampler_flag_runs(mode, flags):
         assert state.isfinite().all()
 
 
-@pytest.mark.parametrize("learn_sigma", [False, True])
-def test_a_state_dict_tells_its_model(learn_sigma, monkeypatch):
+def test_a_state_dict_tells_its_model(monkeypatch):
     monkeypatch.setattr(SiT, "initialize_weights", lambda self: None)
-    for name in MODELS:
-        if not name.startswith("Parts"):
-            config = ModelConfig(name, 32, 3, 17, learn_sigma)
-            with torch.device("meta"):
-                state = config.build().state_dict()
-            assert model_config(state, "x.pt") == config
+    for k, name in enumerate(name for name in MODELS if not name.startswith("Parts")):
+        config = ModelConfig(name, 32, 3, 17, learn_sigma=k % 2 == 0)
+        with torch.device("meta"):
+            state = config.build().state_dict()
+        assert model_config(state, "x.pt") == config
 
 
 def test_other_models_are_named():
