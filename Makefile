@@ -4,7 +4,7 @@
 # make test-fast      between two edits: the linter and the tests that start no process, in less than a minute
 # make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes
 # make smoke          what users do, in short, with another Python: make smoke PYTHON=python3.13; a minute, in .venv-3.13
-# make drill          longer checks: faults, kills, 10,000 damaged files, 3,000 steps' memory, bfloat16 beside float32; 15 minutes
+# make drill          longer checks: faults, kills, 10,000 damaged files, all grids, 3,000 steps' memory; 20 minutes
 # make graded         the study of graded control on digits and on coloured digits, after make demo; 90 minutes
 # make study-methods  SiT, the published method and the better draws on digits in colour, each at a learning rate of its own
 # make study-completion  a part of a picture given, by graded control, replacement and RePaint; minutes, after study-methods
