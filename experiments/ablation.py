@@ -10,7 +10,8 @@ Every run is one of train.py, with the same steps, batch and data order for a se
 checkpoints are sampled by the Euler SDE without guidance, from the same noise and labels, each class equally often, and
 a small classifier of the data set judges the samples: the share in the class asked for, and the Frechet distance of
 its features to all images', in units of their total variance. OUT.csv gets a row for each checkpoint, OUT-<table>.png
-the figure, standard output the table. With --lrs every variant has a learning rate of its own, chosen on another seed.
+the figure, standard output the table. With --lrs every variant has a learning rate of its own, chosen on another seed;
+one at which a reported run diverges is out, and the next best is taken for all seeds.
 Runs that were interrupted continue, and rows that are there are not computed again.
 """
 
@@ -271,16 +272,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = read_rows(table, kind_of_row(args))
     tuning = [Job(args, v, args.tuning_seed, steps[-1:], lr) for v in variants for lr in args.lrs]
     reported: list[Job] = []
+    lost: list[Job] = []  # reported runs that diverged, whose learning rates are out
     failure = None
     try:
         add_rows(args, tuning, rows, table)
-        best = {v: best_rate(rows, [job for job in tuning if job.variant == v]) for v in variants if args.lrs}
-        reported = [Job(args, v, seed, steps, best.get(v)) for seed in args.seeds for v in variants]
-        add_rows(args, reported, rows, table)
+        while True:
+            out = {(job.variant, job.lr) for job in lost}
+            usable = [job for job in tuning if (job.variant, job.lr) not in out]
+            best = {v: best_rate(rows, [job for job in usable if job.variant == v]) for v in variants if args.lrs}
+            reported = [Job(args, v, seed, steps, best.get(v)) for seed in args.seeds for v in variants]
+            add_rows(args, reported, rows, table)
+            if not args.lrs or not (diverging := diverged(rows, reported)):
+                break
+            lost += diverging
     except DataError as error:  # what there is is shown all the same
         failure = error
     if tuned := of_jobs(rows, tuning):
         print("\n".join([*tuning_lines(tuned, variants), ""]))
+    for job in lost:
+        print(f"{job.variant} diverged with seed {job.seed} at lr {job.lr:g}, which is out for all its seeds\n")
     if shown := of_jobs(rows, reported):
         show(args, shown, variants)
     if failure is not None:
@@ -295,10 +305,22 @@ def of_jobs(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Row]:
 
 
 def best_rate(rows: Sequence[Row], jobs: Sequence[Job]) -> float:
-    """The learning rate whose last checkpoint is closest to the data, among jobs that differ in it alone."""
+    """The learning rate whose last checkpoint is closest to the data, among jobs that differ in it alone.
+
+    Raises:
+        DataError: there are none.
+    """
     made = of_jobs(rows, jobs)
+    if not made:
+        raise DataError("a variant diverges at every learning rate of --lrs: smaller ones are needed")
     last = max(row.step for row in made)
     return min((row for row in made if row.step == last), key=lambda row: row.fd).lr
+
+
+def diverged(rows: Sequence[Row], jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that ended farther from the data than they were when they were first measured."""
+    courses = [(job, sorted(of_jobs(rows, [job]), key=lambda row: row.step)) for job in jobs]
+    return [job for job, course in courses if course and course[-1].fd > course[0].fd]
 
 
 def add_rows(args: argparse.Namespace, jobs: Sequence[Job], rows: list[Row], table: Path) -> None:

@@ -17,7 +17,7 @@ from experiments.judge import Judge
 from experiments.judge_shapes import make_shape_judge
 from experiments.tables import read_rows, write_rows
 from experiments.variants import TABLES
-from runtime.errors import UsageError, run_program
+from runtime.errors import DataError, UsageError, run_program
 from shapes import point_network
 from shapes.sets import furniture, save_shapes
 from training.arguments import resolve_arguments
@@ -297,6 +297,32 @@ def test_a_learning_rate_is_chosen_on_another_seed(tmp_path, monkeypatch, capsys
 
     with pytest.raises(UsageError, match="--tuning-seed 9 is one of --seeds"):
         ablation.main([*flags, "--seeds", "9", "--lrs", "2e-3"])
+
+
+def test_a_rate_at_which_a_reported_run_diverges_is_out_for_all_its_seeds(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def carry_out(args, jobs):
+        for job in jobs:
+            for step in job.steps:
+                row = job.row(step)
+                row.fd = 1 / step / row.lr
+                if job.variant == "SiT" and row.lr == 8e-3 and job.seed == 1 and step > 2:
+                    row.fd = 1000.0
+                made.append((job.variant, job.seed, row.lr, step))
+                yield row
+
+    monkeypatch.setattr(ablation, "run", carry_out)
+    flags = ["--out", str(tmp_path / "study"), "--table", "methods", "--max-steps", "4", "--every", "2"]
+    ablation.main([*flags, "--seeds", "0", "1", "--lrs", "4e-3", "8e-3"])
+    printed = capsys.readouterr().out
+    assert made[-4:] == [("SiT", seed, 4e-3, step) for seed in (0, 1) for step in (2, 4)]
+    assert {lr for variant, seed, lr, _ in made if variant != "SiT" and seed != 9} == {8e-3}
+    assert "SiT diverged with seed 1 at lr 0.008, which is out for all its seeds" in printed
+    assert "| SiT (2) | 125000.0 +- 0.0 | 62500.0 +- 0.0 |" in printed  # of lr 4e-3
+
+    with pytest.raises(DataError, match="diverges at every learning rate"):
+        ablation.main([*flags, "--seeds", "0", "1", "--lrs", "8e-3"])
 
 
 def test_a_learning_rate_that_ends_with_the_run_makes_its_length_tell(tmp_path):
