@@ -42,7 +42,7 @@ from sampling.network import ImageNoise, Network
 from transport import PUBLISHED_SDE, Sampler, Transport
 
 SHOWN = 8  # references in the picture
-REPEATS = (1, 5, 10)  # how many times each step is taken: once is replacement, more often is RePaint
+REPEATS = (1, 10)  # how many times each step is taken: once is replacement, more often is RePaint
 Field = Callable[[Tensor, Tensor], Tensor]  # the model's velocity of (x, t)
 
 
