@@ -296,7 +296,9 @@ def _checked(draw: Draw) -> Draw:
             raise ValueError(f"times by {name}: they hold NaN; times lie in [0, 1]")
         if t.numel() and not (t.amin() >= 0 and t.amax() <= 1):
             raise ValueError(f"times by {name}: they run from {t.amin():g} to {t.amax():g}; times lie in [0, 1]")
-        return t
+        positions = (empty.shape[2:], (1,) * len(empty.shape[2:]))
+        as_models_take_them = t.ndim == empty.ndim and len(t) == len(empty) and t.shape[2:] in positions
+        return t if as_models_take_them else t.expand(empty.shape)
 
     return checked
 

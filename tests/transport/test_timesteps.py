@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from models import ComboStoc, SiT
+from models import ComboStoc, ComboStoc_models, SiT
 from tests.conftest import golden
 from transport import ComboStocType, Transport, create_transport, draw_timesteps, timestep_shape, timesteps
 from transport.names import OF_SHAPES
@@ -396,6 +396,27 @@ def test_a_draw_of_ones_own():
         ValueError, match="unknown times 'early'; choose from combostoc, diffusion-forcing, logit-normal"
     ):
         create_transport(times="early")
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1), (1, 8, 1), (1, 1, 1, 8), (6, 1, 1, 8), (6, 1, 8, 1), (1, 1, 8, 8)])
+def test_an_own_draw_that_broadcasts_reaches_the_models(shape):
+    """A time a column, a row, a position of all samples: as the models take them, and equal to times of full shape."""
+    drawn = torch.rand(shape)
+    losses, x1, y = [], torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.long)
+    model = ComboStoc_models["ComboStoc-XS/4"](input_size=8, in_channels=3, num_classes=2, class_dropout_prob=0.0)
+    for times in (lambda t: drawn, lambda t: drawn.expand(t.shape)):
+        transport = create_transport(combostoc_type="UNSYNC_PATCH", times=times)
+        torch.manual_seed(0)
+        losses.append(transport.training_losses(model, x1, {"y": y})["loss"])
+        assert transport.sample(x1)[0].shape == (6, 1, 8, 8)
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 1, 1), (6, 3, 1, 1)])
+def test_an_own_draw_that_is_the_same_for_all_positions_stays_so(shape):
+    """For one conditioning vector serves all tokens then."""
+    transport = create_transport(combostoc_type="UNSYNC_ALL", times=lambda t: torch.rand(shape))
+    assert transport.sample(torch.zeros(6, 3, 8, 8))[0].shape == shape
 
 
 RENAMED = {  # what each was called, and is drawn by
