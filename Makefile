@@ -1,5 +1,6 @@
 # make demo           train on the embedded digits, sample, count: a few minutes on any CPU
 # make shapes         structured shapes: train on the embedded furniture, sample, complete, assemble; 4 to 6 minutes
+# make notebook       run_ComboStoc.ipynb, run from start to end in place; a few minutes
 # make test           linters, types and the whole test suite
 # make test-fast      between two edits: the linter and the tests that start no process, in less than a minute
 # make docs-check     the commands of README and docs/ that need no GPU, network or hours, after make demo; 5 minutes
@@ -26,8 +27,8 @@ DEMO := results/ComboStoc-XS-2-demo
 COLOURED := results/colour-digits
 CIFAR10 ?=
 
-.PHONY: help demo shapes test test-fast docs-check smoke smoke-steps drill graded study study-choices study-colour \
-	study-times study-methods study-completion study-fashion study-cifar10 timesteps
+.PHONY: help demo shapes notebook test test-fast docs-check smoke smoke-steps drill graded study study-choices \
+	study-colour study-times study-methods study-completion study-fashion study-cifar10 timesteps
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -97,6 +98,11 @@ shapes: $(READY)
 	OMP_NUM_THREADS=2 $(BIN)/python evaluate.py $(FURNITURE)/samples/*.npz shapes --points 512 --compared 200
 	@echo
 	@echo "Samples, completions, assemblies:  $(FURNITURE)/sheet.png  completed.png  assembled.png  sheet.glb"
+
+# On the CPU, as whoever has no GPU sees it.
+notebook: export CUDA_VISIBLE_DEVICES =
+notebook: $(READY)
+	$(BIN)/python -m tests.notebook
 
 # Three workers of one thread each, for two cores: some tests wait. Rounding does not depend on the cores then. mypy runs
 # beside them, and what it finds is shown after them.

@@ -1,12 +1,14 @@
 """The kinds of data there are, and which one a path, a model or a checkpoint is of."""
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from runtime.errors import UsageError
 from runtime.state_dicts import StateDict
 from sampling import images, loading
+from sampling.arguments import pictures_parser
 from sampling.kind import Kind
 from sampling.network import Network
 from shapes import kind as shapes
@@ -63,6 +65,20 @@ def model_config(state: StateDict, source: str) -> ModelConfig:
 def load_network(args: argparse.Namespace, device: torch.device, default_vae: str) -> Network:
     """The network of --ckpt or --model, see `sampling.loading.load_network`."""
     return loading.load_network(args, device, default_vae, of_state)
+
+
+def open_network(ckpt: str | Path, *flags: str, device: str | torch.device = "cpu") -> Network:
+    """The network of a checkpoint, for programs and notebooks of one's own.
+
+    Args:
+        ckpt: what sample.py takes as --ckpt: a file, a published name, or hf://owner/repo/file.
+        flags: others of sample.py's ODE mode that concern the network: "--vae", FOLDER for instance.
+
+    Raises:
+        UsageError, DataError: see `sampling.loading.load_network`.
+    """
+    args = pictures_parser(None).parse_args(["ODE", "--ckpt", str(ckpt), *flags])
+    return load_network(args, torch.device(device), default_vae="mse")
 
 
 def check_images(data_path: str, job: str) -> None:

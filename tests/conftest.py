@@ -28,15 +28,16 @@ def pytest_configure() -> None:
 LONG = (
     *("test_train.py", "test_app.py", "test_faults.py", "test_shapes.py", "test_resume.py", "test_app_shapes.py"),
     *("test_graded.py", "test_sampler.py", "test_models.py", "test_models_transforms.py", "test_imports.py"),
-    *("test_bad_input.py", "test_ablation.py", "test_monitor.py", "test_sample.py", "test_extract_latents.py"),
-    *("test_folder.py", "test_evaluate.py", "test_server.py", "test_sample_ddp.py", "test_integrators.py"),
-    *("test_throughput.py", "test_network.py", "test_tokenizers.py", "test_wandb_utils.py", "test_environment.py"),
+    *("test_notebook.py", "test_bad_input.py", "test_ablation.py", "test_monitor.py", "test_sample.py"),
+    *("test_extract_latents.py", "test_folder.py", "test_evaluate.py", "test_server.py", "test_sample_ddp.py"),
+    *("test_integrators.py", "test_throughput.py", "test_network.py", "test_tokenizers.py", "test_wandb_utils.py"),
+    *("test_environment.py",),
 )
 # `make test-fast` leaves out these files, and every test that starts a process: it has one of these names in it.
 SLOW = ("test_train.py", "test_graded.py", "test_sampler.py", "test_monitor.py", "test_evaluate.py", "test_resume.py")
 SLOW += ("test_throughput.py", "test_ablation.py", "test_features.py")
 STARTS = {"run_cli", "run_forked", "launch", "start", "subprocess", "modules_after", "log_in", "serving", "Process"}
-STARTS |= {"trained", "uninterrupted", "after_imports", "server", "browser", "compile_blocks"}
+STARTS |= {"trained", "uninterrupted", "after_imports", "server", "browser", "compile_blocks", "executed"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

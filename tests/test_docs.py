@@ -233,7 +233,7 @@ def test_python_blocks_compile():
 
 
 def test_a_checkpoint_becomes_pictures_as_library_says(random_checkpoint, tmp_path, monkeypatch):
-    found = [block.text for block in blocks(ROOT / "docs" / "library.md") if "network." in block.text]
+    found = [block.text for block in blocks(ROOT / "docs" / "library.md") if "network" in block.text]
     program = "\n".join(found).replace('"FILE"', repr(str(random_checkpoint)))
     monkeypatch.chdir(tmp_path)
     made: dict[str, Any] = {}
