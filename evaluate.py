@@ -4,13 +4,14 @@
     python evaluate.py samples/XYZ.npz FOLDER --image-size 256                  # against one's own pictures
     python evaluate.py FOLDER --image-size 256 --save-stats mine.npz            # their statistics, once
     python evaluate.py samples/XYZ.npz mine.npz
+    python evaluate.py samples/XYZ.npz FOLDER --image-size 256 --features dinov2    # FD-DINOv2; is no FID
     python evaluate.py SAMPLES digits --features efficientnet-lite0             # nothing is fetched; is no FID
     python evaluate.py samples/XYZ.npz shapes                                   # structured shapes: Chamfer and others
 
 SAMPLES and REFERENCE are an .npz of images (arr_0, (N, H, W, 3) uint8), a folder of pictures, 'digits', or an .npz of
 statistics (mu, sigma, and mu_s, sigma_s for sFID); or both are sets of shapes, an .npz or 'shapes', of which REFERENCE
-is the part that was not trained on, where it says so. The FID network's weights are fetched once, or read from
---weights.
+is the part that was not trained on, where it says so. The weights of inception, FID's network, and of DINOv2's ViT-L/14
+are fetched once, or read from --weights.
 Under torchrun all processes look at the images; the numbers do not depend on how many.
 """
 
@@ -40,7 +41,7 @@ def make_parser() -> Parser:
         "--features", choices=EXTRACTORS, default="inception", help="network that gives an image's features"
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="weights of the inception network; default: downloaded once"
+        "--weights", type=Path, metavar="FILE", help="weights of inception or dinov2; default: downloaded once"
     )
     parser.add_argument(
         "--image-size",

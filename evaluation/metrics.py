@@ -180,7 +180,7 @@ class Statistics:
         count: number of images, 0 where a file does not say.
         pooled, spatial: moments of the features; the spatial ones for inception only.
         features: (K, D), of all images or of some; None where a file has the moments alone.
-        logits: (K, classes), None where they come from a file.
+        logits: (K, classes), None where they come from a file, or the network has none.
     """
 
     extractor: str

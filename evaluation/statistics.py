@@ -52,7 +52,8 @@ def look(batches: Iterable[Batch], count: int, extractor: Extractor) -> Seen:
         chosen = [k for k, i in enumerate(indices) if i in kept]
         seen.indices += [indices[k] for k in chosen]
         seen.features.append(found.pooled[chosen].cpu())
-        seen.logits.append(found.logits[chosen].cpu())
+        if found.logits is not None:
+            seen.logits.append(found.logits[chosen].cpu())
     for running in (seen.pooled, seen.spatial):
         if running is not None:
             running.to(torch.device("cpu"))
@@ -81,16 +82,15 @@ def joined(parts: list[Seen], extractor: Extractor) -> Statistics | None:
             spatial = spatial or RunningMoments(len(part.spatial.mean))
             spatial.merge(part.spatial)
     order = torch.tensor([i for part in parts for i in part.indices]).argsort()
-    features, logits = (
-        torch.cat([f for part in parts for f in getattr(part, name)]) for name in ("features", "logits")
-    )
+    features = torch.cat([f for part in parts for f in part.features])
+    logits = [f for part in parts for f in part.logits]
     return Statistics(
         extractor.name,
         pooled.count,
         pooled.moments(),
         None if spatial is None else spatial.moments(),
         features[order],
-        logits[order],
+        torch.cat(logits)[order] if logits else None,
     )
 
 

@@ -272,3 +272,27 @@ def test_one_line_and_nothing_left(arguments, code, line, bad, tmp_path, monkeyp
     assert message.count("\n") == 1 and message.startswith("evaluate.py"), message
     assert line.format(f=bad) in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dinov2s_numbers_have_its_name(files, capsys, tmp_path, monkeypatch):
+    """Of pictures and of saved statistics; a network without classes gives no inception score."""
+    from timm import create_model
+
+    for name, value in {"embed_dim": 12, "depth": 1, "num_heads": 2}.items():
+        monkeypatch.setitem(features.DINOV2, name, value)
+    monkeypatch.setitem(features.DIMENSIONS, "dinov2", 12)
+    torch.save(create_model(**features.DINOV2).state_dict(), tmp_path / "w.pth")
+    flags = ["--features", "dinov2", "--weights", str(tmp_path / "w.pth")]
+    some, others, saved = str(files / "some.npz"), str(files / "others.npz"), str(tmp_path / "s.npz")
+    evaluate.main([others, "--save-stats", saved, *flags])
+    printed = []
+    for reference in (others, saved):
+        capsys.readouterr()
+        evaluate.main([some, reference, *flags])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert [line.split()[0] for line in printed[0].splitlines()] == [
+        *("FD-dinov2", "KD-dinov2", "precision-dinov2", "recall-dinov2")
+    ]
+    with pytest.raises(DataError, match=r"s\.npz holds statistics of dinov2, not of efficientnet-lite0"):
+        evaluate.main([some, saved, *OFFLINE])

@@ -261,7 +261,7 @@ def add_eval_args(parser: argparse._ActionsContainer) -> None:
         "--eval-features", choices=EXTRACTORS, help="network that gives an image's features; default: inception"
     )
     parser.add_argument(
-        "--eval-weights", type=Path, metavar="FILE", help="weights of the inception network; default: downloaded once"
+        "--eval-weights", type=Path, metavar="FILE", help="weights of inception or dinov2; default: downloaded once"
     )
     parser.add_argument(
         "--eval-reference",

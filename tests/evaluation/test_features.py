@@ -1,10 +1,13 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from evaluation.features import load_extractor
+from evaluation import features
+from evaluation.features import load_extractor, positions
 from runtime.errors import DataError, UsageError
 
 CPU = torch.device("cpu")
@@ -83,6 +86,82 @@ def test_efficientnet_knows_what_a_photograph_shows():
     assert found.pooled.shape == (1, 1280) and found.spatial is None
 
 
-def test_weights_are_for_inception_only(weights):
-    with pytest.raises(UsageError, match=r"random\.pth are for the features inception"):
+def test_weights_are_for_networks_that_bring_none(weights):
+    with pytest.raises(UsageError, match=r"random\.pth are for the features inception and dinov2; efficientnet-lite0"):
         load_extractor("efficientnet-lite0", weights, CPU)
+
+
+# ---- DINOv2 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch):
+    """A small network in place of the ViT-L/14, with random weights for 518 x 518, as the published ones are."""
+    import timm
+
+    for name, value in {"embed_dim": 24, "depth": 1, "num_heads": 2}.items():
+        monkeypatch.setitem(features.DINOV2, name, value)
+    torch.manual_seed(0)
+    model = timm.create_model(**features.DINOV2 | {"img_size": 518})
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+def test_dinov2_is_the_class_token_of_resized_pictures(small_dinov2, tmp_path):
+    torch.save(small_dinov2.state_dict(), tmp_path / "timm.pth")
+    shown = images(2, 40) // torch.tensor([1, 4], dtype=torch.uint8).view(2, 1, 1, 1)  # a light one, a dark one
+    found = load_extractor("dinov2", tmp_path / "timm.pth", CPU).extract(shown)
+    assert found.pooled.shape == (2, 24) and found.spatial is None and found.logits is None
+    pictures = [Image.fromarray(i.permute(1, 2, 0).numpy()).resize((224, 224), Image.BICUBIC) for i in shown]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    small_dinov2.set_input_size(224)
+    small_dinov2.pos_embed = nn.Parameter(positions(torch.load(tmp_path / "timm.pth")["pos_embed"], 16, 16))
+    with torch.no_grad():
+        expected = small_dinov2.forward_features((pixels - mean) / std)[:, 0]
+    torch.testing.assert_close(found.pooled, expected, rtol=0.01, atol=0.01)
+    assert (found.pooled[0] - found.pooled[1]).abs().max() > 0.1  # the pictures are seen
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_dinov2_takes_metas_file_too(wrapped, small_dinov2, tmp_path):
+    state = small_dinov2.state_dict()
+    torch.save(state, tmp_path / "timm.pth")
+    metas = state | {"mask_token": torch.zeros(1, 24)}
+    torch.save({"model": metas} if wrapped else metas, tmp_path / "meta.pth")
+    a, b = (load_extractor("dinov2", tmp_path / f"{name}.pth", CPU).extract(images(1)) for name in ("timm", "meta"))
+    assert torch.equal(a.pooled, b.pooled)
+
+
+def test_positions_are_interpolated_as_dinov2s_own_code_does():
+    """By a scale of (n + 0.1) / 37: of a ramp the values are where it looks, but for what this bicubic kernel adds."""
+    ramp = torch.arange(37.0).expand(37, 37).reshape(1, -1, 1)
+    embedding = torch.cat([torch.full((1, 1, 1), 7.0), ramp], 1)
+    found = positions(embedding, 16, 16)
+    assert found.shape == (1, 257, 1) and found[0, 0, 0] == 7
+    looked = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5
+    torch.testing.assert_close(found[0, 1:, 0].reshape(16, 16)[:, 1:-1], looked[1:-1].expand(16, 14), rtol=0, atol=0.09)
+    assert positions(embedding, 37, 37) is embedding
+
+
+def test_weights_that_are_not_dinov2s_are_named(small_dinov2, weights, tmp_path, monkeypatch):
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "alien.pth")
+    torch.save(small_dinov2.state_dict() | {"norm.weight": torch.zeros(5)}, tmp_path / "other.pth")
+    for path, says in (
+        (tmp_path / "alien.pth", "it has no 'pos_embed'"),
+        (tmp_path / "other.pth", r"norm\.weight is missing, left over or of another shape"),
+    ):
+        with pytest.raises(DataError, match=rf"weights of dinov2 from .*{path.name} cannot be used: .*({says})"):
+            load_extractor("dinov2", path, CPU)
+    with pytest.raises(DataError, match=r"weights of dinov2 from .*absent\.pth cannot be used"):
+        load_extractor("dinov2", tmp_path / "absent.pth", CPU)
+
+    def offline(*args):
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.models.load_state_dict_from_hf", offline)
+    with pytest.raises(
+        DataError, match=r"from the Hub's timm/\S+ cannot be used: .*no network \(give a file .*--weights"
+    ):
+        load_extractor("dinov2", None, CPU)
