@@ -135,7 +135,7 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
         default=defaults.get("time_shift"),
         metavar="A",
         help="time shift t -> t / (A - (A - 1) t)"
-        + (" of the points of fixed steps; " if from_checkpoint else ", in training and sampling; ")
+        + (", which spaces the steps, adaptive ones too; " if from_checkpoint else ", in training and sampling; ")
         + "auto: A = sqrt(numbers in a sample / 4096)"
         + (source or "; default: 1, no shift"),
     )

@@ -148,9 +148,7 @@ def ignore_what_has_no_effect(
     ]
     if args.mode == "ODE":
         solver = ODE_SOLVERS[method]
-        rules.append(
-            (solver.adaptive, f"on {method}, which chooses its own steps", ("num_sampling_steps", "time_shift"))
-        )
+        rules.append((solver.adaptive, f"on {method}, which chooses its own steps", ("num_sampling_steps",)))
         rules.append((not solver.uses_tolerance, f"on {method}, whose steps are fixed", ("atol", "rtol")))
         rules.append((not solver.adaptive, f"on {method}, whose steps are counted", ("max_evaluations",)))
     else:

@@ -110,7 +110,6 @@ def test_what_has_no_effect_is_said_and_changes_nothing(random_checkpoint, tmp_p
             "--cfg-channels all --guidance-interval 0 0.5",
             "--cfg-channels and --guidance-interval have no e",
         ),
-        ("ODE", ode, "--time-shift 3", "--time-shift has no effect on dopri5, which chooses its own st"),
         ("SDE", sde, "--train-eps 0.1", "--train-eps has no effect in sampling, only in training"),
     ):
         plain = typed.split()[: 2 if typed.startswith(("--sampling", "--last-step")) else 0]

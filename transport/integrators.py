@@ -9,6 +9,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from .settings import OdeSettings
+from .shift import GridShift
 from .solvers import ODE_SOLVERS
 
 ADAMS_METHODS = ("explicit_adams", "implicit_adams", "fixed_adams")
@@ -27,16 +28,19 @@ def integrate_ode(
     settings: OdeSettings,
     *,
     trajectory: bool = False,
-    shift: Callable[[Tensor], Tensor] | None = None,
+    shift: GridShift | None = None,
 ) -> list[tuple[Tensor, ...]]:
     """Solve d state / dt = field(t, state) from t0 to t1, in either direction.
+
+    With a shift t = shift(s) steps are even in s, and an adaptive method, whose tolerances are asked for in s, solves
+    d state / ds = t'(s) field(t(s), state).
 
     Args:
         field: takes a scalar t and the state, returns its derivative.
         state: tensors at t0.
         settings: their method is one of `solvers.SOLVERS`; what they say of the model is for the field.
         trajectory: return the states at all num_steps points; otherwise the end state only, nothing else being kept.
-        shift: moves the time points; None leaves them evenly spaced.
+        shift: of the interval from t0 to t1; None leaves the time points evenly spaced.
 
     Raises:
         FloatingPointError: an adaptive method found no step small enough, as where the field is not finite, or has not
@@ -50,7 +54,7 @@ def integrate_ode(
     if adaptive and (fault := beyond_rounding(atol, rtol, state[0].dtype)):
         warnings.warn(f"{fault}: {method} may not arrive", stacklevel=2)
     grid = torch.linspace(t0, t1, num_steps, device=state[0].device, dtype=state[0].dtype)
-    if shift is not None:
+    if shift is not None and not adaptive:
         grid = shift(grid)
         t0, t1 = float(grid[0]), float(grid[-1])
     options: dict[str, Any] = {}
@@ -83,8 +87,14 @@ def integrate_ode(
             )
         return field(now, state)
 
+    def even_in_s(s: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert shift is not None
+        rate = shift.rate(s.clamp(low, high))
+        return tuple(rate * slope for slope in inside(shift(s), state))
+
+    derivative = even_in_s if adaptive and shift is not None else inside
     try:
-        solution = odeint(inside, state, outputs, method=method, atol=atol, rtol=rtol, options=options)
+        solution = odeint(derivative, state, outputs, method=method, atol=atol, rtol=rtol, options=options)
     except AssertionError as error:  # how torchdiffeq says so
         if not str(error).startswith(("underflow in dt", "non-finite values")):
             raise

@@ -20,7 +20,7 @@ from .integrators import integrate_ode, integrate_sde
 from .names import SCHEDULES, ComboStocType, ModelType
 from .path import expand_t_like_x
 from .settings import OdeSettings, SdeSettings, check_choice
-from .shift import grid_shift, shift_for
+from .shift import GridShift, grid_shift, shift_for
 from .solvers import AHEAD_METHODS, ODE_SOLVERS, SDE_SOLVERS, SOLVERS
 from .targets import Model, Transport
 
@@ -310,7 +310,7 @@ class Sampler:
         if reverse:
             raise ValueError(f"{method} runs from noise to data; it has no reverse")
 
-    def _grid_shift(self, z: Tensor, t0: float, t1: float) -> Callable[[Tensor], Tensor] | None:
+    def _grid_shift(self, z: Tensor, t0: float, t1: float) -> GridShift | None:
         return grid_shift(shift_for(self.transport.time_shift, z.shape[1:]), t0, t1)
 
     def _course(self, grading: Grading | None, z: Tensor, s0: float, s1: float, num_steps: int) -> Synchronous | Graded:

@@ -5,7 +5,7 @@ A is the square root of a sample's size over that of the samples that unshifted 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -27,9 +27,25 @@ def shifted(t: Tensor, a: float) -> Tensor:
     return t if a == 1 else t / (t + a * (1 - t))
 
 
-def grid_shift(a: float, t0: float, t1: float) -> Callable[[Tensor], Tensor] | None:
-    """A function that moves times between t0 and t1 as `shifted` moves those in [0, 1]; None for A = 1."""
-    low, high = sorted((t0, t1))
-    if a == 1:
-        return None
-    return lambda t: (low + (high - low) * shifted((t - low) / (high - low), a)).clamp(low, high)
+class GridShift:
+    """`shifted` of the interval between t0 and t1, in place of [0, 1], as a function of times."""
+
+    def __init__(self, a: float, t0: float, t1: float) -> None:
+        self.a = a
+        self.low, self.high = sorted((t0, t1))
+
+    def __call__(self, s: Tensor) -> Tensor:
+        return (self.low + (self.high - self.low) * shifted(self._share(s), self.a)).clamp(self.low, self.high)
+
+    def rate(self, s: Tensor) -> Tensor:
+        """Its derivative dt/ds, A / (u + A (1 - u))^2 where u is s's share of the interval."""
+        u = self._share(s)
+        return self.a / (u + self.a * (1 - u)) ** 2
+
+    def _share(self, s: Tensor) -> Tensor:
+        return (s - self.low) / (self.high - self.low)
+
+
+def grid_shift(a: float, t0: float, t1: float) -> GridShift | None:
+    """The shift of the interval between t0 and t1; None for A = 1."""
+    return None if a == 1 else GridShift(a, t0, t1)

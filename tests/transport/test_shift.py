@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torchdiffeq import odeint
 
 from tests.conftest import GaussianModel
 from transport import Sampler, create_transport
@@ -88,6 +89,77 @@ def test_samples_are_those_of_the_gaussian_whatever_the_shift(path, prediction, 
         torch.testing.assert_close(end, MU + SD * z, rtol=0, atol=0.03)
     kept = Sampler(transport).sample_graded(torch.ones(9, 1), 0.5, sampling_method="heun2", num_steps=11)
     assert kept(z.float(), GaussianModel(transport.path_sampler, prediction, MU, SD))[-1].isfinite().all()
+
+
+ADAPTIVE = ["dopri5", "dopri8", "bosh3", "adaptive_heun"]
+
+
+@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_adaptive_solvers_control_their_error_in_the_shifted_time(method, reverse):
+    """They ask for the times that torchdiffeq asks for of dx/ds = v(x, t(s)) t'(s), and arrive."""
+    a, start, tolerances = 6.0, float(reverse), {"atol": 1e-5, "rtol": 1e-3}
+    transport = create_transport(time_shift=a)
+    asked, z, end = asked_times(transport, "ode", sampling_method=method, reverse=reverse, **tolerances)
+    model, by_hand = GaussianModel(transport.path_sampler, "velocity", MU, SD), []
+
+    def slope(s, x):
+        s = s.clamp(0, 1)
+        t = s / (s + a * (1 - s))
+        by_hand.append(float(t))
+        return model(x, t.expand(len(x))) * (a / (s + a * (1 - s)) ** 2)
+
+    times = torch.tensor([start, 1 - start], dtype=torch.float64)
+    expected = odeint(slope, z, times, method=method, **tolerances, options={"step_t": times[-1:]})[-1]
+    assert asked == pytest.approx(by_hand)
+    torch.testing.assert_close(end, expected)
+    exact = (z - MU) / SD if reverse else MU + SD * z
+    torch.testing.assert_close(end, exact, rtol=0, atol=0.02)
+    plain, *_ = asked_times(create_transport(), "ode", sampling_method=method, reverse=reverse, **tolerances)
+    assert len(plain) != len(asked)
+
+
+@pytest.mark.parametrize("path", ["Linear", "GVP", "VP"])
+@pytest.mark.parametrize("prediction", ["velocity", "data", "noise"])
+@pytest.mark.parametrize("a", [0.3, 5.0])
+def test_an_adaptive_solver_arrives_whatever_the_shift(path, prediction, a):
+    transport = create_transport(path, prediction, time_shift=a)
+    settings = {"sampling_method": "dopri5", "atol": 1e-8, "rtol": 1e-6, "prediction": prediction}
+    _, z, end = asked_times(transport, "ode", **settings)
+    _, _, plain = asked_times(create_transport(path, prediction), "ode", **settings)
+    torch.testing.assert_close(end, plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(end, MU + SD * z, rtol=0, atol=0.03)  # VP and noise keep off the ends
+
+
+def test_a_trajectory_of_an_adaptive_solver_is_at_shifted_times():
+    """As one of fixed steps is; the state at t = (1 - t) z + t (mu + sd z) in the mean of a flow of Gaussians."""
+    transport, z = create_transport(time_shift=4.0), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    model = GaussianModel(transport.path_sampler, "velocity", MU, SD)
+    sampler = Sampler(transport).sample_ode(trajectory=True, num_steps=9, atol=1e-8, rtol=1e-8)
+    t = shifted(torch.linspace(0, 1, 9, dtype=torch.float64), 4.0)[:, None, None]
+    expected = t * MU + ((1 - t) ** 2 + t**2 * SD**2).sqrt() * z
+    torch.testing.assert_close(torch.stack(list(sampler(z, model))), expected, rtol=0, atol=1e-6)
+
+
+def test_the_likelihood_of_an_adaptive_solver_is_the_same_with_a_shift():
+    transport, x1 = create_transport(time_shift=4.0), torch.linspace(-1, 2, 7, dtype=torch.float64)[:, None]
+    model = GaussianModel(transport.path_sampler, "velocity", MU, SD)
+    logp, _ = Sampler(transport).sample_ode_likelihood(exact_trace=True, atol=1e-8, rtol=1e-8)(x1, model)
+    torch.testing.assert_close(logp, torch.distributions.Normal(MU, SD).log_prob(x1[:, 0].float()).double())
+
+
+def test_graded_control_by_an_adaptive_solver_takes_the_shift():
+    """Entries that start late have less of the way left, and all arrive."""
+    keep = torch.tensor([0.0, 0.5, 0.9]).view(1, 3, 1, 1)
+    reference, z = torch.full((4, 3, 1, 1), MU), torch.zeros(4, 3, 1, 1)
+    ends, counts = [], []
+    for a in (1.0, 8.0):
+        transport = create_transport(combostoc_type="UNSYNC_ALL", time_shift=a)
+        sampler = Sampler(transport).sample_graded(reference, keep, sampling_method="dopri5", atol=1e-6, rtol=1e-6)
+        ends.append(sampler(z, GaussianModel(transport.path_sampler, "velocity", MU, SD))[-1])
+        counts.append(sampler.nfe)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-4)
+    assert counts[0] != counts[1]
 
 
 def test_an_sde_of_shifted_steps_has_the_right_moments(seeded):
