@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import export
 import extract_latents
 import sample
+import sample_ddp
 import train
 from data.autoencoder import load_autoencoder
 from data.latents import signed
@@ -37,11 +39,11 @@ def log(results) -> str:
     return (results / "SiT-XS-2-exp_tmp" / "log.txt").read_text()
 
 
-def check_resumes(data, folder, *flags) -> dict:
-    """Three steps at once, and in two runs, end with the same bits."""
-    whole = run(data, folder / "whole", 3, *flags)
-    run(data, folder / "parts", 2, *flags)
-    parts = run(data, folder / "parts", 3, *flags)
+def check_resumes(data, folder, *flags, steps=3) -> dict:
+    """Some steps at once, and in two runs, end with the same bits."""
+    whole = run(data, folder / "whole", steps, *flags)
+    run(data, folder / "parts", steps * 2 // 3, *flags)
+    parts = run(data, folder / "parts", steps, *flags)
     for name in ("model", "ema"):
         assert all(torch.equal(tensor, parts[name][key]) for key, tensor in whole[name].items())
     assert whole.get(KEY) == parts.get(KEY)
@@ -56,6 +58,48 @@ def check_samples(folder, size: int, *flags) -> np.ndarray:
     with Image.open(out) as picture:
         assert min(picture.size) >= size
         return np.asarray(picture)
+
+
+QUICK = {"Flux2", "lightningdit"}  # one of each kind
+SOURCES = [*SMALL, *tokenizers.WITH_TRANSFORMERS, *foreign.WRITERS]
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.drill) for n in SOURCES])
+def test_twenty_steps_to_a_number(name, image_folder, tmp_path, monkeypatch, capsys):
+    """Of latents of each class of autoencoders, and of each other program: trained on, continued to the same bits,
+    sampled, compared with pictures."""
+    if name in tokenizers.WITH_TRANSFORMERS:
+        pytest.importorskip("transformers")
+    else:
+        tokenizers.without_transformers(monkeypatch)
+    data = tmp_path / "latents"
+    vae = tokenizers.save("KL" if name in foreign.WRITERS else name, tmp_path / "vae")
+    if name in foreign.WRITERS:
+        data = foreign.WRITERS[name](data)
+    else:
+        args = ["--data-path", image_folder, "--out", data, "--vae", vae, "--image-size", SIZE, "--num-workers", 0]
+        extract_latents.main([*map(str, args)])
+    check_resumes(data, tmp_path, "--vae", vae, "--sample-every", "0", "--ema-warmup", steps=20)
+    args = ["--ckpt", tmp_path / "whole" / "SiT-XS-2-exp_tmp" / "ckpt.pt", "--sample-dir", tmp_path / "samples"]
+    args += [
+        "--num-fid-samples",
+        6,
+        "--per-proc-batch-size",
+        3,
+        "--num-sampling-steps",
+        4,
+        "--sampling-method",
+        "euler",
+    ]
+    sample_ddp.main(["ODE", *map(str, args)])
+    (samples,) = (tmp_path / "samples").glob("*.npz")
+    with np.load(samples) as arrays:
+        assert arrays["arr_0"].shape == (6, SIZE, SIZE, 3) and arrays["arr_0"].std() > 1
+    capsys.readouterr()
+    flags = ["--features", "efficientnet-lite0", "--image-size", str(SIZE)]
+    evaluate.main([str(samples), str(image_folder), *flags])
+    numbers = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+    assert 0 < float(numbers["FD-efficientnet-lite0"]) < 1e4
 
 
 RARE = {"KL", "KVAE", "HunyuanImage", "QwenImage", "Asymmetric", "VQ"}  # or tried by other tests

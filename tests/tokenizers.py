@@ -104,6 +104,17 @@ SMALL = {
     ),
     "VQ": ("VQModel", OF_KL | {"latent_channels": 3, "vq_embed_dim": 4}, 2, 4),
 }
+# As diffusers builds it, of a small encoder of the package transformers.
+WITH_TRANSFORMERS = {
+    "RAE-DINOv2": (
+        "AutoencoderRAE",
+        {"encoder_hidden_size": 64, "encoder_patch_size": 14, "encoder_num_hidden_layers": 1, "encoder_input_size": 56}
+        | {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2, "patch_size": 4}
+        | {"decoder_intermediate_size": 8, "latents_mean": torch.zeros(64, 4, 4), "latents_std": torch.ones(64, 4, 4)},
+        4,
+        64,
+    ),
+}
 SIZE = 16  # of pictures, in pixels
 
 
@@ -139,7 +150,7 @@ def save(name: str, folder, **values) -> str:
     """A small autoencoder in a folder, with other values in its configuration."""
     import diffusers.models
 
-    kind, config, *_ = SMALL[name]
+    kind, config, *_ = (SMALL | WITH_TRANSFORMERS)[name]
     assert kind in AUTOENCODERS
     torch.manual_seed(0)
     vae = getattr(diffusers.models, kind)(**config | values)
