@@ -30,7 +30,6 @@ import kinds
 from exporting import folder
 from runtime import checkpoint
 from runtime.command_line import Parser
-from sampling.arguments import pictures_parser
 from train_utils import check_weights
 
 
@@ -78,8 +77,7 @@ def write_pipeline(args: argparse.Namespace) -> None:
     if (kind := kinds.of_state(checkpoint.weights(content, args.ckpt))) is not kinds.IMAGES:
         raise UsageError(f"--diffusers is for images; {args.ckpt} holds a model of {kind.THINGS}")
     vae = ["--vae", args.vae] if args.vae else []
-    parsed = pictures_parser(None).parse_args(["ODE", "--ckpt", args.ckpt, *vae])
-    network = kinds.load_network(parsed, torch.device("cpu"), default_vae="mse")
+    network = kinds.open_network(args.ckpt, *vae)
     for line in network.notes:
         print(f"export.py: {line}", file=sys.stderr)
     folder.write(network, checkpoint.training_args(content), args.diffusers)
