@@ -112,6 +112,9 @@ def dinov2(weights: Path | None, device: torch.device) -> Callable[[Tensor], Fea
 
     Pictures are resized as by default in dgm-eval, the code of FD-DINOv2: by Pillow's bicubic interpolation, which this
     is to within a grey level.
+
+    Raises:
+        DataError: the weights cannot be fetched, read or used.
     """
     from timm import create_model
     from timm.models import load_state_dict_from_hf
