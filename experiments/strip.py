@@ -71,14 +71,13 @@ def checkpoint_of(args: argparse.Namespace, rows: Sequence[Row], variant: str, s
     Raises:
         DataError: the table or the folder has none.
     """
-    for row in rows:
+    words = variant.replace(", ", "-").replace(" ", "-")
+    for row in reversed(rows):  # where a learning rate diverged, the next one's rows are below
         if (row.variant, row.seed, row.step) == (variant, args.seed, step):
-            words = variant.replace(", ", "-").replace(" ", "-")
-            found = sorted(
-                args.results_dir.glob(f"*-study-{words}-{row.seed}*-{row.training}/checkpoints/{step:07d}.*")
-            )
-            if found:
-                return found[0]
+            for rate in (f"-{row.lr:g}", ""):
+                folder = f"*-study-{words}-{row.seed}{rate}-{row.training}"
+                if found := sorted(args.results_dir.glob(f"{folder}/checkpoints/{step:07d}.*")):
+                    return found[0]
     raise DataError(f"{args.study} and {args.results_dir} have no {variant} of seed {args.seed} at step {step}")
 
 
