@@ -168,20 +168,18 @@ $(COLOURED): | $(READY)
 	mv $@.partial $@
 
 # Three seeds of two kinds of training on digits, one of each on coloured digits, and what graded control makes of them.
-# The demo is the first of them. What is trained is not trained again, and rows that are there are not computed again.
+# What is trained is not trained again, and rows that are there are not computed again.
 SIBLING := results/ComboStoc-XS-2-graded
 TRAIN_SIBLING = $(BIN)/torchrun --standalone --nproc_per_node=2 train.py \
 	  $(TINY) --model ComboStoc-XS/2 --ema-decay 0.995 --reckpt-every 300 --sample-every 0
 graded: export CUDA_VISIBLE_DEVICES =
 graded: export OMP_NUM_THREADS = 1
 graded: $(READY) $(COLOURED)
-	@test -f $(DEMO)/ckpt.pt || $(MAKE) demo
-	for seed in 0 1 2; do for type in all none; do test $$type$$seed = all0 || \
-	  $(TRAIN_SIBLING) --data-path digits --max-steps 1200 \
+	for seed in 0 1 2; do for type in all none; do $(TRAIN_SIBLING) --data-path digits --max-steps 1200 \
 	    --combostoc-type UNSYNC_$$(echo $$type | tr a-z A-Z) --global-seed $$seed --exp graded-$$type-$$seed || exit 1; done; done
 	for type in ALL NONE; do $(TRAIN_SIBLING) --data-path $(COLOURED) --max-steps 2400 \
 	    --combostoc-type UNSYNC_$$type --exp graded-colour-$$type || exit 1; done
-	$(BIN)/python experiments/graded.py --out results/graded --ckpt $(DEMO)/ckpt.pt \
+	$(BIN)/python experiments/graded.py --out results/graded --ckpt $(SIBLING)-all-0/ckpt.pt \
 	  $(SIBLING)-all-1/ckpt.pt $(SIBLING)-all-2/ckpt.pt \
 	  $(SIBLING)-none-0/ckpt.pt $(SIBLING)-none-1/ckpt.pt $(SIBLING)-none-2/ckpt.pt > results/graded.md
 	$(BIN)/python experiments/graded.py --out results/graded-colour --data-path $(COLOURED) \
@@ -218,17 +216,18 @@ study-times: $(READY) $(COLOURED)
 # Every variant at the best of these learning rates, chosen on a seed that is not reported; see docs/study.md.
 TUNED = --table methods --lrs 4e-3 8e-3 1.6e-2
 study-methods: $(READY) $(COLOURED)
-	@test -f results/study-methods.csv || cp visuals/study-methods.csv results/study-methods.csv
+	@mkdir -p results; test -f results/study-methods.csv || cp visuals/study-methods.csv results/
 	$(STUDY) --out results/study-methods --data-path $(COLOURED) $(TUNED) --max-steps 1500 --every 500 --seeds 0 1 2 \
 	  -- $(PIXELS) --ema-decay 0.99 --no-flip --warmup-steps 100 --lr-decay 400 > results/study-methods.md
 	@cat results/study-methods.md
 study-completion: $(READY) $(COLOURED)
-	@test -f results/completion.csv || cp visuals/completion.csv results/
+	@mkdir -p results; test -f results/completion.csv || test ! -f visuals/completion.csv || cp visuals/completion.csv results/
 	$(BIN)/python experiments/completion.py --out results/completion --data-path $(COLOURED) \
-	  --ckpt results/*-study-*-[012]-*-1d1f3ad3/checkpoints/0001500.safetensors > results/completion.md
+	  --ckpt $$(ls results/*-study-*-[012]-*-1d1f3ad3/checkpoints/0001500.safetensors | grep -v async-ALL-.-0.016) \
+	  > results/completion.md
 	@cat results/completion.md
 study-fashion: $(READY)
-	@test -f results/study-fashion-16.csv || cp visuals/study-fashion-16.csv results/
+	@mkdir -p results; test -f results/study-fashion-16.csv || test ! -f visuals/study-fashion-16.csv || cp visuals/study-fashion-16.csv results/
 	@test -d results/fashion-mnist || $(BIN)/python experiments/fashion_mnist.py --out results/fashion-mnist
 	$(STUDY) --out results/study-fashion-16 --data-path results/fashion-mnist --size XS/4 $(TUNED) --max-steps 1000 \
 	  --every 500 --seeds 0 1 2 -- $(subst image-size 8,image-size 16,$(PIXELS)) --ema-decay 0.99 --no-flip \
@@ -239,7 +238,7 @@ results/cifar10: | $(READY)
 	$(BIN)/python experiments/cifar10.py --out $@.partial $(if $(CIFAR10),--source "$(CIFAR10)")
 	mv $@.partial $@
 study-cifar10: $(READY) results/cifar10
-	@test -f results/study-cifar10-16.csv || cp visuals/study-cifar10-16.csv results/
+	@mkdir -p results; test -f results/study-cifar10-16.csv || test ! -f visuals/study-cifar10-16.csv || cp visuals/study-cifar10-16.csv results/
 	$(STUDY) --out results/study-cifar10-16 --data-path results/cifar10 --size XS/4 $(TUNED) --max-steps 1000 \
 	  --every 500 --seeds 0 1 -- $(subst image-size 8,image-size 16,$(PIXELS)) --ema-decay 0.99 \
 	  --warmup-steps 100 --lr-decay 300 > results/study-cifar10-16.md

@@ -1,7 +1,7 @@
 """Train SiT or ComboStoc.
 
     python train.py --data-path digits --vae none --image-size 8 --num-classes 10 --model ComboStoc-XS/2 \\
-        --global-batch-size 128 --lr 4e-3 --lr-decay 200 --ema-decay 0.99 --max-steps 600        # minutes on any CPU
+        --global-batch-size 128 --lr 4e-3 --warmup-steps 50 --lr-decay 200 --ema-decay 0.99 --max-steps 600
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --max-steps 800000                   # the paper, on a node
     torchrun --nproc_per_node=8 train.py --data-path FOLDER --max-steps 800000 --model SiT-XL/2  # the baseline
 

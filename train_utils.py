@@ -121,13 +121,14 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
         "--prediction",
         choices=PREDICTIONS,
         default=defaults.get("prediction"),
-        help="quantity that the model predicts" + source,
+        help="quantity that the model predicts" + (source or "; default: velocity, and data for shapes"),
     )
     group.add_argument(
         "--loss-weight",
         type=none_or_str,
         choices=WEIGHTS,
-        help="weight over t of a noise, score or data loss; velocity: errors count as those of the velocity" + unused,
+        help="weight over t of a noise, score or data loss; velocity: the weight that makes it the velocity's loss"
+        + unused,
     )
     group.add_argument(
         "--time-shift",
@@ -136,7 +137,7 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
         metavar="A",
         help="time shift t -> t / (A - (A - 1) t)"
         + (", which spaces the steps, adaptive ones too; " if from_checkpoint else ", in training and sampling; ")
-        + "auto: A = sqrt(numbers in a sample / 4096)"
+        + "auto: A = sqrt(C H W / 4096)"
         + (source or "; default: 1, no shift"),
     )
     if not from_checkpoint:
@@ -160,7 +161,11 @@ def parse_transport_args(parser: argparse.ArgumentParser, from_checkpoint: bool 
 def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> None:
     """Add the ODE group. `reverse` is for programs that can start from images."""
     group = parser.add_argument_group("ODE")
-    group.add_argument("--sampling-method", choices=ODE_METHODS, help="ODE solver of torchdiffeq, or look-ahead")
+    group.add_argument(
+        "--sampling-method",
+        choices=ODE_METHODS,
+        help="ODE solver of torchdiffeq, adaptive or of fixed steps; look-ahead: for models trained with --difficulty",
+    )
     group.add_argument("--atol", type=positive_float, help="absolute tolerance of adaptive and implicit solvers")
     group.add_argument("--rtol", type=positive_float, help="relative tolerance of adaptive and implicit solvers")
     group.add_argument(
@@ -171,10 +176,14 @@ def parse_ode_args(parser: argparse.ArgumentParser, reverse: bool = True) -> Non
     )
     if reverse:
         group.add_argument(
-            "--reverse", action="store_true", help="map the images of --data-path to noise and back, and compare"
+            "--reverse",
+            action="store_true",
+            help="map the images of --data-path, which it needs, to noise and back, and compare",
         )
     group.add_argument(
-        "--likelihood", action="store_true", help="likelihood of the images of --data-path, in bits per dimension"
+        "--likelihood",
+        action="store_true",
+        help="likelihood of the images of --data-path, which it needs, in bits per dimension",
     )
     set_defaults(parser, OdeSettings())
 
@@ -220,7 +229,8 @@ def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
         action=Preset,
         of=of,
         help=f"fast: {flags['fast']}, the fastest in time on small pictures in colour; "
-        f"fast-async: {flags['fast-async']}, the fewest steps there, but slow on others, see docs/study.md; later "
+        f"fast-async: {flags['fast-async']}, fewer steps there, but slow on others and unstable at high learning "
+        f"rates, see docs/study.md; later "
         "flags override it",
     )
 

@@ -37,7 +37,7 @@ from experiments.tables import read_rows, write_rows
 from models import ComboStoc
 from runtime import distributed, progress
 from runtime.command_line import Parser, positive_int
-from runtime.errors import DataError, run_program
+from runtime.errors import DataError, UsageError, run_program
 from sampling.network import ImageNoise, Network
 from transport import PUBLISHED_SDE, Sampler, Transport
 
@@ -192,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure every method with every checkpoint.
 
     Raises:
+        UsageError: evaluations that are not whole steps.
         DataError: a folder or a checkpoint that cannot be used, or too few images.
     """
     parser = Parser(description=__doc__)
@@ -203,6 +204,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=250, help="pictures at a time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of references and of the noise")
     args = parser.parse_args(argv)
+    for evaluations in args.evaluations:
+        if evaluations % max(REPEATS):
+            raise UsageError(f"--evaluations {evaluations} is not a multiple of {max(REPEATS)}, RePaint's repeats")
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: folder {args.out.parent} does not exist")
     if is_latents(args.data_path):

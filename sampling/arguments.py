@@ -57,8 +57,8 @@ def sampling_parser(
         group.add_argument(
             "--cfg-channels",
             choices=["3", "all"],
-            help="channels that guidance works on: the first 3, or all; default: 3 of four, as published numbers do, "
-            "else all",
+            help="channels that guidance works on: the first 3, or all; default: 3 for latents of four channels, "
+            "as in published numbers, else all",
         )
         group.add_argument(
             "--guide-ckpt",
@@ -72,21 +72,22 @@ def sampling_parser(
             nargs=2,
             default=(0.0, 1.0),
             metavar=("LO", "HI"),
-            help="guide only while LO <= t <= HI, t from 0 (noise) to 1; outside, an evaluation costs half; default: "
-            "0 1",
+            help="guide only while LO <= t <= HI, t from 0 (noise) to 1; outside, the model is not run without "
+            "a class, which halves the cost; default: 0 1",
         )
         group.add_argument(
             "--num-sampling-steps",
             type=positive_int,
             default=PUBLISHED_SDE.num_steps,
-            help="time points of a fixed-step solver, both ends included: one more than steps",
+            help="time points of a fixed-step solver, both ends included: one more than steps; no effect on adaptive "
+            "ones",
         )
         add_preset_arg(group, mode)
         add_speed_args(group)
         add_program_args(sub)
         if mode == "ODE":
             parse_ode_args(sub, reverse=reverse)
-            group.add_argument("--data-path", help="images to start from: a folder, or 'digits'")
+            group.add_argument("--data-path", help="images for --reverse and --likelihood: a folder, or 'digits'")
         else:
             parse_sde_args(sub)
             sub.set_defaults(likelihood=False, reverse=False)
@@ -103,7 +104,8 @@ def add_model_args(parser: argparse.ArgumentParser, vae: str) -> None:
     )
     group.add_argument(
         "--model",
-        help=f"architecture; default: read from the checkpoint; without one a published model, {DEFAULT_MODEL}",
+        help=f"architecture; default: read from --ckpt; without --ckpt, a published model that is fetched, "
+        f"{DEFAULT_MODEL}",
     )
     group.add_argument(
         "--vae",
@@ -271,8 +273,8 @@ def add_control_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preserve-schedule",
         choices=SCHEDULES,
-        help="number: every entry takes equally many steps; size: steps of equal size (ODE euler, SDE Euler); default: "
-        "number",
+        help="number: every entry reaches the data in equally many steps, smaller ones where more is kept; size: all "
+        "steps are equally large (ODE euler, SDE Euler); default: number",
     )
     group.add_argument(
         "--preserve-pixels", action="store_true", help="paste pixels that are kept at 1 over the decoded picture"

@@ -64,7 +64,7 @@ def make_parser(doc: str | None = None) -> Parser:
         "--latent-stats",
         choices=("config", "data", "none"),
         help="scale of latents: config, the autoencoder's scaling factor; data, mean 0 and deviation 1 in each channel "
-        "of cached latents; none; default: config, and data where the configuration has no factor",
+        "of cached latents; none; default: config, or data if there is no factor",
     )
     group.add_argument(
         "--channels",
@@ -82,7 +82,10 @@ def make_parser(doc: str | None = None) -> Parser:
     group.add_argument(
         "--combostoc-type",
         choices=COMBOSTOC_TYPES,
-        help="unit with its own timestep; default: UNSYNC_ALL, for SiT UNSYNC_NONE, for shapes UNSYNC_ATT_PART",
+        help="unit with its own timestep: UNSYNC_NONE a sample, VEC a channel, PATCH a position, ALL an entry; of "
+        "shapes "
+        "PART a part, ATT an attribute, ATT_PART an attribute of a part; default: UNSYNC_ALL, for SiT UNSYNC_NONE, "
+        "for shapes UNSYNC_ATT_PART",
     )
     add_method_args(group)
     group.add_argument("--epochs", type=positive_int, default=1400, help="passes over the data")
@@ -219,21 +222,22 @@ def add_method_args(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--halfmixing",
         choices=SWITCH,
-        help="on: times differ within a sample in half of each batch, off: in all of it; default: on for --times "
+        help="on: half of each batch has one time a sample; off: times differ within every sample; default: on for "
+        "--times "
         "combostoc and images, else off",
     )
     parser.add_argument(
         "--blend",
         choices=BLENDS,
         default=DEFAULTS["blend"],
-        help="with --times combostoc: t = (1 - p) t_sync + p t_async, with one random p for the batch or for each "
-        "sample; off: p = 1",
+        help="with --times combostoc: t = (1 - p) t_sync + p t_async, t_sync one time a sample and t_async one a unit, "
+        "with one random p for the batch or for each sample; off: p = 1",
     )
     parser.add_argument(
         "--compensation",
         choices=SWITCH,
         default=DEFAULTS["compensation"],
-        help="pull the velocity targets of unequal times back towards equal times (ComboStoc, equation 6)",
+        help="add to the velocity target a term that points back to where all times are equal (ComboStoc, equation 6)",
     )
     parser.add_argument(
         "--difficulty",
