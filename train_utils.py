@@ -230,8 +230,7 @@ def add_preset_arg(parser: argparse._ActionsContainer, of: str) -> None:
         of=of,
         help=f"fast: {flags['fast']}, the fastest in time on small pictures in colour; "
         f"fast-async: {flags['fast-async']}, fewer steps there, but slow on others and unstable at high learning "
-        f"rates, see docs/study.md; later "
-        "flags override it",
+        "rates, see docs/study.md; later flags override it",
     )
 
 

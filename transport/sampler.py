@@ -36,6 +36,7 @@ class SampleFn:
         grad, grad_checkpointing: see `Sampler.sample_ode`.
 
     Attributes:
+        evaluations: the number of model evaluations that a call takes, None where an adaptive solver decides.
         nfe: the number of model evaluations in the last call.
 
     Raises:
