@@ -31,8 +31,8 @@ from torch import Tensor
 import kinds
 from data.caches import is_latents
 from data.pictures import grid, save_image, to_uint8
-from data.sets import load_dataset
-from experiments.judge import Judge, unguided
+from experiments.graded import SHOWN, References, load_references
+from experiments.judge import unguided
 from experiments.tables import read_rows, write_rows
 from models import ComboStoc
 from runtime import distributed, progress
@@ -41,7 +41,6 @@ from runtime.errors import DataError, UsageError, run_program
 from sampling.network import ImageNoise, Network
 from transport import PUBLISHED_SDE, Sampler, Transport
 
-SHOWN = 8  # references in the picture
 REPEATS = (1, 10)  # how many times each step is taken: once is replacement, more often is RePaint
 Field = Callable[[Tensor, Tensor], Tensor]  # the model's velocity of (x, t)
 
@@ -215,27 +214,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     process = distributed.single()
     table = args.out.with_suffix(".csv")
     rows = read_rows(table, Row)
-    judge, images, labels = None, torch.empty(0), torch.empty(0)
+    data: References | None = None
     pictures: dict[str, list[tuple[str, Tensor]]] = {}  # columns: caption and images of each kind of part
     shown: set[str] = set()
     for ckpt in args.ckpt:
         network = kinds.load_network(unguided("ODE", "--ckpt", ckpt), process.device, default_vae="ema")
-        if judge is None:
-            channels = network.config.in_channels if network.settings["vae"] == "none" else 3
-            dataset = load_dataset(args.data_path, network.image_size, channels, class_names=network.class_names)
-            if len(dataset) < args.references:
-                raise DataError(f"--data-path {args.data_path} has {len(dataset)} images, fewer than --references")
-            judge = Judge(dataset, mirror=False)
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
-            items = [dataset[i, False] for i in order[: args.references].tolist()]
-            images, labels = torch.stack([x for x, _ in items]), torch.tensor([y for _, y in items])
-            print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", flush=True)
+        data = data or load_references(args, network, mirror=False)
         there = {row.key for row in rows}
         for row in progress.bar([r for r in rows_to_do(args, network, ckpt) if r.key not in there], desc=ckpt):
             start = time.time()
-            completed = complete(args, network, images, row)
-            row.accuracy = (judge.classes(completed) == labels).double().mean().item()
-            row.fd, row.seconds = judge.distance(completed), round(time.time() - start, 1)
+            completed = complete(args, network, data.images, row)
+            row.accuracy = (data.judge.classes(completed) == data.labels).double().mean().item()
+            row.fd, row.seconds = data.judge.distance(completed), round(time.time() - start, 1)
             rows.append(row)
             write_rows(rows, table)
         if (name := variant_name(ckpt)) in shown:
@@ -244,10 +234,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         for given in parts_of(network):
             method = "graded, SDE" if isinstance(network.model, ComboStoc) else "repeats 10"
             few = Row(ckpt, method, given, SHOWN, max(args.evaluations))
-            pictures.setdefault(given, []).append((f"{name}: {method}", complete(args, network, images[:SHOWN], few)))
+            pictures.setdefault(given, []).append(
+                (f"{name}: {method}", complete(args, network, data.images[:SHOWN], few))
+            )
+    assert data is not None  # --ckpt has one or more
+    few_images = data.images[:SHOWN]
     for given, columns in pictures.items():
-        known = known_part(given, images.shape[1], images.shape[2]) if given != "channel" else torch.ones(1, 1, 1)
-        whole = [("reference", images[:SHOWN]), ("given", images[:SHOWN] * known + (1 - known)), *columns]
+        known = known_part(given, *few_images.shape[1:3]) if given != "channel" else torch.ones(1, 1, 1)
+        whole = [("reference", few_images), ("given", few_images * known + (1 - known)), *columns]
         tiles = torch.stack([x for _, x in whole], 1).flatten(0, 1)  # a row for each reference
         captions = [name for name, _ in whole] * SHOWN
         picture = grid(to_uint8(tiles), captions, columns=len(whole))

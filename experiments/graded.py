@@ -100,15 +100,15 @@ class References:
     judge: Judge
 
 
-def load_references(args: argparse.Namespace, network: Network) -> References:
-    """References of --data-path, and a judge trained on it.
+def load_references(args: argparse.Namespace, network: Network, *, mirror: bool) -> References:
+    """References of --data-path, and a judge trained on it, for which mirror images are images, too, or not.
 
     Raises:
         DataError: it has fewer images than --references.
     """
-    channels = network.config.in_channels if args.vae == "none" else 3
+    channels = network.config.in_channels if network.settings["vae"] == "none" else 3
     dataset = load_dataset(args.data_path, network.image_size, channels, class_names=network.class_names)
-    judge = Judge(dataset, mirror=args.data_path != "digits")
+    judge = Judge(dataset, mirror=mirror)
     print(f"The classifier is right on {judge.accuracy:.1%} of the images it has not seen", flush=True)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
     if len(dataset) < args.references:
@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampling_args = sampling_parser("", lambda sub: None, vae="ema", cfg_scale=1.0, reverse=False).parse_args(flags)
         network = kinds.load_network(sampling_args, process.device, default_vae="ema")
         args = with_values(args, {"vae": network.settings["vae"]})
-        data = data or load_references(args, network)
+        data = data or load_references(args, network, mirror=args.data_path != "digits")
         if ckpt == args.ckpt[0]:
             draw_pictures(args, network, data, args.out, ckpt)
         there = {row.key for row in rows}

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from experiments import completion, judge
+from experiments import completion, graded, judge
 from experiments.tables import read_rows
 from models import ComboStoc_models, SiT_models
 from runtime.errors import run_program
@@ -33,7 +33,7 @@ def checkpoints(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """A classifier of one pass."""
-    monkeypatch.setattr(completion, "Judge", lambda data, mirror: judge.Judge(data, mirror=mirror, epochs=1))
+    monkeypatch.setattr(graded, "Judge", lambda data, mirror: judge.Judge(data, mirror=mirror, epochs=1))
 
 
 def test_every_way_is_measured_once_and_keeps_what_is_given(checkpoints, tmp_path, monkeypatch, capsys):
